@@ -1,0 +1,307 @@
+"""Attention: prefill, chunked prefill, decode and multi-token verification in one operator, and the merge of its parts.
+
+Pinned semantics (docs/interface.md has them with their reasons):
+
+- Key j of a request sits at position kv_start + j; query i at q_start + i, by default kv_start + kv_len - q_len.
+- A query at p sees keys in [p - window_left, p + window_right], both inclusive; causal forces window_right <= 0.
+- Query head h reads KV head h // (Hq / Hkv).
+- Order: scale; softcap, cap * tanh(s / cap); ALiBi, -slope[h] * |p - j|; mask.
+- A sink is a raw logit that joins the denominator only.
+- LSE: natural logarithm over the final logits, sink included. No visible key: out 0, LSE = the sink, else -inf.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from opsocket.operators.backend import Array, Plan
+from opsocket.operators.cache import Cache, check_cache
+from opsocket.operators.dtypes import check_float
+from opsocket.operators.errors import ContractError
+from opsocket.operators.numerics import DEFAULT_NUMERICS, Numerics
+from opsocket.operators.request import Spec
+from opsocket.operators.validate import check_array, check_bound, check_indptr, check_optional, host_ints
+
+
+@dataclass(frozen=True)
+class AttentionSpec(Spec):
+    """What one attention layer computes.
+
+    scale: multiplies q.k; no default, since a wrong one is invisible. mask "tree": causal over the history, `tree_mask`
+    over the new tokens. window_left, window_right: in tokens, None = unlimited; a model's `sliding_window = w` is
+    window_left = w - 1. softcap: None = off. alibi, sinks: whether `run` takes f32[Hq] slopes, sink logits.
+    kv_dtype: of contiguous keys and values (a cache states its own). deterministic: the same bits on every run.
+    """
+
+    op: ClassVar[str] = "attention"
+    uses_cache: ClassVar[str] = "optional"
+
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim_qk: int
+    head_dim_vo: int
+    scale: float
+    mask: Literal["causal", "full", "tree"] = "causal"
+    window_left: int | None = None
+    window_right: int | None = None
+    softcap: float | None = None
+    alibi: bool = False
+    sinks: bool = False
+    q_dtype: str = "f32"
+    kv_dtype: str = "f32"
+    out_dtype: str = "f32"
+    numerics: Numerics = DEFAULT_NUMERICS
+    want_lse: bool = False
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_q_heads", "num_kv_heads", "head_dim_qk", "head_dim_vo"):
+            if getattr(self, name) < 1:
+                raise ContractError(name, "at least 1", getattr(self, name))
+        if self.num_q_heads % self.num_kv_heads:
+            raise ContractError("num_q_heads", f"a multiple of num_kv_heads={self.num_kv_heads}", self.num_q_heads)
+        if not np.isfinite(self.scale):
+            raise ContractError("scale", "a finite number", self.scale)
+        if self.softcap is not None and not (np.isfinite(self.softcap) and self.softcap > 0):
+            raise ContractError("softcap", "a positive finite number, or None", self.softcap)
+        if self.mask not in ("causal", "full", "tree"):
+            raise ContractError("mask", "one of ['causal', 'full', 'tree']", repr(self.mask))
+        if self.window_left is not None and self.window_left < 0:
+            raise ContractError("window_left", "at least 0, or None", self.window_left)
+        if self.window_right is not None and self.window_right < 0:
+            raise ContractError("window_right", "at least 0, or None", self.window_right)
+        for name in ("q_dtype", "kv_dtype", "out_dtype"):
+            check_float(getattr(self, name), name)
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one KV head."""
+        return self.num_q_heads // self.num_kv_heads
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionBatch:
+    """The shape of one step, as host arrays; core uploads what a kernel needs on the device.
+
+    q_indptr i32[B+1]: rows of q of each request; rows at or past q_indptr[B] are padding and not written.
+    kv_lens i32[B]: keys of each request, this step's tokens included.
+    block_table i32[B, W]: blocks of each request, with a cache; entries at or past ceil(kv_len / block_size) are never
+    read; entries wholly left of every window may be any valid block.
+    kv_indptr i64[B+1]: rows of contiguous k and v of each request, without a cache.
+    kv_start int or i32[B]: position of key 0. q_start i32[B]: position of query 0, None = kv_start + kv_len - q_len.
+    q_positions i32[T]: position of every query, for trees with a window or ALiBi, where siblings share one.
+    mask_indptr i64[B+1]: byte offsets into `tree_mask`.
+    host_exact False: the host's lengths are upper bounds and the device's rule; a backend may refuse that.
+    """
+
+    q_indptr: np.ndarray
+    kv_lens: np.ndarray
+    block_table: np.ndarray | None = None
+    kv_indptr: np.ndarray | None = None
+    kv_start: int | np.ndarray = 0
+    q_start: np.ndarray | None = None
+    q_positions: np.ndarray | None = None
+    mask_indptr: np.ndarray | None = None
+    host_exact: bool = True
+
+
+class Ragged(NamedTuple):
+    """Contiguous keys k[Tk, Hkv, Dqk] and values v[Tk, Hkv, Dvo]; the batch's `kv_indptr` says whose rows are whose."""
+
+    k: Array
+    v: Array
+
+
+class AttentionPlan(Plan):
+    """run(q[T, Hq, Dqk], kv, sinks f32[Hq]?, alibi f32[Hq]?, tree_mask u8[bytes]?) -> out[T, Hq, Dvo], lse f32[T, Hq]?
+
+    tree_mask: bits, least significant first, row-major, q_len x q_len per request over the new tokens only, each
+    request byte-aligned at mask_indptr; the history is visible to every query.
+    """
+
+    batch_type = AttentionBatch
+
+    @property
+    def spec(self) -> AttentionSpec:
+        spec = self.request.spec
+        assert isinstance(spec, AttentionSpec)
+        return spec
+
+    def _validate_batch(self, batch: Any) -> None:
+        validate_attention_batch(batch, self)
+
+    def run(
+        self,
+        q: Array,
+        kv: Cache | Ragged,
+        sinks: Array | None = None,
+        alibi: Array | None = None,
+        tree_mask: Array | None = None,
+        *,
+        out: Array | None = None,
+        lse_out: Array | None = None,
+    ) -> tuple[Array, Array | None]:
+        spec, session = self.spec, self.session
+        rows, _, _ = check_array(session, "q", q, spec.q_dtype, (None, spec.num_q_heads, spec.head_dim_qk))
+        if self.batch is not None and rows < int(self.batch.q_indptr[-1]):
+            raise ContractError("q", f"at least q_indptr[B]={int(self.batch.q_indptr[-1])} rows", rows)
+        if self.request.cache is not None:
+            check_cache("kv", kv, self.request)
+        else:
+            self._check_ragged(kv)
+        check_optional(session, "sinks", sinks, spec.sinks, "f32", (spec.num_q_heads,), 1)
+        check_optional(session, "alibi", alibi, spec.alibi, "f32", (spec.num_q_heads,), 1)
+        check_optional(session, "tree_mask", tree_mask, spec.mask == "tree", "u8", (None,), 1)
+        if tree_mask is not None and self.batch is not None:
+            have, need = session.describe(tree_mask).shape[0], int(self.batch.mask_indptr[-1])
+            if have < need:
+                raise ContractError("tree_mask", f"at least mask_indptr[B]={need} bytes", have)
+        if out is not None:
+            check_array(session, "out", out, spec.out_dtype, (rows, spec.num_q_heads, spec.head_dim_vo))
+        if lse_out is not None:
+            check_optional(session, "lse_out", lse_out, spec.want_lse, "f32", (rows, spec.num_q_heads))
+        result: tuple[Array, Array | None] = self._call(self._run, q, kv, sinks, alibi, tree_mask, out, lse_out)
+        return result
+
+    def _check_ragged(self, kv: Any) -> None:
+        spec = self.spec
+        if not isinstance(kv, Ragged):
+            raise ContractError("kv", "Ragged(k, v): the request has no cache", type(kv).__name__)
+        shape = (None, spec.num_kv_heads, spec.head_dim_qk)
+        rows = check_array(self.session, "kv.k", kv.k, spec.kv_dtype, shape)[0]
+        check_array(self.session, "kv.v", kv.v, spec.kv_dtype, (rows, spec.num_kv_heads, spec.head_dim_vo))
+        if self.batch is not None and rows < int(self.batch.kv_indptr[-1]):
+            raise ContractError("kv.k", f"at least kv_indptr[B]={int(self.batch.kv_indptr[-1])} rows", rows)
+
+    @abstractmethod
+    def _run(
+        self,
+        q: Array,
+        kv: Cache | Ragged,
+        sinks: Array | None,
+        alibi: Array | None,
+        tree_mask: Array | None,
+        out: Array | None,
+        lse_out: Array | None,
+    ) -> tuple[Array, Array | None]: ...
+
+
+def validate_attention_batch(batch: AttentionBatch, plan: AttentionPlan) -> None:
+    """Every fact of a batch that the host knows, before anything is uploaded."""
+    spec, bounds, cache = plan.spec, plan.request.bounds, plan.request.cache
+    q_indptr = check_indptr("q_indptr", batch.q_indptr)
+    size = q_indptr.size - 1
+    kv_lens = host_ints("kv_lens", batch.kv_lens, (size,), low=0)
+    q_lens = np.diff(q_indptr)
+    check_bound("q_indptr", "tokens", int(q_indptr[-1]), bounds.max_tokens)
+    check_bound("q_indptr", "sequences", size, bounds.max_batch)
+    check_bound("q_indptr", "tokens of one sequence", int(q_lens.max(initial=0)), bounds.max_q_len)
+    check_bound("kv_lens", "keys of one sequence", int(kv_lens.max(initial=0)), bounds.max_kv_len)
+    if not isinstance(batch.kv_start, int):
+        host_ints("kv_start", batch.kv_start, (size,))
+    if batch.q_start is not None:
+        host_ints("q_start", batch.q_start, (size,))
+    if batch.q_positions is not None:
+        host_ints("q_positions", batch.q_positions, (int(q_indptr[-1]),))
+    if cache is None:
+        if batch.block_table is not None:
+            raise ContractError("block_table", "None: the request has no cache", "an array")
+        if batch.kv_indptr is None:
+            raise ContractError("kv_indptr", "row starts of k and v: the request has no cache", None)
+        held = np.diff(check_indptr("kv_indptr", batch.kv_indptr, size + 1))
+        if np.any(held < kv_lens):
+            at = int(np.argmax(held < kv_lens))
+            raise ContractError("kv_lens", f"at most the {held[at]} rows of request {at}", int(kv_lens[at]))
+    else:
+        if batch.kv_indptr is not None:
+            raise ContractError("kv_indptr", "None: keys and values are in a cache", "an array")
+        _check_block_table(batch.block_table, kv_lens, cache.block_size, cache.num_blocks)
+    _check_tree(batch, spec, q_lens, kv_lens)
+
+
+def _check_block_table(table: Any, kv_lens: np.ndarray, block_size: int, num_blocks: int) -> None:
+    if table is None:
+        raise ContractError("block_table", "i32[B, W]: the request has a cache", None)
+    blocks = host_ints("block_table", table, (kv_lens.size, None))
+    used = -(-kv_lens // block_size)
+    if used.size and int(used.max()) > blocks.shape[1]:
+        at = int(np.argmax(used))
+        raise ContractError("block_table", f"at least {used[at]} columns for kv_len {kv_lens[at]}", blocks.shape[1])
+    bad = (np.arange(blocks.shape[1]) < used[:, None]) & ((blocks < 0) | (blocks >= num_blocks))
+    if bad.any():
+        row, column = map(int, np.argwhere(bad)[0])
+        raise ContractError(f"block_table[{row}, {column}]", f"0 to {num_blocks - 1}", int(blocks[row, column]))
+
+
+def _check_tree(batch: AttentionBatch, spec: AttentionSpec, q_lens: np.ndarray, kv_lens: np.ndarray) -> None:
+    if spec.mask != "tree":
+        if batch.mask_indptr is not None:
+            raise ContractError("mask_indptr", f"None for mask {spec.mask!r}", "an array")
+        return
+    if batch.mask_indptr is None:
+        raise ContractError("mask_indptr", "byte offsets i64[B+1] for mask 'tree'", None)
+    starts = check_indptr("mask_indptr", batch.mask_indptr, q_lens.size + 1)
+    short = np.diff(starts) < (q_lens * q_lens + 7) // 8
+    if short.any():
+        at = int(np.argmax(short))
+        raise ContractError(
+            "mask_indptr", f"{(q_lens[at] ** 2 + 7) // 8} bytes for request {at}", int(np.diff(starts)[at])
+        )
+    if np.any(q_lens > kv_lens):
+        at = int(np.argmax(q_lens > kv_lens))
+        raise ContractError("kv_lens", f"at least q_len={q_lens[at]} for mask 'tree'", int(kv_lens[at]))
+    needs = [
+        n
+        for n, on in (("window_left", spec.window_left), ("window_right", spec.window_right), ("alibi", spec.alibi))
+        if on not in (None, False)
+    ]
+    if needs and batch.q_positions is None:
+        raise ContractError("q_positions", f"i32[T]: mask 'tree' together with {needs[0]}", None)
+
+
+@dataclass(frozen=True)
+class MergeStatesSpec(Spec):
+    """The union of attention over disjoint key sets, from each part's output and natural-log LSE."""
+
+    op: ClassVar[str] = "merge_states"
+
+    num_heads: int
+    head_dim: int
+    in_dtype: str = "f32"
+    out_dtype: str = "f32"
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ContractError(name, "at least 1", getattr(self, name))
+        check_float(self.in_dtype, "in_dtype")
+        check_float(self.out_dtype, "out_dtype")
+
+
+class MergeStatesPlan(Plan):
+    """run(outs[S, T, H, D], lses f32[S, T, H]) -> out[T, H, D], lse f32[T, H].
+
+    lse = log(sum_s exp(lse_s)); out = sum_s exp(lse_s - lse) out_s. Parts with LSE -inf add nothing, whatever their
+    output holds; all parts -inf: out 0, LSE -inf. Method: online softmax, Milakov and Gimelshein 2018.
+    """
+
+    def run(self, outs: Array, lses: Array, *, out: Array | None = None) -> tuple[Array, Array]:
+        spec = self.request.spec
+        assert isinstance(spec, MergeStatesSpec)
+        parts, rows, _, _ = check_array(
+            self.session, "outs", outs, spec.in_dtype, (None, None, spec.num_heads, spec.head_dim)
+        )
+        if parts < 1:
+            raise ContractError("outs", "at least one part", parts)
+        check_array(self.session, "lses", lses, "f32", (parts, rows, spec.num_heads))
+        if out is not None:
+            check_array(self.session, "out", out, spec.out_dtype, (rows, spec.num_heads, spec.head_dim))
+        result: tuple[Array, Array] = self._call(self._run, outs, lses, out)
+        return result
+
+    @abstractmethod
+    def _run(self, outs: Array, lses: Array, out: Array | None) -> tuple[Array, Array]: ...

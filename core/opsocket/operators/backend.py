@@ -1,0 +1,346 @@
+"""Four nouns, one level each: Backend (a kind of chip) -> Session (one opened device) -> Plan (one prepared operator),
+with Providers (libraries of kernels) that a backend orders.
+
+The law: `supports(request)` says yes <=> `plan(request)` succeeds (ResourceError aside) <=> the result agrees with the
+oracle. It holds by construction here: both ask `Backend.pick`, and supported means that it picked a kernel.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from opsocket.operators.contract import Checked
+from opsocket.operators.errors import BackendError, ContractError, OpsocketError, Reason, Unsupported
+from opsocket.operators.layout import CacheLayout, CacheSpec
+from opsocket.operators.request import Request
+
+if TYPE_CHECKING:
+    from opsocket.operators.cache import Cache
+    from opsocket.operators.matmul import PackedWeight
+
+Array = Any
+"""A session's own array: a torch tensor on torch sessions, whatever else on others."""
+
+INTERFACE_VERSION = "1.0"
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """name: what `--backend` takes. version: the plugin's own. api: the interface versions it was written for, as a
+    version specifier such as ">=1.0,<2"."""
+
+    name: str
+    version: str
+    api: str
+    vendor: str
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """One device, found without creating a context on it. memory_bytes: what it has in all.
+
+    emulated: code of ours stands in for the chip; `auto` never takes such a device.
+    """
+
+    backend: str
+    index: int
+    name: str
+    arch: str
+    memory_bytes: int
+    features: tuple[str, ...] = ()
+    emulated: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.backend}:{self.index}"
+
+
+@dataclass(frozen=True)
+class Absence:
+    """Why a backend has no device here, and what a person can do about it."""
+
+    reason: str
+    hint: str
+
+
+Tier = Literal["native", "composed", "none"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """The answer to "can you do this". native: one kernel; composed: several general ones; none: see `reasons`.
+
+    passed_over: for each provider asked before the one that serves, why it does not.
+    """
+
+    tier: Tier
+    provider: str = ""
+    reasons: tuple[Reason, ...] = ()
+    passed_over: tuple[tuple[str, tuple[Reason, ...]], ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.tier != "none"
+
+
+class ArrayInfo(NamedTuple):
+    """strides are in elements; None: dense, rows first."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    strides: tuple[int, ...] | None
+    device: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the session's device: what this session's arrays take (None: not counted) and what there is in all."""
+
+    used: int | None
+    total: int
+
+
+class Plan(Checked, ABC):
+    """One prepared operator. `plan` may allocate, tune and synchronize; `run` does none of these.
+
+    A kernel is a subclass of one operator's plan class (`AttentionPlan`, `MatmulPlan`, ...) that implements `_run`,
+    and `_update` where the operator takes a batch. Core validates before either is called.
+    """
+
+    batch_type: ClassVar[type | None] = None
+    _sealed = ("run", "update", "_call")
+
+    def __init__(self, session: Session, request: Request, provider: str) -> None:
+        self.session = session
+        self.request = request
+        self.provider = provider
+        self.batch: Any = None
+        self._setup()
+
+    def _setup(self) -> None:
+        """Hook: prepare what depends on the request alone."""
+
+    def _update(self, batch: Any) -> None:
+        """Hook: take a validated batch. Writes at stable addresses; no allocation, no synchronization."""
+
+    def _validate_batch(self, batch: Any) -> None:
+        """Core's check of a batch on its host arrays; each operator has its own."""
+
+    def update(self, batch: Any) -> None:
+        """Give the plan this step's batch. A refused batch leaves the plan as it was."""
+        if self.batch_type is None:
+            raise ContractError("batch", f"None: {self.request.op} takes no batch", type(batch).__name__)
+        if not isinstance(batch, self.batch_type):
+            raise ContractError("batch", self.batch_type.__name__, type(batch).__name__)
+        self._validate_batch(batch)
+        self._update(batch)
+        self.batch = batch
+
+    def _call(self, kernel: Callable[..., Any], *args: Any) -> Any:
+        """Run the kernel: report it to the session's observer, and wrap what it raises of its own."""
+        if self.batch is None and self.batch_type is not None:
+            raise ContractError("batch", "plan.update(batch) before run", None)
+        observer = self.session.observer
+        try:
+            if observer is None:
+                return kernel(*args)
+            with observer(self):
+                return kernel(*args)
+        except OpsocketError:
+            raise
+        except Exception as error:
+            raise BackendError(self.request.op, f"{self.session.device}/{self.provider}", error) from error
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.request.op} on {self.session.device} by {self.provider}>"
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A kernel that serves a request."""
+
+    plan: type[Plan]
+    tier: Tier = "native"
+
+
+class Provider(Checked, ABC):
+    """A library of kernels that a backend can use: a vendor's, a framework's, or our own."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def pick(self, device: DeviceInfo, request: Request) -> Pick | tuple[Reason, ...]:
+        """The kernel for a request, or every reason why there is none.
+
+        Pure and cheap: no device context, no framework import to say no; it answers for absent devices too.
+        """
+
+    def layouts(self, device: DeviceInfo, cache: CacheSpec) -> tuple[CacheLayout, ...]:
+        """The layouts that this provider's kernels read and write for a logical cache, preferred first."""
+        return ()
+
+
+class Backend(Checked, ABC):
+    """A kind of chip and how to open one. Construction is cheap and touches no device."""
+
+    info: ClassVar[BackendInfo]
+    _sealed = ("pick", "supports")
+
+    @abstractmethod
+    def devices(self) -> Sequence[DeviceInfo]:
+        """The devices present, best first. Creates no device context; imports no framework to say "none"."""
+
+    @abstractmethod
+    def providers(self) -> Sequence[Provider]:
+        """The providers installed here, in the order in which they are asked."""
+
+    @abstractmethod
+    def open(self, device: DeviceInfo, options: SessionOptions) -> Session:
+        """A session on one of `devices()`."""
+
+    def absence(self) -> Absence:
+        """Why `devices()` is empty; asked only then."""
+        return Absence("no device found", "")
+
+    def pick(
+        self, device: DeviceInfo, request: Request, pins: Mapping[str, str] | None = None
+    ) -> tuple[Support, type[Plan] | None]:
+        """The one place that chooses a kernel. `pins` maps an operator to the only provider that may serve it."""
+        pinned = (pins or {}).get(request.op)
+        providers = [p for p in self.providers() if pinned in (None, p.name)]
+        if not providers:
+            names = [p.name for p in self.providers()]
+            return Support("none", reasons=(Reason("provider", f"operators.{request.op}", pinned, names),)), None
+        passed_over: list[tuple[str, tuple[Reason, ...]]] = []
+        for provider in providers:
+            answer = provider.pick(device, request)
+            if isinstance(answer, Pick):
+                return Support(answer.tier, provider.name, (), tuple(passed_over)), answer.plan
+            passed_over.append((provider.name, tuple(answer)))
+        reasons = tuple(dict.fromkeys(reason for _, rs in passed_over for reason in rs))
+        return Support("none", "", reasons, tuple(passed_over)), None
+
+    def supports(self, device: DeviceInfo, request: Request, pins: Mapping[str, str] | None = None) -> Support:
+        """Whether and by which provider a request is served. Pure: `device` need not be present."""
+        return self.pick(device, request, pins)[0]
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """pins: operator -> provider. threads: host threads, None = the backend's choice.
+
+    checked: "shapes" validates what the host knows; "deep" also reads what only the device knows, and synchronizes.
+    """
+
+    pins: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
+    checked: Literal["shapes", "deep"] = "shapes"
+
+
+class Session(Checked, ABC):
+    """One opened device: arrays, caches, weights and plans that live there. Not shared between threads.
+
+    array_type: the class of the arrays that operators take and return. in_place: whether `out=` and cache updates
+    happen in the arrays given (operators return them in any case).
+    """
+
+    array_type: ClassVar[type]
+    in_place: ClassVar[bool] = True
+    _sealed = ("plan", "supports", "prepare_weight", "cache_layouts")
+
+    def __init__(self, backend: Backend, device: DeviceInfo, options: SessionOptions) -> None:
+        self.backend = backend
+        self.device = device
+        self.options = options
+        self.observer: Callable[[Plan], Any] | None = None
+        """Called with a plan as its kernel starts; returns a context manager, left when it has been enqueued."""
+
+    def supports(self, request: Request) -> Support:
+        return self.backend.supports(self.device, request, self.options.pins)
+
+    def plan(self, request: Request, batch: Any = None) -> Plan:
+        """Prepare a request; one plan serves every layer of the same spec. `Unsupported` with `supports`' reasons."""
+        support, kernel = self.backend.pick(self.device, request, self.options.pins)
+        if kernel is None:
+            raise Unsupported(support.reasons, request=request, backend=str(self.device))
+        plan = kernel(self, request, support.provider)
+        if batch is not None:
+            plan.update(batch)
+        return plan
+
+    def prepare_weight(self, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
+        """A weight in the layout of the kernel that serves `request` (matmul, grouped_matmul, embedding); at load.
+
+        tensors: host arrays as `request.spec.weight_format` names and shapes them. The result is owned by the caller.
+        """
+        support, kernel = self.backend.pick(self.device, request, self.options.pins)
+        if kernel is None:
+            raise Unsupported(support.reasons, request=request, backend=str(self.device))
+        prepare = getattr(kernel, "prepare_weight", None)
+        if prepare is None:
+            raise ContractError("request", "an operator that takes a packed weight", request.op)
+        packed: PackedWeight = prepare(self, request, tensors)
+        return packed
+
+    def cache_layouts(self, cache: CacheSpec) -> tuple[CacheLayout, ...]:
+        """The layouts in which this session can hold a cache, preferred first; empty: it can't."""
+        found = (layout for p in self.backend.providers() for layout in p.layouts(self.device, cache))
+        return tuple(dict.fromkeys(found))
+
+    @abstractmethod
+    def allocate_cache(
+        self,
+        cache: CacheSpec,
+        layout: CacheLayout | None = None,
+        k_scale: np.ndarray | None = None,
+        v_scale: np.ndarray | None = None,
+    ) -> Cache:
+        """Storage for one layer's cache. Static scales: f32, tensor [1], head [Hkv], channel [Hkv, D].
+
+        `Unsupported` where no layout holds the spec, `ResourceError` where memory does not suffice.
+        """
+
+    @abstractmethod
+    def empty(self, shape: Sequence[int], dtype: str) -> Array:
+        """An array of undefined content."""
+
+    @abstractmethod
+    def upload(self, array: np.ndarray, dtype: str | None = None) -> Array:
+        """A host array on the device, as `dtype` (its own when None). bf16 and f8 are given as f32 values, rounded to
+        nearest even, or as raw bits by a same-size unsigned array."""
+
+    @abstractmethod
+    def download(self, array: Array) -> np.ndarray:
+        """A host copy; bf16 and f8 come as f32, exactly."""
+
+    @abstractmethod
+    def write(self, array: Array, values: np.ndarray) -> Array:
+        """Host values into the leading rows of a device array, at its address where `in_place`; returns the array."""
+
+    @abstractmethod
+    def view(self, array: Array, shape: Sequence[int]) -> Array:
+        """The same elements under another shape; moves no bytes."""
+
+    @abstractmethod
+    def describe(self, array: Array) -> ArrayInfo:
+        """Shape, dtype, strides and device of one of this session's arrays; `ContractError` for any other object."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything enqueued has finished."""
+
+    @abstractmethod
+    def memory(self) -> Memory:
+        """The device's memory."""
+
+    def close(self) -> None:
+        """Give back what the session holds."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

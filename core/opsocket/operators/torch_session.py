@@ -1,0 +1,117 @@
+"""The array half of a session whose arrays are torch tensors: what the torch-based backends have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from opsocket.operators.backend import Array, ArrayInfo, Session
+from opsocket.operators.errors import ContractError, ResourceError
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "f64": torch.float64,
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "f8e4m3fn": torch.float8_e4m3fn,
+    "f8e4m3fnuz": torch.float8_e4m3fnuz,
+    "f8e5m2": torch.float8_e5m2,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "i8": torch.int8,
+    "u8": torch.uint8,
+}
+_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+_NUMPY = {
+    "f32": np.float32,
+    "f64": np.float64,
+    "f16": np.float16,
+    "i64": np.int64,
+    "i32": np.int32,
+    "i8": np.int8,
+    "u8": np.uint8,
+}
+_UNSIGNED = {1: np.uint8, 2: np.uint16}
+
+
+class TorchSession(Session):
+    """`torch_device`: where the tensors live, e.g. torch.device("cpu")."""
+
+    array_type = torch.Tensor
+    in_place = True
+    torch_device: torch.device = torch.device("cpu")
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Array:
+        try:
+            return torch.empty(tuple(shape), dtype=_torch_dtype(dtype), device=self.torch_device)
+        except RuntimeError as error:
+            need = int(np.prod(shape, dtype=object)) * _torch_dtype(dtype).itemsize
+            raise ResourceError("bytes of device memory", need, str(error).splitlines()[0]) from None
+
+    def upload(self, array: np.ndarray, dtype: str | None = None) -> Array:
+        array = np.asarray(array)
+        if dtype is None:
+            dtype = _name_of(array)
+        want = _torch_dtype(dtype)
+        if dtype in ("bf16", "f8e4m3fn", "f8e4m3fnuz", "f8e5m2") and array.dtype.kind == "u":
+            if array.dtype != _UNSIGNED[want.itemsize]:
+                raise ContractError("array", f"raw bits of {want.itemsize} bytes for {dtype}", str(array.dtype))
+            signed = np.ascontiguousarray(array).view(np.int16 if want.itemsize == 2 else np.uint8)
+            return torch.from_numpy(signed.copy()).view(want).to(self.torch_device)
+        if array.dtype == np.uint16 or array.dtype.kind not in "fiub":
+            raise ContractError("array", f"values that {dtype} can hold", f"dtype {array.dtype}")
+        host = torch.from_numpy(np.array(array, order="C", copy=True))
+        return host.to(self.torch_device, want)
+
+    def download(self, array: Array) -> np.ndarray:
+        name = self.describe(array).dtype
+        host = array.detach().cpu()
+        if name not in _NUMPY:
+            host = host.to(torch.float32)
+        result: np.ndarray = host.contiguous().numpy().copy()
+        return result
+
+    def write(self, array: Array, values: np.ndarray) -> Array:
+        info = self.describe(array)
+        values = np.asarray(values)
+        if values.ndim != len(info.shape) or values.shape[0] > info.shape[0] or values.shape[1:] != info.shape[1:]:
+            raise ContractError("values", f"leading rows of shape {list(info.shape)}", f"shape {list(values.shape)}")
+        array[: values.shape[0]].copy_(self.upload(values, info.dtype))
+        return array
+
+    def view(self, array: Array, shape: Sequence[int]) -> Array:
+        try:
+            return array.view(tuple(shape))
+        except RuntimeError:
+            raise ContractError(
+                "shape", f"a view of shape {list(array.shape)}, strides {array.stride()}", list(shape)
+            ) from None
+
+    def describe(self, array: Array) -> ArrayInfo:
+        if not isinstance(array, torch.Tensor):
+            raise ContractError("array", "a torch.Tensor of this session", type(array).__name__)
+        on = array.device
+        device = str(self.device) if on == self.torch_device else str(on)
+        return ArrayInfo(tuple(array.shape), _NAMES.get(array.dtype, str(array.dtype)), array.stride(), device)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    try:
+        return TORCH_DTYPES[name]
+    except KeyError:
+        raise ContractError("dtype", f"one of {sorted(TORCH_DTYPES)}", repr(name)) from None
+
+
+def _name_of(array: np.ndarray) -> str:
+    for name, dtype in _NUMPY.items():
+        if array.dtype == dtype:
+            return name
+    raise ContractError("array", f"a dtype of {sorted(_NUMPY)}, or an explicit dtype", str(array.dtype))
+
+
+def storage_bytes(*tensors: Any) -> int:
+    """Bytes that tensors take on their device."""
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
