@@ -24,6 +24,12 @@ class Reason:
     got: Any
     want: Any
 
+    def __post_init__(self) -> None:
+        for name in ("got", "want"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+
     def __str__(self) -> str:
         return f"{self.field}={self.got!r}: wanted {self.want}" + (f" [{self.code}]" if self.code != self.field else "")
 
