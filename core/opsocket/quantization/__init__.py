@@ -1,0 +1,25 @@
+"""Weight formats as data, canonical weights, packers, and readers of model files.
+
+`QuantFormat` says what a stored weight means (`reference`, float64) and unpacks it for backends (`group`);
+`quantize` and `dequantize` go between f32 and a format's tensors. The readers live in `gguf_file` and
+`safetensors_file`, and need the extra ``opsocket[models]``.
+"""
+
+from __future__ import annotations
+
+from opsocket.quantization.bfloat16 import bf16_to_f32, f32_to_bf16
+from opsocket.quantization.formats import FORMATS, QuantFormat, WeightTensor, get_format
+from opsocket.quantization.grouped import GroupedWeight
+from opsocket.quantization.quantize import dequantize, quantize
+
+__all__ = [
+    "FORMATS",
+    "GroupedWeight",
+    "QuantFormat",
+    "WeightTensor",
+    "bf16_to_f32",
+    "dequantize",
+    "f32_to_bf16",
+    "get_format",
+    "quantize",
+]

@@ -1,0 +1,242 @@
+"""Weight formats as data: what a quantized weight is made of, bit for bit, and what it means.
+
+A `QuantFormat` is a hashable record; everything that computes dispatches on its `packing`:
+
+- ``dense``: one array element per weight. ``f32 f16 bf16``, and ``i8_channel`` (one scale per row).
+- ``ggml``: rows of self-contained blocks, scales inside, as llama.cpp has them. ``q4_0 q4_1 q5_0 q8_0 q2_K q4_K q6_K``.
+- ``nibble_lo``: codes packed along K, lowest bits first. ``i4_g{G} i2_g{G}``, with ``_z`` for a zero point per group.
+- ``gptq_v1``, ``gptq_v2``: codes packed along K into i32 words, lowest bits first, stored [K, N]. The two differ by one
+  in the zero point: v1 stores ``zero - 1``, v2 stores ``zero``. ``_act``: column k belongs to group ``g_idx[k]``.
+- ``awq``: codes packed along N into i32 words in AWQ's interleaved order, stored [K, N].
+
+A format from elsewhere subclasses `QuantFormat` and overrides `tensor_specs`, `reference` and `group`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from opsocket.operators.errors import ContractError
+from opsocket.quantization import grouped, reference
+
+Array = npt.NDArray[Any]
+Specs = dict[str, tuple[str, tuple[int, ...]]]
+
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(np.uint16),  # NumPy has no bfloat16: bit patterns
+    "u8": np.dtype(np.uint8),
+    "i8": np.dtype(np.int8),
+    "i32": np.dtype(np.int32),
+}
+
+
+@dataclass(frozen=True)
+class QuantFormat:
+    """How one weight [N, K] is stored.
+
+    bits: width of a code. code: ``float``, ``signed`` (the code is the integer, or the integer plus 2^(bits-1)) or
+    ``unsigned``. block_k: columns that share a scale, 0 for a whole row. super_block: columns that share the scale of
+    the scales (256 for K-quants), else 0. scale_dtype: of the stored scale, "" for float formats. zero: ``none``,
+    ``int`` (w = scale * (code - zero)) or ``float_min`` (w = scale * code - minimum). activation: ``none`` or
+    ``i8_token`` (x is quantized per row: amax / 127, ties to even, f32 scale). block_bytes: of one ggml block, else 0.
+    """
+
+    id: str
+    bits: int
+    code: str
+    block_k: int
+    super_block: int
+    scale_dtype: str
+    zero: str
+    packing: str
+    activation: str = "none"
+    g_idx: bool = False
+    block_bytes: int = 0
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the weight is stored as floats, with neither codes nor scales."""
+        return self.code == "float"
+
+    def tensor_specs(self, n: int, k: int) -> Specs:
+        """Name -> (dtype, shape) of the tensors of a weight [n, k]. ContractError where n or k does not fit."""
+        self._check_multiple("n", n, 8 if self.packing in ("gptq_v1", "gptq_v2", "awq") else 1)
+        self._check_multiple("k", k, self.super_block or self.block_k or 1)
+        if self.is_float:
+            return {"weight": (self.id, (n, k))}
+        groups = k // (self.block_k or k)
+        match self.packing:
+            case "dense":
+                return {"weight": ("i8", (n, k)), "scale": (self.scale_dtype, (n,))}
+            case "ggml":
+                return {"blocks": ("u8", (n, k // (self.super_block or self.block_k) * self.block_bytes))}
+            case "nibble_lo":
+                specs: Specs = {
+                    "codes": ("u8", (n, k * self.bits // 8)),
+                    "scale": (self.scale_dtype, (n, groups)),
+                }
+                if self.zero == "int":
+                    specs["zero"] = ("u8", (n, groups))
+                return specs
+            case "gptq_v1" | "gptq_v2" | "awq":
+                words = (k, n // 8) if self.packing == "awq" else (k // 8, n)
+                specs = {
+                    "qweight": ("i32", words),
+                    "qzeros": ("i32", (groups, n // 8)),
+                    "scales": (self.scale_dtype, (groups, n)),
+                }
+                if self.g_idx:
+                    specs["g_idx"] = ("i32", (k,))
+                return specs
+        raise ContractError("format.packing", "a packing that opsocket knows, or a subclass's own tensor_specs", self)
+
+    def validate(self, tensors: Mapping[str, Array], n: int, k: int) -> None:
+        """Check names, dtypes, shapes, and the ranges of zero points and group numbers; ContractError names the tensor.
+
+        Scales may be any float: a NaN scale gives NaN weights, here as in every backend.
+        """
+        specs = self.tensor_specs(n, k)
+        for name in tensors:
+            if name not in specs:
+                raise ContractError(name, f"only the tensors of {self.id}: {', '.join(specs)}", "one more")
+        for name, (dtype, shape) in specs.items():
+            if name not in tensors:
+                raise ContractError(name, f"{dtype}{list(shape)} for {self.id}", "no such tensor")
+            tensor = tensors[name]
+            if not isinstance(tensor, np.ndarray):
+                raise ContractError(name, "a NumPy array", type(tensor).__name__)
+            if tensor.dtype != DTYPES[dtype] or tensor.shape != shape:
+                raise ContractError(
+                    name, f"{dtype}{list(shape)} for {self.id} [{n}, {k}]", f"{tensor.dtype}{list(tensor.shape)}"
+                )
+        if "zero" in specs and int(tensors["zero"].max()) >> self.bits:
+            raise ContractError("zero", f"values in 0..{(1 << self.bits) - 1}", int(tensors["zero"].max()))
+        if "g_idx" in specs:
+            self._check_g_idx(tensors["g_idx"], k)
+
+    def reference(self, tensors: Mapping[str, Array], n: int, k: int) -> npt.NDArray[np.float64]:
+        """The weight's value, float64 [n, k], straight from the format's definition: slow, and the standard."""
+        self.validate(tensors, n, k)
+        return reference.dequantize(self, tensors, n, k)
+
+    def group(self, tensors: Mapping[str, Array], n: int, k: int) -> grouped.GroupedWeight:
+        """The weight in canonical form, from which backends repack. ContractError for a float format."""
+        self.validate(tensors, n, k)
+        return grouped.unpack(self, tensors, n, k)
+
+    def _check_multiple(self, argument: str, value: int, unit: int) -> None:
+        if value < 1 or value % unit:
+            raise ContractError(argument, f"a positive multiple of {unit} for {self.id}", value)
+
+    def _check_g_idx(self, g_idx: Array, k: int) -> None:
+        groups = k // self.block_k
+        if int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
+            raise ContractError("g_idx", f"group numbers in 0..{groups - 1}", f"{int(g_idx.min())}..{int(g_idx.max())}")
+        members = np.bincount(g_idx, minlength=groups)
+        if not np.all(members == self.block_k):
+            wrong = int(np.flatnonzero(members != self.block_k)[0])
+            raise ContractError("g_idx", f"{self.block_k} columns in every group", f"{members[wrong]} in group {wrong}")
+
+
+@dataclass(frozen=True, eq=False)
+class WeightTensor:
+    """One weight [n, k] as read from a file: its format, and the format's tensors by name."""
+
+    format: QuantFormat
+    n: int
+    k: int
+    tensors: Mapping[str, Array]
+
+
+def _float(id: str, bits: int) -> QuantFormat:
+    return QuantFormat(id, bits, "float", 0, 0, "", "none", "dense")
+
+
+def _channel(id: str, activation: str) -> QuantFormat:
+    return QuantFormat(id, 8, "signed", 0, 0, "f32", "none", "dense", activation)
+
+
+def _ggml(id: str, bits: int, block_k: int, block_bytes: int, zero: str = "none", super_block: int = 0) -> QuantFormat:
+    code = "unsigned" if zero == "float_min" else "signed"
+    return QuantFormat(id, bits, code, block_k, super_block, "f16", zero, "ggml", block_bytes=block_bytes)
+
+
+_FIXED = (
+    _float("f32", 32),
+    _float("f16", 16),
+    _float("bf16", 16),
+    _channel("i8_channel_a8", "i8_token"),
+    _channel("i8_channel", "none"),
+    _ggml("q4_0", 4, 32, 18),
+    _ggml("q4_1", 4, 32, 20, "float_min"),
+    _ggml("q5_0", 5, 32, 22),
+    _ggml("q8_0", 8, 32, 34),
+    _ggml("q2_K", 2, 16, 84, "float_min", 256),
+    _ggml("q4_K", 4, 32, 144, "float_min", 256),
+    _ggml("q6_K", 6, 16, 210, "none", 256),
+)
+
+_PARAMETRIC = re.compile(
+    r"i(?P<bits>[24])_g(?P<plain>[1-9]\d{0,5})(?P<zero>_z)?"
+    r"|(?P<gptq>gptq_v[12])_i4_g(?P<gptq_group>[1-9]\d{0,5})(?P<act>_act)?"
+    r"|awq_i4_g(?P<awq_group>[1-9]\d{0,5})"
+)
+
+
+def _parse(id: str) -> QuantFormat | None:
+    match = _PARAMETRIC.fullmatch(id)
+    if match is None:
+        return None
+    group = int(match["plain"] or match["gptq_group"] or match["awq_group"])
+    if group % 16:
+        raise ContractError("format", "a group size that is a multiple of 16", id)
+    if match["plain"]:
+        code, zero = ("unsigned", "int") if match["zero"] else ("signed", "none")
+        return QuantFormat(id, int(match["bits"]), code, group, 0, "f16", zero, "nibble_lo")
+    return QuantFormat(
+        id, 4, "unsigned", group, 0, "f16", "int", match["gptq"] or "awq", g_idx=match["act"] is not None
+    )
+
+
+@lru_cache(maxsize=1024)
+def get_format(id: str) -> QuantFormat:
+    """The format of that id; a parametric family takes any group size that is a multiple of 16.
+
+    Raises ContractError with the nearest ids for an id that names no format.
+    """
+    for format in _FIXED:
+        if format.id == id:
+            return format
+    parsed = _parse(id)
+    if parsed is None:
+        near = difflib.get_close_matches(id, [format.id for format in FORMATS], n=4, cutoff=0.0)
+        raise ContractError("format", f"a known format, the nearest being {', '.join(near)}", repr(id))
+    return parsed
+
+
+FORMATS: tuple[QuantFormat, ...] = _FIXED + tuple(
+    get_format(family.format(group))
+    for family in (
+        "i4_g{}",
+        "i4_g{}_z",
+        "i2_g{}",
+        "i2_g{}_z",
+        "gptq_v1_i4_g{}",
+        "gptq_v1_i4_g{}_act",
+        "gptq_v2_i4_g{}",
+        "gptq_v2_i4_g{}_act",
+        "awq_i4_g{}",
+    )
+    for group in (32, 64, 128)
+)
+"""Every format there is; the parametric families with group sizes 32, 64 and 128."""

@@ -1,0 +1,189 @@
+"""Canonical weights: integer codes with one scale, and perhaps one minimum, per group of columns.
+
+Backends repack from here. The unpacking is vectorised and independent of `reference`, which the tests hold it to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from opsocket.operators.errors import ContractError
+
+if TYPE_CHECKING:
+    from opsocket.quantization.formats import QuantFormat
+
+Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
+
+_CHUNK = 1 << 20  # weights dequantized at a time: the temporaries stay in cache
+_AWQ_NIBBLE_OF_COLUMN = np.array([0, 4, 1, 5, 2, 6, 3, 7], np.uint32)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedWeight:
+    """W[n, p] = scale[n, g] * codes[n, j] - minimum[n, g], g = j // group_size, p = input_permutation[j] (or j).
+
+    codes: i8 [N, K], an integer zero point already subtracted. scale, minimum: f32 [N, K / group_size], exact.
+    input_permutation: i64 [K] or None: column j of codes multiplies x[:, input_permutation[j]].
+    group_size == k means one scale per row. bits: width of the stored codes; with a zero point subtracted a code may
+    take one bit more.
+    """
+
+    n: int
+    k: int
+    group_size: int
+    codes: npt.NDArray[np.int8]
+    scale: npt.NDArray[np.float32]
+    minimum: npt.NDArray[np.float32] | None
+    input_permutation: npt.NDArray[np.int64] | None
+    bits: int
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """The weight, f32 [N, K], columns in their original order, rounded once per operation."""
+        groups = self.k // self.group_size
+        out = np.empty((self.n, self.k), np.float32)
+        rows = max(1, _CHUNK // self.k)
+        for start in range(0, self.n, rows):
+            part = slice(start, min(start + rows, self.n))
+            values = self.codes[part].reshape(-1, groups, self.group_size) * self.scale[part, :, None]
+            if self.minimum is not None:
+                values -= self.minimum[part, :, None]
+            if self.input_permutation is None:
+                out[part] = values.reshape(-1, self.k)
+            else:
+                out[part, self.input_permutation] = values.reshape(-1, self.k)
+        return out
+
+
+def unpack(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> GroupedWeight:
+    """Canonical form of validated tensors. Called through `QuantFormat.group`."""
+    if format.is_float:
+        raise ContractError("format", "a quantized format: a float weight has no codes", format.id)
+    match format.packing:
+        case "dense":
+            return GroupedWeight(n, k, k, tensors["weight"], tensors["scale"][:, None], None, None, format.bits)
+        case "nibble_lo":
+            return _unpack_nibble_lo(format, tensors, n, k)
+        case "gptq_v1" | "gptq_v2" | "awq":
+            return _unpack_words(format, tensors, n, k)
+        case "ggml":
+            return _unpack_ggml(format, tensors["blocks"], n, k)
+    raise ContractError("format.packing", "a packing that opsocket knows, or a subclass's own group", format)
+
+
+def _unpack_nibble_lo(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> GroupedWeight:
+    packed, per_byte = tensors["codes"], 8 // format.bits
+    codes = np.empty((n, k), np.int8)
+    for place in range(per_byte):
+        codes[:, place::per_byte] = (packed >> np.uint8(place * format.bits)) & np.uint8((1 << format.bits) - 1)
+    if format.zero == "int":
+        codes.reshape(n, -1, format.block_k)[...] -= tensors["zero"].view(np.int8)[:, :, None]
+    else:
+        codes -= np.int8(1 << (format.bits - 1))
+    scale = tensors["scale"].astype(np.float32)
+    return GroupedWeight(n, k, format.block_k, codes, scale, None, None, format.bits)
+
+
+def _unpack_words(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> GroupedWeight:
+    """GPTQ and AWQ: i32 words of eight 4-bit codes, along K and along N respectively, stored [K, N]."""
+    in_order = np.arange(8, dtype=np.uint32)
+    along_n = in_order if format.packing != "awq" else _AWQ_NIBBLE_OF_COLUMN
+    zero = _words_along_n(tensors["qzeros"], along_n).T
+    if format.packing == "gptq_v1":
+        zero = zero + np.int8(1)
+    if format.packing == "awq":
+        codes = np.ascontiguousarray(_words_along_n(tensors["qweight"], along_n).T)
+    else:
+        codes = np.empty((n, k), np.int8)
+        for place in range(8):
+            codes[:, place::8] = (tensors["qweight"].view(np.uint32) >> np.uint32(4 * place) & np.uint32(15)).T
+    permutation = None
+    if format.g_idx and np.any(tensors["g_idx"][1:] < tensors["g_idx"][:-1]):
+        permutation = np.argsort(tensors["g_idx"], kind="stable").astype(np.int64)
+        codes = codes[:, permutation]
+    codes.reshape(n, -1, format.block_k)[...] -= zero[:, :, None]
+    scale = np.ascontiguousarray(tensors["scales"].T, dtype=np.float32)
+    return GroupedWeight(n, k, format.block_k, codes, scale, None, permutation, format.bits)
+
+
+def _words_along_n(words: Array, nibble_of_column: npt.NDArray[np.uint32]) -> npt.NDArray[np.int8]:
+    """i32 [R, N/8] -> i8 [R, N]."""
+    out = np.empty((words.shape[0], words.shape[1] * 8), np.int8)
+    for column, nibble in enumerate(nibble_of_column):
+        out[:, column::8] = words.view(np.uint32) >> (nibble * np.uint32(4)) & np.uint32(15)
+    return out
+
+
+def _unpack_ggml(format: QuantFormat, rows: Bytes, n: int, k: int) -> GroupedWeight:
+    blocks = rows.reshape(-1, format.block_bytes)
+    minimum: Array | None = None
+    match format.id:
+        case "q4_0":
+            codes, scale = _halves(blocks[:, 2:18]) - np.int8(8), _f16(blocks, 0)
+        case "q4_1":
+            codes, scale, minimum = _halves(blocks[:, 4:20]), _f16(blocks, 0), -_f16(blocks, 2)
+        case "q5_0":
+            fifth = np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little").view(np.int8)
+            codes, scale = (_halves(blocks[:, 6:22]) | fifth << np.int8(4)) - np.int8(16), _f16(blocks, 0)
+        case "q8_0":
+            codes, scale = blocks[:, 2:34].view(np.int8), _f16(blocks, 0)
+        case "q2_K":
+            codes = _planes(blocks[:, 16:80].reshape(-1, 2, 1, 32), 2)
+            scale = _f16(blocks, 80) * (blocks[:, :16] & np.uint8(15))
+            minimum = _f16(blocks, 82) * (blocks[:, :16] >> np.uint8(4))
+        case "q4_K":
+            codes = _planes(blocks[:, 16:144].reshape(-1, 4, 1, 32), 4)
+            scales, minimums = _six_bit_pairs(blocks[:, 4:16])
+            scale, minimum = _f16(blocks, 0) * scales, _f16(blocks, 2) * minimums
+        case "q6_K":
+            low = _planes(blocks[:, :128].reshape(-1, 2, 1, 64), 4)
+            high = _planes(blocks[:, 128:192].reshape(-1, 2, 1, 32), 2)
+            codes = (low.reshape(high.shape) | high << np.int8(4)) - np.int8(32)
+            scale = _f16(blocks, 208) * blocks[:, 192:208].view(np.int8)
+        case _:
+            raise ContractError("format.id", "a ggml format that opsocket knows", format.id)
+    return GroupedWeight(
+        n,
+        k,
+        format.block_k,
+        np.ascontiguousarray(codes).reshape(n, k),
+        np.ascontiguousarray(scale).reshape(n, -1),
+        None if minimum is None else minimum.reshape(n, -1),
+        None,
+        format.bits,
+    )
+
+
+def _f16(blocks: Bytes, offset: int) -> npt.NDArray[np.float32]:
+    """The f16 at a byte offset of every block, as f32 [blocks, 1]."""
+    return np.ascontiguousarray(blocks[:, offset : offset + 2]).view(np.float16).astype(np.float32)
+
+
+def _halves(packed: Bytes) -> npt.NDArray[np.int8]:
+    """u8 [blocks, 16] -> i8 [blocks, 32]: the low nibbles, then the high ones."""
+    return _planes(packed[:, None, :], 4).reshape(-1, 32)
+
+
+def _planes(packed: Bytes, bits: int) -> npt.NDArray[np.int8]:
+    """u8 [..., 1, W] -> i8 [..., 8 / bits, W]: plane p holds bits [p * bits, (p + 1) * bits) of every byte."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    planes: npt.NDArray[np.uint8] = packed >> shifts & np.uint8((1 << bits) - 1)
+    return planes.view(np.int8)
+
+
+def _six_bit_pairs(packed: Bytes) -> tuple[Bytes, Bytes]:
+    """u8 [blocks, 12] -> scales, minimums u8 [blocks, 8] each, as q4_K and q5_K interleave them.
+
+    Pairs 0-3 are the low six bits of bytes 0-3 and 4-7; pairs 4-7 have their low nibbles in bytes 8-11 and their
+    upper two bits on top of bytes 0-3 and 4-7.
+    """
+    first, second, last = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    low6, top2 = np.uint8(0x3F), np.uint8(0x30)
+    scales = np.concatenate((first & low6, last & np.uint8(15) | first >> np.uint8(2) & top2), axis=1)
+    minimums = np.concatenate((second & low6, last >> np.uint8(4) | second >> np.uint8(2) & top2), axis=1)
+    return scales, minimums

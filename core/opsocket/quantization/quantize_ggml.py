@@ -1,0 +1,134 @@
+"""Round-to-nearest packers of ggml's block formats: f32 [blocks, block_k] -> u8 [blocks, block_bytes].
+
+Simpler than llama.cpp's, which search for the scale of least error; these guarantee that every weight comes back
+within half a step. A K-quant's sub-block scale is rounded upwards in units of the block's scale for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from opsocket.quantization.rounding import divide, f16_at_least
+
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+
+def _as_bytes(values: Array) -> Bytes:
+    """f16 [blocks] -> u8 [blocks, 2]."""
+    return np.ascontiguousarray(values)[:, None].view(np.uint8)
+
+
+def _signed_scale(blocks: Float32, middle: int) -> npt.NDArray[np.float16]:
+    """Scale of codes -middle..middle-1, negative where the weight of largest magnitude is positive: it gets -middle."""
+    above, below = np.maximum(blocks.max(axis=1), 0), np.maximum(-blocks.min(axis=1), 0)
+    scale = f16_at_least(np.maximum(np.maximum(above, below) / middle, np.minimum(above, below) / (middle - 1)))
+    return np.where(above > below, -scale, scale)
+
+
+def _signed_codes(blocks: Float32, middle: int) -> tuple[npt.NDArray[np.float16], Bytes]:
+    scale = _signed_scale(blocks, middle)
+    codes = np.rint(divide(blocks, scale[:, None])) + middle
+    return scale, codes.clip(0, 2 * middle - 1).astype(np.uint8)
+
+
+def _nibbles(codes: Bytes) -> Bytes:
+    """u8 [..., 2 * W] -> u8 [..., W]: the first half in the low nibbles, the second in the high."""
+    low, high = np.split(codes & np.uint8(15), 2, axis=-1)
+    packed: Bytes = low | high << np.uint8(4)
+    return packed
+
+
+def _bit_pairs(codes: Bytes) -> Bytes:
+    """u8 [..., 4 * W] -> u8 [..., W]: each quarter in its pair of bits, the first in the lowest."""
+    first, second, third, fourth = np.split(codes & np.uint8(3), 4, axis=-1)
+    packed: Bytes = first | second << np.uint8(2) | third << np.uint8(4) | fourth << np.uint8(6)
+    return packed
+
+
+def _q4_0(blocks: Float32) -> Bytes:
+    scale, codes = _signed_codes(blocks, 8)
+    return np.concatenate((_as_bytes(scale), _nibbles(codes)), axis=1)
+
+
+def _q5_0(blocks: Float32) -> Bytes:
+    scale, codes = _signed_codes(blocks, 16)
+    fifth = np.packbits(codes >> np.uint8(4), axis=1, bitorder="little")
+    return np.concatenate((_as_bytes(scale), fifth, _nibbles(codes)), axis=1)
+
+
+def _q4_1(blocks: Float32) -> Bytes:
+    minimum = -f16_at_least(-np.minimum(blocks.min(axis=1), 0))
+    shifted = blocks - minimum[:, None].astype(np.float32)
+    scale = f16_at_least(shifted.max(axis=1) / 15)
+    codes = np.rint(divide(shifted, scale[:, None])).clip(0, 15).astype(np.uint8)
+    return np.concatenate((_as_bytes(scale), _as_bytes(minimum), _nibbles(codes)), axis=1)
+
+
+def _q8_0(blocks: Float32) -> Bytes:
+    scale = f16_at_least(np.abs(blocks).max(axis=1) / 127)
+    codes = np.rint(divide(blocks, scale[:, None])).clip(-127, 127).astype(np.int8)
+    return np.concatenate((_as_bytes(scale), codes.view(np.uint8)), axis=1)
+
+
+def _units(values: Float32, levels: int) -> tuple[npt.NDArray[np.float16], Bytes, Float32]:
+    """Non-negative [blocks, sub-blocks] in units of one f16 per block, rounded up: unit, multiples, their products."""
+    unit = f16_at_least(values.max(axis=1) / levels)
+    multiples = np.ceil(divide(values, unit[:, None])).clip(0, levels)
+    return unit, multiples.astype(np.uint8), multiples * unit[:, None].astype(np.float32)
+
+
+def _with_minimum(
+    blocks: Float32, sub_block: int, code_levels: int, unit_levels: int
+) -> tuple[Bytes, Bytes, Bytes, Bytes, Bytes]:
+    """d, dmin as bytes; scales, minimums u8 [blocks, sub-blocks]; codes u8 [blocks, 256]."""
+    subs = blocks.reshape(len(blocks), -1, sub_block)
+    dmin, minimums, minimum = _units(-np.minimum(subs.min(axis=2), 0), unit_levels)
+    shifted = subs + minimum[:, :, None]
+    d, scales, scale = _units(shifted.max(axis=2) / code_levels, unit_levels)
+    codes = np.rint(divide(shifted, scale[:, :, None])).clip(0, code_levels).astype(np.uint8)
+    return _as_bytes(d), _as_bytes(dmin), scales, minimums, codes.reshape(blocks.shape)
+
+
+def _q2_K(blocks: Float32) -> Bytes:  # noqa: N802
+    d, dmin, scales, minimums, codes = _with_minimum(blocks, 16, 3, 15)
+    pairs = _bit_pairs(codes.reshape(-1, 2, 128)).reshape(-1, 64)
+    return np.concatenate((scales | minimums << np.uint8(4), pairs, d, dmin), axis=1)
+
+
+def _q4_K(blocks: Float32) -> Bytes:  # noqa: N802
+    d, dmin, scales, minimums, codes = _with_minimum(blocks, 32, 15, 63)
+    top_bits = np.uint8(0x30)
+    packed = (
+        scales[:, :4] | (scales[:, 4:] & top_bits) << np.uint8(2),
+        minimums[:, :4] | (minimums[:, 4:] & top_bits) << np.uint8(2),
+        scales[:, 4:] & np.uint8(15) | minimums[:, 4:] << np.uint8(4),
+    )
+    return np.concatenate((d, dmin, *packed, _nibbles(codes.reshape(-1, 4, 64)).reshape(-1, 128)), axis=1)
+
+
+def _q6_K(blocks: Float32) -> Bytes:  # noqa: N802
+    subs = blocks.reshape(len(blocks), 16, 16)
+    step = np.maximum(np.maximum(subs.max(axis=2) / 31, -subs.min(axis=2) / 32), 0)
+    d, scales, scale = _units(step, 127)
+    codes = (np.rint(divide(subs, scale[:, :, None])) + 32).clip(0, 63).astype(np.uint8).reshape(blocks.shape)
+    halves = codes.reshape(-1, 2, 128)
+    low, high = _nibbles(halves).reshape(-1, 128), _bit_pairs(halves >> np.uint8(4)).reshape(-1, 64)
+    return np.concatenate((low, high, scales, _as_bytes(d)), axis=1)
+
+
+PACKERS: Mapping[str, Callable[[Float32], Bytes]] = {
+    "q4_0": _q4_0,
+    "q4_1": _q4_1,
+    "q5_0": _q5_0,
+    "q8_0": _q8_0,
+    "q2_K": _q2_K,
+    "q4_K": _q4_K,
+    "q6_K": _q6_K,
+}
+"""Packer of every ggml format, by format id."""

@@ -1,0 +1,208 @@
+"""What a quantized weight means: float64 dequantization straight from each format's definition.
+
+Written to be checked by eye against the format's description, one weight position at a time over all rows at once;
+shares no code with `grouped`. Everything here is exact in float64: a 16-bit float times small integers.
+
+Sources of the layouts: ``ggml-quants.c`` (ggml formats), AutoGPTQ's and GPTQModel's ``pack`` (GPTQ v1 and v2),
+AutoAWQ's ``WQLinear_GEMM.from_linear`` (AWQ). ``i4_g i2_g i8_channel`` are defined here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from opsocket.operators.errors import ContractError
+
+if TYPE_CHECKING:
+    from opsocket.quantization.formats import QuantFormat
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+
+_AWQ_COLUMN_OF_NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def dequantize(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Float64:
+    """float64 [n, k] of validated tensors. Called through `QuantFormat.reference`."""
+    match format.packing:
+        case "dense" if format.id == "bf16":
+            return _bfloat16(tensors["weight"])
+        case "dense" if format.is_float:
+            return tensors["weight"].astype(np.float64)
+        case "dense":
+            return tensors["weight"].astype(np.float64) * tensors["scale"].astype(np.float64)[:, None]
+        case "nibble_lo":
+            return _lowest_bits_first(format, tensors, n, k)
+        case "gptq_v1":
+            return _gptq(format, tensors, n, k, stored_zero_is_less_by=1)
+        case "gptq_v2":
+            return _gptq(format, tensors, n, k, stored_zero_is_less_by=0)
+        case "awq":
+            return _awq(format, tensors, n, k)
+        case "ggml" if format.id in _GGML_BLOCKS:
+            return _ggml(format, tensors["blocks"], n, k)
+    raise ContractError("format.packing", "a packing that opsocket knows, or a subclass's own reference", format)
+
+
+def _bfloat16(bits: Array) -> Float64:
+    """Sign, eight exponent bits (bias 127), seven fraction bits."""
+    sign = np.where(bits >> 15, -1.0, 1.0)
+    exponent = (bits >> 7 & 0xFF).astype(np.int64)
+    fraction = (bits & 0x7F) / 128.0
+    normal = np.ldexp(1.0 + fraction, exponent - 127)
+    subnormal = np.ldexp(fraction, -126)
+    special = np.where(fraction == 0, np.inf, np.nan)
+    return sign * np.where(exponent == 0xFF, special, np.where(exponent == 0, subnormal, normal))
+
+
+def _lowest_bits_first(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Float64:
+    """Column k: bits [k * bits, (k + 1) * bits) of the row. w = s * (q - 2^(bits-1)), or s * (q - z)."""
+    out = np.empty((n, k))
+    for column in range(k):
+        byte, bit = divmod(column * format.bits, 8)
+        group = column // format.block_k
+        code = (tensors["codes"][:, byte] >> bit) % (1 << format.bits)
+        zero = tensors["zero"][:, group].astype(np.float64) if format.zero == "int" else 2.0 ** (format.bits - 1)
+        out[:, column] = tensors["scale"][:, group].astype(np.float64) * (code - zero)
+    return out
+
+
+def _gptq(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int, *, stored_zero_is_less_by: int) -> Float64:
+    """Input k of output n: nibble k % 8 of qweight[k // 8, n]; its group's zero: nibble n % 8 of qzeros[g, n // 8].
+
+    v1 stores the zero point less one. Like the exllama kernels, and unlike AutoGPTQ's torch path, a stored 15 means
+    16 and does not wrap to 0.
+    """
+    out = np.empty((n, k))
+    outputs = np.arange(n)
+    for column in range(k):
+        group = int(tensors["g_idx"][column]) if format.g_idx else column // format.block_k
+        code = tensors["qweight"][column // 8].astype(np.int64) >> (4 * (column % 8)) & 15
+        zero = tensors["qzeros"][group, outputs // 8].astype(np.int64) >> (4 * (outputs % 8)) & 15
+        zero += stored_zero_is_less_by
+        out[:, column] = tensors["scales"][group].astype(np.float64) * (code - zero)
+    return out
+
+
+def _awq(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Float64:
+    """Nibble i of word c, of qweight and of qzeros alike, belongs to output 8 * c + (0, 2, 4, 6, 1, 3, 5, 7)[i]."""
+    out = np.empty((n, k))
+    for nibble, column in enumerate(_AWQ_COLUMN_OF_NIBBLE):
+        code = tensors["qweight"].astype(np.int64) >> (4 * nibble) & 15
+        zero = tensors["qzeros"].astype(np.int64) >> (4 * nibble) & 15
+        scale = tensors["scales"][:, column::8].astype(np.float64)
+        for group in range(k // format.block_k):
+            inputs = slice(group * format.block_k, (group + 1) * format.block_k)
+            out[column::8, inputs] = (scale[group] * (code[inputs] - zero[group])).T
+    return out
+
+
+def _ggml(format: QuantFormat, rows: Array, n: int, k: int) -> Float64:
+    weight_of = _GGML_BLOCKS[format.id]
+    block_k = format.super_block or format.block_k
+    block = rows.reshape(n, k // block_k, format.block_bytes)
+    return np.stack([weight_of(block, j) for j in range(block_k)], axis=-1).reshape(n, k)
+
+
+# Each function below gives weight j of a block: u8 [..., block_bytes] -> float64 [...].
+
+
+def _half(block: Array, byte: int) -> Float64:
+    """The little-endian IEEE half at a byte offset."""
+    bits = block[..., byte].astype(np.uint16) + 256 * block[..., byte + 1].astype(np.uint16)
+    return bits.view(np.float16).astype(np.float64)
+
+
+def _bits(block: Array, byte: int, first: int, width: int) -> Float64:
+    """Bits [first, first + width) of one byte, as an unsigned number."""
+    return (block[..., byte] >> first & ((1 << width) - 1)).astype(np.float64)
+
+
+def _signed(block: Array, byte: int) -> Float64:
+    """One byte in two's complement."""
+    value = _bits(block, byte, 0, 8)
+    return np.where(value < 128, value, value - 256)
+
+
+def _q4_0(block: Array, j: int) -> Float64:
+    """d: half @0. Code: 16 bytes @2, first half of the block in the low nibbles, second in the high. d * (q - 8)."""
+    code = _bits(block, 2 + j % 16, 4 * (j // 16), 4)
+    return _half(block, 0) * (code - 8)
+
+
+def _q4_1(block: Array, j: int) -> Float64:
+    """d: half @0. m: half @2. Nibbles as q4_0 @4. d * q + m."""
+    code = _bits(block, 4 + j % 16, 4 * (j // 16), 4)
+    return _half(block, 0) * code + _half(block, 2)
+
+
+def _q5_0(block: Array, j: int) -> Float64:
+    """d: half @0. Fifth bits: little-endian u32 @2, bit j. Nibbles as q4_0 @6. d * (q - 16)."""
+    code = _bits(block, 6 + j % 16, 4 * (j // 16), 4) + 16 * _bits(block, 2 + j // 8, j % 8, 1)
+    return _half(block, 0) * (code - 16)
+
+
+def _q8_0(block: Array, j: int) -> Float64:
+    """d: half @0. Code: signed byte @2. d * q."""
+    return _half(block, 0) * _signed(block, 2 + j)
+
+
+def _q2_K(block: Array, j: int) -> Float64:  # noqa: N802
+    """Sub-blocks of 16: byte @0, scale in the low nibble, minimum in the high. Codes @16. d: half @80. dmin: half @82.
+
+    Each half of the block (128) has 32 code bytes, whose four bit pairs hold its four quarters.
+    """
+    half, within = divmod(j, 128)
+    quarter, byte = divmod(within, 32)
+    code = _bits(block, 16 + 32 * half + byte, 2 * quarter, 2)
+    scale = _half(block, 80) * _bits(block, j // 16, 0, 4)
+    minimum = _half(block, 82) * _bits(block, j // 16, 4, 4)
+    return scale * code - minimum
+
+
+def _q4_K(block: Array, j: int) -> Float64:  # noqa: N802
+    """d: half @0. dmin: half @2. Six-bit scales and minimums of eight sub-blocks of 32: 12 bytes @4. Codes @16.
+
+    Each quarter of the block (64) has 32 code bytes: its first 32 weights in the low nibbles, the rest in the high.
+    Sub-blocks 0-3 have their scale in byte 4 + s and their minimum in byte 8 + s. Sub-blocks 4-7 have the low nibbles
+    of both in byte 8 + s, and the two bits above on top of those earlier bytes.
+    """
+    quarter, within = divmod(j, 64)
+    high, byte = divmod(within, 32)
+    code = _bits(block, 16 + 32 * quarter + byte, 4 * high, 4)
+    sub = j // 32
+    if sub < 4:
+        scale, minimum = _bits(block, 4 + sub, 0, 6), _bits(block, 8 + sub, 0, 6)
+    else:
+        scale = _bits(block, 8 + sub, 0, 4) + 16 * _bits(block, sub, 6, 2)
+        minimum = _bits(block, 8 + sub, 4, 4) + 16 * _bits(block, 4 + sub, 6, 2)
+    return _half(block, 0) * scale * code - _half(block, 2) * minimum
+
+
+def _q6_K(block: Array, j: int) -> Float64:  # noqa: N802
+    """Low nibbles: 128 bytes @0. High bit pairs: 64 bytes @128. Sixteen signed sub-block scales @192. d: half @208.
+
+    Each half of the block (128) has 64 bytes of low nibbles, low then high, and 32 bytes of high bit pairs, one pair
+    for each of its quarters. d * scale * (q - 32).
+    """
+    half, within = divmod(j, 128)
+    high, byte = divmod(within, 64)
+    quarter, pair_byte = divmod(within, 32)
+    low = _bits(block, 64 * half + byte, 4 * high, 4)
+    pair = _bits(block, 128 + 32 * half + pair_byte, 2 * quarter, 2)
+    return _half(block, 208) * _signed(block, 192 + j // 16) * (low + 16 * pair - 32)
+
+
+_GGML_BLOCKS: Mapping[str, Callable[[Array, int], Float64]] = {
+    "q4_0": _q4_0,
+    "q4_1": _q4_1,
+    "q5_0": _q5_0,
+    "q8_0": _q8_0,
+    "q2_K": _q2_K,
+    "q4_K": _q4_K,
+    "q6_K": _q6_K,
+}

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import dataclasses
+
+import gguf
+import numpy as np
+import pytest
+
+from opsocket.operators.errors import ContractError
+from opsocket.quantization import FORMATS, dequantize, get_format, quantize
+
+
+def test_every_format_is_found_by_its_id_and_hashable():
+    assert len({format.id for format in FORMATS}) == len(set(FORMATS)) == len(FORMATS)
+    assert all(get_format(format.id) == format for format in FORMATS)
+
+
+@pytest.mark.parametrize("id", ["i4_g16", "i2_g48_z", "gptq_v2_i4_g1024_act", "awq_i4_g256"])
+def test_parametric_families_take_any_multiple_of_16(id):
+    format = get_format(id)
+    assert format.id == id
+    assert f"_g{format.block_k}" in id
+
+
+@pytest.mark.parametrize(
+    "id", ["i4_g20", "i4_g0", "i4_g-32", "i4_g032", "i4_g9999999999", "gptq_v3_i4_g64", "q4_k", "awq_i4_g64_act", ""]
+)
+def test_unknown_ids_are_refused(id):
+    with pytest.raises(ContractError) as error:
+        get_format(id)
+    assert error.value.argument == "format"
+
+
+def test_unknown_id_names_the_nearest():
+    with pytest.raises(ContractError, match="q4_K"):
+        get_format("q4_k")
+
+
+@pytest.mark.parametrize(
+    "format", [format for format in FORMATS if format.packing == "ggml"], ids=lambda format: format.id
+)
+def test_block_sizes_are_ggmls(format):
+    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[format.id.upper()]]
+    assert (format.super_block or format.block_k, format.block_bytes) == (block, block_bytes)
+
+
+def test_activation_precision_is_part_of_the_format():
+    w8a8, w8 = get_format("i8_channel_a8"), get_format("i8_channel")
+    assert (w8a8.activation, w8.activation) == ("i8_token", "none")
+    assert dataclasses.replace(w8a8, id=w8.id, activation="none") == w8
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.id)
+def test_validate_names_the_tensor_at_fault(format):
+    n, k = 8, 256
+    good = quantize(format, np.ones((n, k), np.float32))
+    format.validate(good, n, k)
+    for name, tensor in good.items():
+        for bad in (tensor[:-1], tensor.astype(np.int64), tensor[None], tensor.tolist()):
+            with pytest.raises(ContractError) as error:
+                format.validate({**good, name: bad}, n, k)
+            assert error.value.argument == name
+        with pytest.raises(ContractError) as error:
+            format.validate({key: value for key, value in good.items() if key != name}, n, k)
+        assert error.value.argument == name
+        assert "no such tensor" in str(error.value)
+    with pytest.raises(ContractError, match=r"^surplus"):
+        format.validate({**good, "surplus": np.zeros(1)}, n, k)
+
+
+@pytest.mark.parametrize(
+    ("id", "n", "k", "argument"),
+    [
+        ("q4_0", 1, 48, "k"),
+        ("q6_K", 1, 128, "k"),
+        ("i4_g64", 1, 96, "k"),
+        ("gptq_v1_i4_g32", 12, 64, "n"),
+        ("awq_i4_g32", 12, 64, "n"),
+        ("f32", 0, 4, "n"),
+        ("i8_channel", 4, 0, "k"),
+    ],
+)
+def test_shapes_that_do_not_fit(id, n, k, argument):
+    with pytest.raises(ContractError) as error:
+        get_format(id).tensor_specs(n, k)
+    assert error.value.argument == argument
+
+
+def test_zero_points_beyond_the_code_range_are_refused():
+    format = get_format("i4_g32_z")
+    tensors = quantize(format, np.ones((2, 64), np.float32))
+    tensors["zero"][1, 1] = 16
+    with pytest.raises(ContractError, match=r"^zero: wanted values in 0\.\.15, got 16"):
+        format.group(tensors, 2, 64)
+
+
+@pytest.mark.parametrize(("column", "group"), [(3, -1), (3, 2), (3, 1)])
+def test_g_idx_must_fill_every_group(column, group):
+    format = get_format("gptq_v2_i4_g32_act")
+    tensors = quantize(format, np.ones((8, 64), np.float32))
+    tensors["g_idx"] = (np.arange(64) // 32).astype(np.int32)
+    format.validate(tensors, 8, 64)
+    tensors["g_idx"][column] = group
+    with pytest.raises(ContractError) as error:
+        dequantize(format, tensors, 8, 64)
+    assert error.value.argument == "g_idx"
+
+
+def test_a_float_format_has_no_codes():
+    with pytest.raises(ContractError, match="f16"):
+        get_format("f16").group({"weight": np.ones((2, 2), np.float16)}, 2, 2)

@@ -1,0 +1,97 @@
+"""Laws that tie a format's two unpackings, its canonical form and its dequantization together."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opsocket.quantization import FORMATS, dequantize, get_format
+
+QUANTIZED = [format for format in FORMATS if not format.is_float]
+
+
+def fitting_shapes(format):
+    unit_n = 8 if format.packing in ("gptq_v1", "gptq_v2", "awq") else 1
+    unit_k = format.super_block or format.block_k or 1
+    return st.tuples(
+        st.integers(1, 24 // unit_n).map(lambda m: m * unit_n),
+        st.integers(1, max(1, 512 // unit_k)).map(lambda m: m * unit_k),
+    )
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.id)
+def test_dequantize_is_the_reference_to_one_ulp(format, random_tensors):
+    @settings(derandomize=True, max_examples=12, deadline=None)
+    @given(shape=fitting_shapes(format), seed=st.integers(0, 1 << 32))
+    def law(shape, seed):
+        tensors = random_tensors(format, *shape, np.random.default_rng(seed))
+        reference = format.reference(tensors, *shape)
+        assert reference.dtype == np.float64
+        assert reference.shape == shape
+        fast = dequantize(format, tensors, *shape)
+        assert fast.dtype == np.float32
+        np.testing.assert_array_max_ulp(reference.astype(np.float32), fast, maxulp=1)
+
+    law()
+
+
+@pytest.mark.parametrize("format", QUANTIZED, ids=lambda format: format.id)
+def test_canonical_form_means_what_it_says(format, random_tensors):
+    n, k = 16, 512
+    tensors = random_tensors(format, n, k, np.random.default_rng(11))
+    weight = format.group(tensors, n, k)
+    assert (weight.n, weight.k, weight.bits) == (n, k, format.bits)
+    assert weight.group_size == (format.block_k or k)
+    assert (weight.codes.dtype, weight.codes.shape) == (np.int8, (n, k))
+    assert (weight.scale.dtype, weight.scale.shape) == (np.float32, (n, k // weight.group_size))
+    assert (weight.minimum is not None) == (format.zero == "float_min")
+    assert (weight.input_permutation is not None) == format.g_idx
+    per_column = np.arange(k) // weight.group_size
+    value = weight.scale.astype(np.float64)[:, per_column] * weight.codes
+    if weight.minimum is not None:
+        assert (weight.minimum.dtype, weight.minimum.shape) == (np.float32, weight.scale.shape)
+        value -= weight.minimum.astype(np.float64)[:, per_column]
+    reference = format.reference(tensors, n, k)
+    if weight.input_permutation is not None:
+        assert weight.input_permutation.dtype == np.int64
+        reference = reference[:, weight.input_permutation]
+    np.testing.assert_array_equal(value, reference)  # exact: nothing was rounded on the way
+
+
+def test_g_idx_in_order_needs_no_permutation(random_tensors):
+    format, plain = get_format("gptq_v1_i4_g32_act"), get_format("gptq_v1_i4_g32")
+    tensors = random_tensors(plain, 8, 96, np.random.default_rng(0))
+    in_order = {**tensors, "g_idx": (np.arange(96) // 32).astype(np.int32)}
+    assert format.group(in_order, 8, 96).input_permutation is None
+    np.testing.assert_array_equal(format.reference(in_order, 8, 96), plain.reference(tensors, 8, 96))
+
+
+@pytest.mark.parametrize("format", QUANTIZED, ids=lambda format: format.id)
+def test_any_strides_will_do(format, random_tensors):
+    tensors = random_tensors(format, 16, 512, np.random.default_rng(5))
+    expected = dequantize(format, tensors, 16, 512)
+    strided = {name: np.asfortranarray(tensor) for name, tensor in tensors.items()}
+    for tensor in strided.values():
+        tensor.flags.writeable = False
+    np.testing.assert_array_equal(dequantize(format, strided, 16, 512), expected)
+
+
+def test_rows_beyond_one_chunk(random_tensors):
+    format, n, k = get_format("q4_1"), 40, 1 << 17
+    tensors = random_tensors(format, n, k, np.random.default_rng(1))
+    weight = dequantize(format, tensors, n, k)
+    last = {"blocks": tensors["blocks"][-1:]}
+    np.testing.assert_array_equal(weight[-1:], dequantize(format, last, 1, k))
+
+
+def test_a_vocabulary_sized_table_groups_quickly(random_tensors):
+    n, k = 49152, 576
+    format = get_format("q8_0")
+    tensors = random_tensors(format, n, k, np.random.default_rng(2))
+    start = time.perf_counter()
+    format.group(tensors, n, k)
+    assert time.perf_counter() - start < 1  # 0.01 s on an idle core
