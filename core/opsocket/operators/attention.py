@@ -123,6 +123,7 @@ class AttentionPlan(Plan):
     request byte-aligned at mask_indptr; the history is visible to every query.
     """
 
+    spec_type = AttentionSpec
     batch_type = AttentionBatch
 
     @property
@@ -288,6 +289,8 @@ class MergeStatesPlan(Plan):
     lse = log(sum_s exp(lse_s)); out = sum_s exp(lse_s - lse) out_s. Parts with LSE -inf add nothing, whatever their
     output holds; all parts -inf: out 0, LSE -inf. Method: online softmax, Milakov and Gimelshein 2018.
     """
+
+    spec_type = MergeStatesSpec
 
     def run(self, outs: Array, lses: Array, *, out: Array | None = None) -> tuple[Array, Array]:
         spec = self.request.spec

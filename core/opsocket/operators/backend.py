@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from opsocket.operators.contract import Checked
-from opsocket.operators.errors import BackendError, ContractError, OpsocketError, Reason, Unsupported
+from opsocket.operators.errors import BackendError, ContractError, OpsocketError, PluginError, Reason, Unsupported
 from opsocket.operators.layout import CacheLayout, CacheSpec
-from opsocket.operators.request import Request
+from opsocket.operators.request import Request, Spec
 
 if TYPE_CHECKING:
     from opsocket.operators.cache import Cache
@@ -107,11 +107,12 @@ class Plan(Checked, ABC):
     """One prepared operator. `plan` may allocate, tune and synchronize; `run` does none of these.
 
     A kernel is a subclass of one operator's plan class (`AttentionPlan`, `MatmulPlan`, ...) that implements `_run`,
-    and `_update` where the operator takes a batch. Core validates before either is called.
+    and `_update` where the operator takes a batch. Core validates before either is called. spec_type: the operator's.
     """
 
+    spec_type: ClassVar[type[Spec] | None] = None
     batch_type: ClassVar[type | None] = None
-    _sealed = ("run", "update", "_call")
+    _sealed = ("run", "update", "_call", "spec_type", "batch_type")
 
     def __init__(self, session: Session, request: Request, provider: str) -> None:
         self.session = session
@@ -183,6 +184,24 @@ class Provider(Checked, ABC):
         return ()
 
 
+def _check_answer(provider: Provider, request: Request, answer: object) -> None:
+    """`PluginError` unless a provider's answer is a kernel of the request's operator, or reasons against it."""
+    if isinstance(answer, tuple) and answer and all(isinstance(reason, Reason) for reason in answer):
+        return
+    cause = f"returned {answer!r} where a Pick or a tuple of at least one Reason was wanted"
+    if isinstance(answer, Pick):
+        plan: object = answer.plan
+        if not (isinstance(plan, type) and issubclass(plan, Plan)):
+            cause = f"picked {plan!r}, which is no subclass of Plan"
+        elif plan.spec_type is not type(request.spec):
+            cause = f"picked {plan.__qualname__}, which is no plan of {request.op}"
+        elif missing := sorted(getattr(plan, "__abstractmethods__", ())):
+            cause = f"picked {plan.__qualname__}, which lacks {', '.join(missing)}"
+        else:
+            return
+    raise PluginError("validated", f"provider {provider.name!r}", f"pick({request.op}) {cause}")
+
+
 class Backend(Checked, ABC):
     """A kind of chip and how to open one. Construction is cheap and touches no device."""
 
@@ -217,9 +236,10 @@ class Backend(Checked, ABC):
         passed_over: list[tuple[str, tuple[Reason, ...]]] = []
         for provider in providers:
             answer = provider.pick(device, request)
+            _check_answer(provider, request, answer)
             if isinstance(answer, Pick):
                 return Support(answer.tier, provider.name, (), tuple(passed_over)), answer.plan
-            passed_over.append((provider.name, tuple(answer)))
+            passed_over.append((provider.name, answer))
         reasons = tuple(dict.fromkeys(reason for _, rs in passed_over for reason in rs))
         return Support("none", "", reasons, tuple(passed_over)), None
 

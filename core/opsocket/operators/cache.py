@@ -114,6 +114,7 @@ class _CachePlan(Plan):
 class CacheWritePlan(_CachePlan):
     """run(cache, k[T, Hkv, Dk], v[T, Hkv, Dv] or None for latent) -> cache. Batch: `SlotBatch`; quantizes on write."""
 
+    spec_type = CacheWriteSpec
     batch_type = SlotBatch
 
     def _validate_batch(self, batch: Any) -> None:
@@ -144,6 +145,7 @@ class CacheWritePlan(_CachePlan):
 class CacheReadPlan(_CachePlan):
     """run(cache) -> k[S, Hkv, Dk], v[S, Hkv, Dv] or None, dequantized, in the order of the batch's slots."""
 
+    spec_type = CacheReadSpec
     batch_type = SlotBatch
 
     def _validate_batch(self, batch: Any) -> None:
@@ -163,6 +165,7 @@ class CacheReadPlan(_CachePlan):
 class CacheMovePlan(_CachePlan):
     """run(src, dst) -> dst, bit-exact; src and dst may be one cache. Batch: `MoveBatch`, each dst slot at most once."""
 
+    spec_type = CacheMoveSpec
     batch_type = MoveBatch
 
     def _validate_batch(self, batch: Any) -> None:
@@ -188,6 +191,7 @@ class CacheCopyBlocksPlan(_CachePlan):
     The request's cache is the destination's; the source may differ in num_blocks only.
     """
 
+    spec_type = CacheCopyBlocksSpec
     batch_type = BlockPairs
 
     def _validate_batch(self, batch: Any) -> None:

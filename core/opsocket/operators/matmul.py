@@ -152,6 +152,8 @@ class _WeightPlan(Plan):
 class MatmulPlan(_WeightPlan):
     """run(x[M, K], packed, bias f32[N]?) -> y[M, N]."""
 
+    spec_type = MatmulSpec
+
     @property
     def spec(self) -> MatmulSpec:
         assert isinstance(self.request.spec, MatmulSpec)
@@ -176,6 +178,8 @@ class GroupedMatmulPlan(_WeightPlan):
 
     Rows expert_offsets[e] to expert_offsets[e+1] meet weight e. Rows at or past expert_offsets[E] are not written.
     """
+
+    spec_type = GroupedMatmulSpec
 
     @property
     def spec(self) -> GroupedMatmulSpec:
@@ -217,6 +221,8 @@ class GroupedMatmulPlan(_WeightPlan):
 class EmbeddingPlan(_WeightPlan):
     """run(ids i64[T], packed) -> rows [T, K] of the table, dequantized and rounded to out_dtype."""
 
+    spec_type = EmbeddingSpec
+
     @property
     def spec(self) -> EmbeddingSpec:
         assert isinstance(self.request.spec, EmbeddingSpec)
@@ -241,6 +247,8 @@ class EmbeddingPlan(_WeightPlan):
 
 class QuantizeActivationPlan(Plan):
     """run(x[M, K]) -> codes i8[M, K], scale f32[M]."""
+
+    spec_type = QuantizeActivationSpec
 
     def run(self, x: Array) -> tuple[Array, Array]:
         spec = self.request.spec

@@ -51,6 +51,8 @@ class RMSNormSpec(Spec):
 class RMSNormPlan(Plan):
     """run(x, weight f32[width], residual?) -> y, or (y, x + residual) where the spec has a residual."""
 
+    spec_type = RMSNormSpec
+
     def run(
         self, x: Array, weight: Array, residual: Array | None = None, *, out: Array | None = None
     ) -> Array | tuple[Array, Array]:
@@ -130,6 +132,8 @@ class RopeSpec(Spec):
 class RopePlan(Plan):
     """run(x[T, H, D], positions i64[T], factors f32[rotary_dim / 2]?) -> x turned, [T, H, D]."""
 
+    spec_type = RopeSpec
+
     def run(self, x: Array, positions: Array, factors: Array | None = None, *, out: Array | None = None) -> Array:
         spec = self.request.spec
         assert isinstance(spec, RopeSpec)
@@ -160,6 +164,8 @@ class SiluMulSpec(Spec):
 class SiluMulPlan(Plan):
     """run(gate[T, width], up[T, width]) -> [T, width]."""
 
+    spec_type = SiluMulSpec
+
     def run(self, gate: Array, up: Array, *, out: Array | None = None) -> Array:
         spec = self.request.spec
         assert isinstance(spec, SiluMulSpec)
@@ -189,6 +195,8 @@ class AddSpec(Spec):
 class AddPlan(Plan):
     """run(a[T, width], b[T, width]) -> [T, width]."""
 
+    spec_type = AddSpec
+
     def run(self, a: Array, b: Array, *, out: Array | None = None) -> Array:
         spec = self.request.spec
         assert isinstance(spec, AddSpec)
@@ -217,6 +225,8 @@ class TakeRowsSpec(Spec):
 
 class TakeRowsPlan(Plan):
     """run(x[T, width], rows i64[R]) -> [R, width]."""
+
+    spec_type = TakeRowsSpec
 
     def run(self, x: Array, rows: Array, *, out: Array | None = None) -> Array:
         spec = self.request.spec
@@ -254,6 +264,8 @@ class MoERouteSpec(Spec):
 
 class MoERoutePlan(Plan):
     """run(logits[T, E]) -> weights f32[T, top_k] in falling order, experts i64[T, top_k]."""
+
+    spec_type = MoERouteSpec
 
     def run(self, logits: Array) -> tuple[Array, Array]:
         spec = self.request.spec

@@ -33,6 +33,8 @@ class ArgmaxSpec(Spec):
 class ArgmaxPlan(Plan):
     """run(logits[B, V]) -> i64[B]."""
 
+    spec_type = ArgmaxSpec
+
     def run(self, logits: Array, *, out: Array | None = None) -> Array:
         spec = self.request.spec
         assert isinstance(spec, ArgmaxSpec)
@@ -93,6 +95,7 @@ class SampleBatch:
 class SamplePlan(Plan):
     """run(logits[B, V]) -> i64[B]. Batch: `SampleBatch`."""
 
+    spec_type = SampleSpec
     batch_type = SampleBatch
 
     def _validate_batch(self, batch: Any) -> None:
