@@ -28,7 +28,7 @@ def check_array(
         raise ContractError(name, f"dtype {dtype}", f"dtype {info.dtype}")
     if info.device != str(session.device):
         raise ContractError(name, f"device {session.device}", f"device {info.device}")
-    if info.strides is not None:
+    if info.strides is not None and 0 not in got:  # strides of no elements say nothing
         expected = 1
         for i in range(len(got) - 1, max(len(got) - dense, 0) - 1, -1):
             if got[i] != 1 and info.strides[i] != expected:

@@ -1,0 +1,39 @@
+"""The CPU as a backend: one device, this machine's processor."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from collections.abc import Sequence
+
+import opsocket
+from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Provider, Session, SessionOptions
+from opsocket.operators.composed import ComposedProvider
+from opsocket_cpu import host
+from opsocket_cpu.torch_provider.provider import TorchProvider
+
+
+class CpuBackend(Backend):
+    """Always present where torch is installed; torch itself is imported by `open` and by kernels, not before."""
+
+    info = BackendInfo("cpu", opsocket.__version__, ">=1.0,<2", "the CPU's own")
+
+    def devices(self) -> Sequence[DeviceInfo]:
+        if not _torch_installed():
+            return []
+        return [DeviceInfo("cpu", 0, host.cpu_name(), platform.machine(), host.total_bytes(), host.cpu_features())]
+
+    def providers(self) -> Sequence[Provider]:
+        return [TorchProvider(), ComposedProvider()]
+
+    def open(self, device: DeviceInfo, options: SessionOptions) -> Session:
+        from opsocket_cpu.session import CpuSession
+
+        return CpuSession(self, device, options)
+
+    def absence(self) -> Absence:
+        return Absence("the Python package torch is not installed", "pip install 'opsocket[cpu]'")
+
+
+def _torch_installed() -> bool:
+    return importlib.util.find_spec("torch") is not None

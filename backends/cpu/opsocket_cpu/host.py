@@ -1,0 +1,79 @@
+"""Facts about this machine from /proc, /sys and the operating system; no framework is asked."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+_FEATURES = (
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
+    "avx512_fp16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16", "neon", "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+
+
+def cpu_name() -> str:
+    """The processor's marketing name, or its architecture where the system does not tell."""
+    for key, value in _cpuinfo():
+        if key in ("model name", "Model") and value:
+            return value
+    return platform.processor() or platform.machine()
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Those instruction-set extensions of the first core that matter to matrix kernels, in a fixed order."""
+    for key, value in _cpuinfo():
+        if key in ("flags", "Features"):
+            present = set(value.split())
+            return tuple(f for f in _FEATURES if f in present)
+    return ()
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def total_bytes() -> int:
+    """Memory of the machine, or of the control group where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _cgroup("memory.max")
+    return total if limit is None else min(total, limit)
+
+
+def available_bytes() -> int:
+    """Memory that can be taken now without swapping: the kernel's estimate, within the control group's limit."""
+    available = total_bytes()
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    if limit is not None and used is not None:
+        available = min(available, max(limit - used, 0))
+    return available
+
+
+def _cpuinfo() -> Iterator[tuple[str, str]]:
+    for line in _lines(Path("/proc/cpuinfo")):
+        key, _, value = line.partition(":")
+        yield key.strip(), value.strip()
+
+
+def _cgroup(name: str) -> int | None:
+    """A number of this process's control group (version 2), None where there is no such limit."""
+    for line in _lines(Path("/proc/self/cgroup")):
+        hierarchy, _, path = line.split(":", 2)
+        if hierarchy == "0":
+            text = "".join(_lines(Path("/sys/fs/cgroup") / path.lstrip("/") / name)).strip()
+            return int(text) if text.isdigit() else None
+    return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,154 @@
+"""Weights as this provider keeps them: compact, and widened to f32 a few rows at a time.
+
+Layouts: "dense", the floats as they came; "codes", integer codes with an f32 scale, and perhaps minimum, per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from opsocket.operators import PackedWeight, Session
+from opsocket.operators.torch_session import storage_bytes
+from opsocket.quantization import GroupedWeight, get_format
+
+LAYOUTS = ("dense", "codes")
+
+_TILE_ELEMENTS = 1 << 17
+"""Of a widened tile: half a megabyte of f32, which stays in a core's second-level cache until it is multiplied."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseWeight:
+    """weight [N, K] in f32, f16 or bf16."""
+
+    weight: torch.Tensor
+    permutation: torch.Tensor | None = None
+
+    def widen(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """f32 [R, K] of the rows asked for; of f32 weights a view where it can be."""
+        return _rows(self.weight, rows).float()
+
+    def tile_rows(self) -> int:
+        """How many rows to widen at a time."""
+        n, k = self.weight.shape
+        return n if self.weight.dtype == torch.float32 else max(1, _TILE_ELEMENTS // k)
+
+    @property
+    def nbytes(self) -> int:
+        return storage_bytes(self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class CodedWeight:
+    """W[n, p] = scale[n, g] * code[n, j] - minimum[n, g], g = j // group size, p = permutation[j] (or j).
+
+    codes: i8 [N, K], or u8 [N, K * bits / 8] with 8 / bits fields in a byte, field f of byte j being column
+    f * K * bits / 8 + j, so that each field unpacks to consecutive columns. scale, minimum: [N, K / group size], f16
+    where that is exact, else f32.
+    """
+
+    codes: torch.Tensor
+    bits: int
+    scale: torch.Tensor
+    minimum: torch.Tensor | None
+    permutation: torch.Tensor | None
+
+    def widen(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """f32 [R, K] of the rows asked for, columns as stored: scale times code rounded once, then less the minimum."""
+        packed, fields = _rows(self.codes, rows), 8 // self.bits
+        if fields == 1:
+            values = packed.float()
+        else:
+            values = torch.empty(len(packed), fields, packed.shape[1])
+            for field in range(fields):
+                values[:, field] = (packed >> (field * self.bits)) & ((1 << self.bits) - 1)
+        groups = values.view(len(packed), self.scale.shape[1], -1)
+        groups.mul_(_rows(self.scale, rows).float().unsqueeze(-1))
+        if self.minimum is not None:
+            groups.sub_(_rows(self.minimum, rows).float().unsqueeze(-1))
+        return values.view(len(packed), -1)
+
+    def tile_rows(self) -> int:
+        """How many rows to widen at a time."""
+        return max(1, _TILE_ELEMENTS // (self.codes.shape[1] * (8 // self.bits)))
+
+    @property
+    def nbytes(self) -> int:
+        return storage_bytes(self.codes, self.scale, self.minimum, self.permutation)
+
+
+Weight = DenseWeight | CodedWeight
+
+
+def prepare(session: Session, spec: Any, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
+    """A weight of `spec.weight_format` in this provider's layout, validated by the format; owns its memory."""
+    fmt = get_format(spec.weight_format)
+    content: Weight
+    if fmt.is_float:
+        fmt.validate(tensors, spec.n, spec.k)
+        layout, content = "dense", DenseWeight(session.upload(tensors["weight"], fmt.id))
+    else:
+        layout, content = "codes", _coded(fmt.group(tensors, spec.n, spec.k))
+    return PackedWeight(fmt.id, spec.n, spec.k, layout, content, content.nbytes)
+
+
+def take(packed: PackedWeight, rows: slice | torch.Tensor) -> torch.Tensor:
+    """f32 [R, K] of the rows asked for, columns in their original order; of f32 weights a view where it can be."""
+    content: Weight = packed.content
+    values = content.widen(rows)
+    if content.permutation is None:
+        return values
+    return torch.empty_like(values).index_copy_(1, content.permutation, values)
+
+
+def dequantize(packed: PackedWeight) -> torch.Tensor:
+    """f32 [N, K], a new tensor."""
+    values = take(packed, slice(None))
+    return values.clone() if isinstance(packed.content, DenseWeight) else values
+
+
+def _coded(grouped: GroupedWeight) -> CodedWeight:
+    codes, minimum = torch.from_numpy(grouped.codes), grouped.minimum
+    bits = grouped.bits if grouped.bits in (2, 4) else 8
+    if bits < 8:
+        # Unsigned fields from the lowest code of each group up; what that takes away joins the minimum, exactly: the
+        # product of an f16 scale and a small integer, where the format has no minimum of its own.
+        lowest = np.minimum(grouped.codes.reshape(grouped.n, -1, grouped.group_size).min(-1), 0)
+        fields = codes.view(*lowest.shape, -1) - torch.from_numpy(lowest).unsqueeze(-1)
+        if int(fields.max()) >> bits or (lowest.any() and minimum is not None):
+            bits = 8
+        else:
+            codes = _pack(fields.view(torch.uint8).view(grouped.n, 8 // bits, -1), bits)
+            minimum = -grouped.scale * lowest if lowest.any() else minimum
+    return CodedWeight(
+        codes if bits < 8 else codes.clone(),
+        bits,
+        _narrowest(grouped.scale),
+        None if minimum is None else _narrowest(minimum),
+        None if grouped.input_permutation is None else torch.from_numpy(grouped.input_permutation.copy()),
+    )
+
+
+def _pack(fields: torch.Tensor, bits: int) -> torch.Tensor:
+    """u8 [N, F, W] of small fields as u8 [N, W], field 0 lowest."""
+    packed = fields[:, 0].clone()
+    for field in range(1, fields.shape[1]):
+        packed |= fields[:, field] << (field * bits)
+    return packed
+
+
+def _narrowest(values: np.ndarray) -> torch.Tensor:
+    """f32 values as f16 where that holds every one of them exactly; a copy."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return torch.from_numpy(half if np.array_equal(half, values, equal_nan=True) else values.copy())
+
+
+def _rows(array: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
+    """Rows by slice or by number; unlike indexing, refuses numbers below 0."""
+    return array[rows] if isinstance(rows, slice) else array.index_select(0, rows)

@@ -1,0 +1,325 @@
+"""The only door between a case and a session: moves data, runs plans under guard, and takes down what it finds.
+
+A case reaches a session by `upload`, `download`, `write`, `view`, `plan` and `allocate_cache` alone, so that it runs on
+any array type. Here a denial is checked against `supports`, every call needs a receipt from the provider that
+`supports` named, and every input is compared with what was put in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from opsocket.operators import (
+    Array,
+    Cache,
+    CacheLayout,
+    CacheSpec,
+    Plan,
+    Reason,
+    Request,
+    Session,
+    Support,
+    Unsupported,
+)
+from opsocket_conformance.floats import round_to
+from opsocket_conformance.guard import kernel_running
+from opsocket_conformance.tolerance import Bound
+from opsocket_conformance.verdicts import Filtered
+
+Float64 = npt.NDArray[np.float64]
+Host = npt.NDArray[Any]
+
+SENTINEL = -12345.0
+"""What every output holds before a call; no case computes it."""
+
+_GUARD_ROWS = 2
+_BIAS_NEEDS, _BIAS_LIMIT = 256, 0.15
+
+
+class Denied(Exception):
+    """The backend does not serve the request, says so, and refuses to plan it for the same reasons."""
+
+    def __init__(self, reasons: tuple[Reason, ...]) -> None:
+        self.reasons = reasons
+        super().__init__("; ".join(map(str, reasons)))
+
+
+@dataclass(eq=False)
+class Bench:
+    """One case's view of a session, and its findings.
+
+    failures: what is wrong, in words. ratio: the largest |out - ref| / E so far, over `elements` elements.
+    filters: matched-filter readings. providers, tiers: of the kernels that ran, by receipt and by operator.
+    """
+
+    session: Session
+    failures: list[str] = field(default_factory=list)
+    ratio: float | None = None
+    elements: int = 0
+    filters: dict[str, Filtered] = field(default_factory=dict)
+    providers: dict[str, str] = field(default_factory=dict)
+    tiers: dict[str, str] = field(default_factory=dict)
+    _inputs: list[tuple[str, Array, Host]] = field(default_factory=list)
+    _guards: list[tuple[str, Array, Host]] = field(default_factory=list)
+    _receipts: list[Plan] = field(default_factory=list)
+    _planned: dict[int, tuple[Plan, Support]] = field(default_factory=dict)
+
+    def fail(self, finding: str) -> None:
+        if finding not in self.failures:
+            self.failures.append(finding)
+
+    # ---- arrays
+
+    def put(self, name: str, values: Host, dtype: str | None = None) -> Array:
+        """An input on the device; `finish` checks that nothing wrote to it."""
+        array = self.session.upload(values, dtype)
+        self._inputs.append((name, array, self.bits(array)))
+        return array
+
+    def put_strided(self, name: str, values: Host, dtype: str) -> Array:
+        """As `put`, but each row is a slice of a wider one, as of a fused projection; NaN lies between rows."""
+        rows, width = values.shape[0], int(np.prod(values.shape[1:]))
+        wide = np.full((rows, width + 24), np.nan, np.float32)
+        wide[:, 16 : 16 + width] = values.reshape(rows, width)
+        whole = self.session.upload(wide, dtype)
+        self._inputs.append((name, whole, self.bits(whole)))
+        return self.session.view(whole[:, 16 : 16 + width], values.shape)
+
+    def out(self, name: str, shape: Sequence[int], dtype: str) -> Array:
+        """An output between guard rows, filled with `SENTINEL`; None where the session does not work in place."""
+        if not self.session.in_place:
+            return None
+        rows = shape[0] + 2 * _GUARD_ROWS
+        fill = np.full((rows, *shape[1:]), int(SENTINEL) if dtype.startswith("i") else SENTINEL)
+        whole = self.session.upload(fill.astype(np.int64 if dtype == "i64" else np.float32), dtype)
+        for part, where in (("before", slice(0, _GUARD_ROWS)), ("after", slice(rows - _GUARD_ROWS, rows))):
+            self._guards.append((f"{name}: rows {part}", whole[where], self.bits(whole[where])))
+        return whole[_GUARD_ROWS : rows - _GUARD_ROWS]
+
+    def get(self, array: Array) -> Float64:
+        """Values on the host, float64."""
+        return self.session.download(array).astype(np.float64)
+
+    def bits(self, array: Array) -> Host:
+        """Contents that compare equal only where every bit does, NaN included (up to which NaN it is)."""
+        host = self.session.download(array)
+        if host.dtype.kind != "f":
+            return host
+        return host.view({2: np.uint16, 4: np.uint32, 8: np.uint64}[host.itemsize])
+
+    # ---- plans
+
+    def supports(self, request: Request) -> Support:
+        return self.session.supports(request)
+
+    def plan(self, request: Request, batch: Any = None) -> Plan:
+        """The session's plan; `Denied` where it consistently says no."""
+        support = self.supports(request)
+        if not support:
+            self._check_denial(request, support)
+            raise Denied(support.reasons)
+        try:
+            plan = self.session.plan(request, batch)
+        except Unsupported as error:
+            if self._refuses_batch(request, batch):
+                raise Denied(error.reasons) from None
+            self.fail(f"{request.op}: claimed by supports, and plan refuses: {error}")
+            raise
+        self._planned[id(plan)] = plan, support
+        return plan
+
+    def _refuses_batch(self, request: Request, batch: Any) -> bool:
+        """Whether the request is planned, and only this batch's inexact lengths are refused, as a backend may."""
+        if getattr(batch, "host_exact", True):
+            return False
+        self.session.plan(request)
+        return True
+
+    def _check_denial(self, request: Request, support: Support) -> None:
+        if not support.reasons:
+            self.fail(f"{request.op}: denied without a reason")
+        try:
+            self.session.plan(request)
+        except Unsupported as error:
+            if error.reasons != support.reasons:
+                self.fail(f"{request.op}: supports denies with {support.reasons}, plan with {error.reasons}")
+        else:
+            self.fail(f"{request.op}: supports says no, plan says yes")
+
+    def run(self, plan: Plan, *args: Any, **kwargs: Any) -> Any:
+        """Run a plan; its kernel must report itself, from the provider that `supports` named."""
+        request = plan.request
+        before, self._receipts = self.session.observer, []
+        self.session.observer = self._observe
+        try:
+            with kernel_running(f"{plan.provider}'s {request.op}"):
+                result = plan.run(*args, **kwargs)
+        finally:
+            self.session.observer = before
+        self._check_receipt(plan)
+        return result
+
+    @contextmanager
+    def _observe(self, plan: Plan) -> Iterator[None]:
+        self._receipts.append(plan)
+        yield
+
+    def _check_receipt(self, plan: Plan) -> None:
+        op, (_, support) = plan.request.op, self._planned[id(plan)]
+        mine = [p for p in self._receipts if p.request.op == op]
+        if not mine:
+            self.fail(f"{op}: no kernel reported itself")
+        for receipt in mine:
+            if receipt.provider != support.provider:
+                self.fail(f"{op}: supports names provider {support.provider!r}, {receipt.provider!r} ran")
+            self.providers[op], self.tiers[op] = receipt.provider, support.tier
+
+    def prepare(self, plan: Plan, tensors: Mapping[str, Host]) -> Any:
+        """A packed weight for a plan's request; the tensors it is made from must not change, then or later."""
+        before = {name: tensor.copy() for name, tensor in tensors.items()}
+        packed = self.session.prepare_weight(plan.request, tensors)
+        _, support = self._planned[id(plan)]
+        self.providers[plan.request.op], self.tiers[plan.request.op] = plan.provider, support.tier
+        for name, tensor in tensors.items():
+            if not np.array_equal(tensor.view(np.uint8), before[name].view(np.uint8)):
+                self.fail(f"prepare_weight: tensor {name} was written to")
+        return packed
+
+    def allocate(
+        self, cache: CacheSpec, layout: int = 0, k_scale: Host | None = None, v_scale: Host | None = None
+    ) -> Cache:
+        """A cache in the session's layout number `layout`, every byte of it poisoned; `Denied` where it can't be."""
+        layouts = self.session.cache_layouts(cache)
+        scales = {"k_scale": k_scale, "v_scale": v_scale}
+        if not layouts:
+            try:
+                self.session.allocate_cache(cache, **scales)
+            except Unsupported as error:
+                raise Denied(error.reasons) from None
+            self.fail("allocate_cache: makes a cache for which cache_layouts offers no layout")
+            raise Denied(())
+        if layout >= len(layouts):
+            raise Denied((Reason("layout", "layout", layout, f"one of the session's {len(layouts)}"),))
+        made = self.session.allocate_cache(cache, layouts[layout], **scales)
+        if made.layout != layouts[layout] or made.spec != cache:
+            self.fail(f"allocate_cache: wanted {cache} in {layouts[layout].id!r}, got {made.spec} in {made.layout.id!r}")
+        return made.with_planes(self._poisoned(made.planes, made.layout))
+
+    def _poisoned(self, planes: Mapping[str, Array], layout: CacheLayout) -> dict[str, Array]:
+        """Planes of a named order, filled: NaN where the type has one, else a byte that no code of ours uses."""
+        filled = dict(planes)
+        for plane in layout.planes:
+            if plane.order is None or "block" not in plane.order:
+                continue
+            if plane.dtype in ("i8", "u8"):
+                fill = np.full(plane.shape, -128 if plane.dtype == "i8" else 255, np.int64)
+            else:
+                fill = np.full(plane.shape, np.nan, np.float32)
+            filled[plane.name] = self.session.write(planes[plane.name], fill)
+        return filled
+
+    # ---- judgement
+
+    def check_padding(self, name: str, given: Array | None, returned: Array, count: int) -> None:
+        """The array returned is the one given, and its rows from `count` on are as they were."""
+        if given is None:
+            return
+        self.same_bits(f"{name}: the array given, compared with the array returned", given, self.bits(returned))
+        dtype = self.session.describe(given).dtype
+        unwritten = SENTINEL if dtype == "i64" else host(SENTINEL, dtype)
+        if not (self.get(given)[count:] == unwritten).all():
+            self.fail(f"{name}: padding rows, from {count} on, were written")
+
+    def compare(self, what: str, got: Float64, want: Float64, bound: Bound, *, biased: bool = True) -> None:
+        """Every element within its bound; where the reference is not finite, the same value.
+
+        biased: also look for errors that all lean one way, towards zero or from it, as truncation does.
+        """
+        if got.shape != want.shape:
+            self.fail(f"{what}: shape {list(got.shape)}, wanted {list(want.shape)}")
+            return
+        if not want.size:
+            return
+        finite = np.isfinite(want)
+        error = np.abs(np.where(finite, got - np.where(finite, want, 0), 0.0))
+        ratio = error / (bound.total + bound.slack)
+        ratio = np.where(np.isnan(ratio), np.inf, ratio)
+        same = (got == want) | (np.isnan(got) & np.isnan(want))
+        ratio = np.where(finite, ratio, np.where(same, 0.0, np.inf))
+        worst = float(ratio.max())
+        self.ratio = worst if self.ratio is None else max(self.ratio, worst)
+        self.elements += want.size
+        if worst > 1:
+            at = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+            where = ", ".join(map(str, map(int, at)))
+            self.fail(
+                f"{what}[{where}]: {got[at]:.9g}, wanted {want[at]:.9g} +- {bound.total[at]:.3g} (ratio {worst:.3g}); "
+                f"{int((ratio > 1).sum())} of {ratio.size} elements are out of bounds"
+            )
+        elif biased:
+            self._check_bias(what, got, want, bound)
+
+    def _check_bias(self, what: str, got: Float64, want: Float64, bound: Bound) -> None:
+        """The mean of sign(ref) (out - ref) / E over elements of distinct value is near 0 for rounding to nearest."""
+        usable = np.isfinite(want) & (want != 0) & (np.abs(want) > 2 * bound.slack)
+        _, first = np.unique(want[usable], return_index=True)
+        if len(first) < _BIAS_NEEDS:
+            return
+        lean = np.sign(want[usable]) * (got[usable] - want[usable]) / bound.total[usable]
+        mean = float(lean[first].mean())
+        if abs(mean) > _BIAS_LIMIT:
+            self.fail(f"{what}: errors lean {'from' if mean > 0 else 'towards'} zero by {abs(mean):.2f} of E on average")
+
+    def same_bits(self, what: str, got: Array, want: Host) -> None:
+        """`got` on the device holds exactly the contents that `bits` gave before."""
+        self.same(what, self.bits(got), want)
+
+    def same(self, what: str, got: Host, want: Host) -> None:
+        """Two host arrays are equal."""
+        if got.shape != want.shape:
+            self.fail(f"{what}: shape {list(got.shape)}, wanted {list(want.shape)}")
+        elif not np.array_equal(got, want):
+            at = tuple(int(i) for i in np.argwhere(got != want)[0])
+            differing = int((got != want).sum())
+            self.fail(f"{what}[{', '.join(map(str, at))}]: {got[at]}, wanted {want[at]}; {differing} of {got.size} differ")
+
+    def read_filter(self, knob: str, got: Float64, ref: Float64, perturbed: Float64, bound: Bound) -> None:
+        """Estimate how much of one fault is in a result: D = perturbed - ref, t = <got - ref, D> / <D, D>.
+
+        The noise that E allows in t: rounding errors of single elements are independent, those from within a row may
+        all point one way. First dimension: rows.
+        """
+        difference = np.where(np.isfinite(ref) & np.isfinite(perturbed), perturbed - np.where(np.isfinite(ref), ref, 0), 0)
+        power = float((difference**2).sum())
+        if power == 0:
+            return
+        error = np.where(difference != 0, got - ref, 0.0)
+        along = np.abs(difference).reshape(len(difference), -1)
+        alone = bound.rounding.reshape(along.shape) * along
+        together = (bound.inner.reshape(along.shape) * along).sum(axis=1)
+        noise = float(np.sqrt((alone**2).sum() + (together**2).sum())) / power
+        reading = Filtered(float((error * difference).sum()) / power, noise)
+        self.filters[knob] = reading
+        if reading.failed:
+            self.fail(f"{knob}: {reading.t:+.2f} of this fault is in the result (noise {reading.noise:.2f})")
+
+    def finish(self) -> None:
+        """Nothing but the outputs has changed."""
+        self.session.synchronize()
+        for name, array, before in self._inputs:
+            if not np.array_equal(self.bits(array), before):
+                self.fail(f"{name}: this input was written to")
+        for name, array, before in self._guards:
+            if not np.array_equal(self.bits(array), before):
+                self.fail(f"{name} the output were written to")
+
+
+def host(values: npt.ArrayLike, dtype: str) -> npt.NDArray[np.float32]:
+    """Values as an input of type `dtype` holds them, f32: what both the device and the oracle are given."""
+    return round_to(values, dtype)

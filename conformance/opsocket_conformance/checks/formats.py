@@ -1,0 +1,24 @@
+"""KV formats in the words of case ids: ``bf16``, ``i8.token_head``, ``i8.token_head.f16``, ``i8.channel+i4.token_head``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opsocket.operators import CacheSpec, KVFormat
+
+
+def kv_formats(text: str) -> tuple[KVFormat, KVFormat]:
+    """The formats of K and V; one text for both, or two joined by +."""
+    k, _, v = text.partition("+")
+    return _format(k), _format(v or k)
+
+
+def _format(text: str) -> KVFormat:
+    parts: list[Any] = text.split(".")
+    return KVFormat(*parts)
+
+
+def cache_spec(text: str, num_blocks: int, block_size: int, hkv: int, d: int, dv: int) -> CacheSpec:
+    """A cache of kind "kv" in the formats that `text` names."""
+    k, v = kv_formats(text)
+    return CacheSpec(num_blocks, block_size, hkv, d, dv, k, v)

@@ -1,0 +1,1 @@
+"""What the cases are made of: batches, numbers that make faults visible, random weights. Data in, arrays out."""

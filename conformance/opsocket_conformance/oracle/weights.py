@@ -1,0 +1,176 @@
+"""What a stored weight means: dequantizers of the suite's own, one table of bit positions per packing.
+
+Sources of the layouts: ggml's block definitions, AutoGPTQ and GPTQModel (GPTQ v1 and v2), AutoAWQ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from opsocket.quantization import QuantFormat
+from opsocket_conformance.guard import judge_only
+
+Array = npt.NDArray[np.generic]
+Float64 = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """value f64[N, K]; magnitude f64[N, K]: the size of the terms that a kernel may sum apart to get it, |w| for a
+    float, |scale| (code + zero) for an integer zero point, |scale| code + |minimum| for a stored minimum."""
+
+    value: Float64
+    magnitude: Float64
+
+
+@judge_only
+def dequantize(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
+    """The weight [n, k] of a format's tensors; exact."""
+    if fmt.is_float:
+        value = _floats(fmt.id, tensors["weight"])
+        return Weight(value, np.abs(value))
+    return _PACKINGS[fmt.packing](fmt, tensors, n, k)
+
+
+def _floats(dtype: str, weight: Array) -> Float64:
+    if dtype != "bf16":
+        return weight.astype(np.float64)
+    return (weight.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+
+
+def _affine(scale: Float64, codes: Int | Float64, zero: Int | Float64) -> Weight:
+    return Weight(scale * (codes - zero), np.abs(scale) * (np.abs(codes) + np.abs(zero)))
+
+
+def _with_minimum(scale: Float64, codes: Int, minimum: Float64) -> Weight:
+    return Weight(scale * codes - minimum, np.abs(scale) * codes + np.abs(minimum))
+
+
+def _channel(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
+    scale = tensors["scale"].astype(np.float64)[:, None]
+    return _affine(scale, tensors["weight"].astype(np.int64), np.zeros((1, 1)))
+
+
+def _grouped(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
+    column = np.arange(k)
+    bit = column * fmt.bits
+    codes = (tensors["codes"].astype(np.int64)[:, bit // 8] >> (bit % 8)) & ((1 << fmt.bits) - 1)
+    group = column // fmt.block_k
+    scale = tensors["scale"].astype(np.float64)[:, group]
+    zero = tensors["zero"].astype(np.int64)[:, group] if fmt.zero == "int" else 1 << (fmt.bits - 1)
+    return _affine(scale, codes, np.broadcast_to(zero, codes.shape))
+
+
+def _gptq(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
+    column, output = np.arange(k), np.arange(n)
+    codes = tensors["qweight"].astype(np.int64)[column // 8].T >> (4 * (column % 8)) & 15
+    zeros = tensors["qzeros"].astype(np.int64)[:, output // 8] >> (4 * (output % 8)) & 15
+    if fmt.packing == "gptq_v1":
+        zeros = zeros + 1
+    group = tensors["g_idx"].astype(np.int64) if fmt.g_idx else column // fmt.block_k
+    return _affine(tensors["scales"].astype(np.float64)[group].T, codes, zeros[group].T)
+
+
+def _awq(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
+    output = np.arange(n)
+    nibble = np.array([0, 4, 1, 5, 2, 6, 3, 7])[output % 8]
+    codes = tensors["qweight"].astype(np.int64)[:, output // 8] >> (4 * nibble) & 15
+    zeros = tensors["qzeros"].astype(np.int64)[:, output // 8] >> (4 * nibble) & 15
+    group = np.arange(k) // fmt.block_k
+    return _affine(tensors["scales"].astype(np.float64)[group].T, codes.T, zeros[group].T)
+
+
+# ggml: a row is a sequence of self-contained blocks u8[n, blocks, bytes]; each function gives Weight [n, blocks, width].
+
+
+def _ggml(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
+    width = fmt.super_block or fmt.block_k
+    blocks = tensors["blocks"].reshape(n, k // width, -1)
+    weight = _BLOCKS[fmt.id](blocks.astype(np.int64), np.arange(width))
+    return Weight(weight.value.reshape(n, k), weight.magnitude.reshape(n, k))
+
+
+def _half(blocks: Int, at: int) -> Float64:
+    bits = (blocks[..., at] | blocks[..., at + 1] << 8).astype(np.uint16)
+    return bits.view(np.float16).astype(np.float64)[..., None]
+
+
+def _field(blocks: Int, byte: Int, shift: Int | int, bits: int) -> Int:
+    return blocks[..., byte] >> shift & ((1 << bits) - 1)
+
+
+def _nibble_halves(blocks: Int, j: Int, start: int) -> Int:
+    """32 codes in 16 bytes: the first half of the block in the low nibbles."""
+    return _field(blocks, start + j % 16, 4 * (j // 16), 4)
+
+
+def _signed_bytes(blocks: Int, byte: Int) -> Int:
+    return (blocks[..., byte] ^ 128) - 128
+
+
+def _q4_0(blocks: Int, j: Int) -> Weight:
+    return _affine(_half(blocks, 0), _nibble_halves(blocks, j, 2), np.full(j.shape, 8))
+
+
+def _q4_1(blocks: Int, j: Int) -> Weight:
+    return _with_minimum(_half(blocks, 0), _nibble_halves(blocks, j, 4), -_half(blocks, 2))
+
+
+def _q5_0(blocks: Int, j: Int) -> Weight:
+    codes = _nibble_halves(blocks, j, 6) | _field(blocks, 2 + j // 8, j % 8, 1) << 4
+    return _affine(_half(blocks, 0), codes, np.full(j.shape, 16))
+
+
+def _q8_0(blocks: Int, j: Int) -> Weight:
+    return _affine(_half(blocks, 0), _signed_bytes(blocks, 2 + j), np.zeros(j.shape))
+
+
+def _q2_k(blocks: Int, j: Int) -> Weight:
+    codes = _field(blocks, 16 + 32 * (j // 128) + j % 32, 2 * (j % 128 // 32), 2)
+    scale = _half(blocks, 80) * _field(blocks, j // 16, 0, 4)
+    return _with_minimum(scale, codes, _half(blocks, 82) * _field(blocks, j // 16, 4, 4))
+
+
+def _q4_k(blocks: Int, j: Int) -> Weight:
+    codes = _field(blocks, 16 + 32 * (j // 64) + j % 32, 4 * (j % 64 // 32), 4)
+    sub = np.arange(8)
+    late, four = sub >= 4, sub % 4
+    six_bits = []
+    for base, shift in ((4, 0), (8, 4)):  # the eight scales, then the eight minimums
+        early = _field(blocks, base + four, 0, 6)
+        joined = _field(blocks, 12 + four, shift, 4) | _field(blocks, base + four, 6, 2) << 4
+        six_bits.append(np.where(late, joined, early)[..., j // 32])
+    return _with_minimum(_half(blocks, 0) * six_bits[0], codes, _half(blocks, 2) * six_bits[1])
+
+
+def _q6_k(blocks: Int, j: Int) -> Weight:
+    low = _field(blocks, 64 * (j // 128) + j % 64, 4 * (j % 128 // 64), 4)
+    high = _field(blocks, 128 + 32 * (j // 128) + j % 32, 2 * (j % 128 // 32), 2)
+    scale = _half(blocks, 208) * _signed_bytes(blocks, 192 + j // 16)
+    return _affine(scale, low | high << 4, np.full(j.shape, 32))
+
+
+_BLOCKS: Mapping[str, Callable[[Int, Int], Weight]] = {
+    "q4_0": _q4_0,
+    "q4_1": _q4_1,
+    "q5_0": _q5_0,
+    "q8_0": _q8_0,
+    "q2_K": _q2_k,
+    "q4_K": _q4_k,
+    "q6_K": _q6_k,
+}
+
+
+_PACKINGS: Mapping[str, Callable[[QuantFormat, Mapping[str, Array], int, int], Weight]] = {
+    "dense": _channel,
+    "nibble_lo": _grouped,
+    "gptq_v1": _gptq,
+    "gptq_v2": _gptq,
+    "awq": _awq,
+    "ggml": _ggml,
+}

@@ -1,0 +1,103 @@
+"""Runs cases, one after the other, each reported exactly once whatever becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from types import FrameType
+
+import numpy as np
+
+from opsocket.operators import Session
+from opsocket_conformance.bench import Bench, Denied
+from opsocket_conformance.case import Case
+from opsocket_conformance.exclusions import Exclusion, excluded
+from opsocket_conformance.verdicts import Result, Verdict
+
+
+class TimeLimit(Exception):
+    """A case took longer than it may."""
+
+
+def run_case(case: Case, session: Session, seed: int, limit_s: float) -> Result:
+    """Put one case to a session and judge the answer; never raises but for KeyboardInterrupt."""
+    bench, started = Bench(session), time.perf_counter()
+    verdict, messages, reasons = Verdict.PASS, [], ()
+    try:
+        with time_limit(limit_s), np.errstate(all="ignore"):
+            case.check.run(bench, case.rng(seed))
+            bench.finish()
+    except Denied as denial:
+        verdict, reasons = Verdict.UNSUPPORTED, denial.reasons
+    except Exception as error:
+        verdict = Verdict.CRASH
+        messages = ["".join(traceback.format_exception(error)).rstrip()]
+    if bench.failures and verdict is not Verdict.CRASH:
+        verdict = Verdict.FAIL
+    operator = case.check.operator
+    return Result(
+        case=case.id,
+        operator=operator,
+        verdict=verdict,
+        provider=bench.providers.get(operator, ""),
+        tier=bench.tiers.get(operator, ""),
+        ratio=bench.ratio,
+        elements=bench.elements,
+        filters=bench.filters,
+        messages=(*bench.failures, *messages),
+        reasons=reasons,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `TimeLimit` in the main thread after so many seconds. A kernel that never returns to Python is beyond it."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeLimit(f"longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run(
+    cases: Sequence[Case],
+    session: Session,
+    *,
+    seed: int = 0,
+    limit_s: float = 60.0,
+    exclusions: Sequence[Exclusion] = (),
+    on_result: Callable[[Result], None] = lambda result: None,
+) -> list[Result]:
+    """One result per case, in their order. An interrupt leaves the rest NOT_RUN; an exclusion that holds, EXCLUDED."""
+    results: list[Result] = []
+    interrupted = ""
+    for case in cases:
+        result = Result(case.id, case.check.operator, Verdict.NOT_RUN, messages=(interrupted,))
+        if not interrupted:
+            exclusion = excluded(case.id, exclusions)
+            if exclusion is not None:
+                result = replace(result, verdict=Verdict.EXCLUDED, messages=(str(exclusion),))
+            else:
+                try:
+                    result = run_case(case, session, seed, limit_s)
+                except KeyboardInterrupt:
+                    interrupted = "the run was interrupted"
+                    result = replace(result, messages=(interrupted,))
+        results.append(result)
+        on_result(result)
+    return results

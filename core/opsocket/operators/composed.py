@@ -1,0 +1,59 @@
+"""Provider `composed`: the rest of a decoder out of general torch operations, for every session of torch tensors.
+
+Not as fast as kernels made for the purpose, and the standard that those are measured against. Each plan states its
+method. Importing this module imports no framework; the kernels are imported when one is picked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Final
+
+from opsocket.operators.backend import DeviceInfo, Pick, Provider
+from opsocket.operators.errors import Reason
+from opsocket.operators.model import RopeSpec
+from opsocket.operators.request import Request
+
+_KERNELS: Final = {
+    "rms_norm": ("composed_model", "ComposedRMSNorm"),
+    "rope": ("composed_rope", "ComposedRope"),
+    "silu_mul": ("composed_model", "ComposedSiluMul"),
+    "add": ("composed_model", "ComposedAdd"),
+    "take_rows": ("composed_model", "ComposedTakeRows"),
+    "moe_route": ("composed_model", "ComposedMoERoute"),
+    "argmax": ("composed_sampling", "ComposedArgmax"),
+    "sample": ("composed_sampling", "ComposedSample"),
+}
+
+
+class ComposedProvider(Provider):
+    """Serves everything its operators allow, in tier "composed"."""
+
+    name = "composed"
+
+    def pick(self, device: DeviceInfo, request: Request) -> Pick | tuple[Reason, ...]:
+        if request.op not in _KERNELS:
+            return (Reason("operator", "op", request.op, sorted(_KERNELS)),)
+        if importlib.util.find_spec("torch") is None:
+            return (Reason("package", "torch", None, "the package torch installed"),)
+        if isinstance(request.spec, RopeSpec) and (reasons := _undefined(request.spec)):
+            return reasons
+        module, kernel = _KERNELS[request.op]
+        return Pick(getattr(importlib.import_module(f"opsocket.operators.{module}"), kernel), "composed")
+
+
+def _undefined(spec: RopeSpec) -> tuple[Reason, ...]:
+    """Scalings whose formula divides by zero."""
+    scaling = spec.scaling
+    reasons = []
+    if scaling is not None and scaling.kind == "llama3" and scaling.low_freq_factor == scaling.high_freq_factor:
+        got, want = scaling.high_freq_factor, "another number than low_freq_factor"
+        reasons.append(Reason("scaling", "scaling.high_freq_factor", got, want))
+    if scaling is not None and scaling.kind == "yarn":
+        if spec.theta == 1:
+            reasons.append(Reason("scaling", "theta", spec.theta, "another number than 1 with yarn"))
+        for name in ("beta_fast", "beta_slow"):
+            if not getattr(scaling, name) > 0:
+                reasons.append(Reason("scaling", f"scaling.{name}", getattr(scaling, name), "a positive number"))
+    return tuple(reasons)

@@ -1,0 +1,60 @@
+"""What `generate` and `bench` share. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from opsocket.cli.common import backend_options
+
+if TYPE_CHECKING:
+    from opsocket.operators import Request, Session
+    from opsocket.runtime import Placed, RuntimeConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def engine_options(command: F) -> F:
+    """Add --model and the settings of backend and engine; the command takes `model: str`, `config: RuntimeConfig`."""
+
+    @click.option("--model", required=True, help="A packaged model's name, a .gguf file, or a Hugging Face folder.")
+    @backend_options
+    @click.option("--dtype", help="Type of the activations: f32, bf16 or f16.")
+    @click.option("--kv-format", help="How keys and values are stored: f32, f16, bf16, f8e4m3fn, i8, i4, ...")
+    @click.option("--threads", type=click.IntRange(min=1), help="Host threads.")
+    @functools.wraps(command)
+    def wrapper(
+        *args: Any, config: RuntimeConfig, dtype: str | None, kv_format: str | None, threads: int | None, **kwargs: Any
+    ) -> Any:
+        from opsocket_engine.options import kv_format_name
+
+        flags = {
+            "engine.dtype": dtype,
+            "engine.kv_format": None if kv_format is None else kv_format_name(kv_format),
+            "threads": threads,
+        }
+        given = {key: value for key, value in flags.items() if value is not None}
+        return command(*args, config=config.override("flag", given), **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def placement(session: Session, requests: list[Request]) -> list[Placed]:
+    """Who serves each request of a session."""
+    from opsocket.runtime import place
+
+    return list(place(session.backend, session.device, requests, session.options.pins))
+
+
+def placement_lines(placed: list[Placed]) -> list[str]:
+    """One line for each operator and answer: operator, provider, tier, how many requests, why not another provider."""
+    rows: dict[tuple[str, str, str, str], int] = {}
+    for p in placed:
+        support = p.support
+        why = "; ".join(f"{name}: {', '.join(map(str, reasons))}" for name, reasons in support.passed_over)
+        row = (p.request.op, support.provider or "-", support.tier, why or "asked first")
+        rows[row] = rows.get(row, 0) + 1
+    return [f"{op:18} {who:10} {tier:9} {count:3} {why}" for (op, who, tier, why), count in rows.items()]

@@ -1,0 +1,176 @@
+"""Every operator request that a decoder makes, as data, from its configuration and the formats of its weights.
+
+Nothing here needs a device or a weight's bytes, so placement can be explained before anything is loaded. Equal layers
+make equal requests, and equal requests share one plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from opsocket.operators import (
+    ArgmaxSpec,
+    AttentionSpec,
+    Bounds,
+    CacheCopyBlocksSpec,
+    CacheSpec,
+    CacheWriteSpec,
+    EmbeddingSpec,
+    MatmulSpec,
+    Request,
+    RMSNormSpec,
+    RopeSpec,
+    SampleSpec,
+    SiluMulSpec,
+    TakeRowsSpec,
+)
+from opsocket_engine.canonical import matrix_shapes
+from opsocket_engine.config import ModelConfig
+from opsocket_engine.options import EngineOptions, parse_kv_format
+
+FormatOf = Callable[[str], str]
+"""Canonical name of a matrix -> id of the format that it is stored in."""
+
+
+@dataclass(frozen=True)
+class LayerRequests:
+    """One layer's operators, in the order in which they run. q_norm, k_norm: None where the model has no QK norm."""
+
+    attn_norm: Request
+    q_proj: Request
+    k_proj: Request
+    v_proj: Request
+    q_norm: Request | None
+    k_norm: Request | None
+    q_rope: Request
+    k_rope: Request
+    cache_write: Request
+    attention: Request
+    o_proj: Request
+    mlp_norm: Request
+    gate_proj: Request
+    up_proj: Request
+    silu_mul: Request
+    down_proj: Request
+
+
+@dataclass(frozen=True)
+class DecoderRequests:
+    """All of a decoder's operators: from token ids to logits, from logits to token ids, and the copying of blocks."""
+
+    embedding: Request
+    layers: tuple[LayerRequests, ...]
+    norm: Request
+    take_rows: Request
+    lm_head: Request
+    argmax: Request
+    sample: Request
+    copy_blocks: Request
+
+    def distinct(self) -> list[Request]:
+        """Each request once, in the order of first use."""
+        return list(dict.fromkeys(_requests(self)))
+
+
+def cache_spec(config: ModelConfig, options: EngineOptions, num_blocks: int) -> CacheSpec:
+    """The cache of one layer; all layers have the same."""
+    kv_format = parse_kv_format(options.kv_format)
+    heads, head_dim = config.num_kv_heads, config.head_dim
+    return CacheSpec(num_blocks, options.block_size, heads, head_dim, head_dim, kv_format, kv_format)
+
+
+def decoder_requests(
+    config: ModelConfig, format_of: FormatOf, options: EngineOptions, num_blocks: int
+) -> DecoderRequests:
+    """The requests of a decoder whose caches have `num_blocks` blocks."""
+    dtype, numerics = options.dtype, options.numerics
+    shapes = matrix_shapes(config)
+    cache = cache_spec(config, options, num_blocks)
+    context = max_context(config, options, num_blocks)
+    step = Bounds(max_tokens=options.max_step_tokens)
+    sequences = Bounds(max_tokens=options.max_batch, max_batch=options.max_batch)
+    attention = Bounds(options.max_step_tokens, options.max_batch, min(options.max_step_tokens, context), context)
+
+    def matmul(name: str, bias: bool, out_dtype: str = dtype, bounds: Bounds = step) -> Request:
+        n, k = shapes.get(name) or shapes["embed_tokens"]
+        return Request(MatmulSpec(format_of(name), n, k, dtype, out_dtype, bias, numerics), bounds=bounds)
+
+    def norm(residual: bool) -> Request:
+        return Request(RMSNormSpec(config.hidden_size, config.rms_norm_eps, dtype, residual), bounds=step)
+
+    def head_norm(heads: int) -> Request | None:
+        spec = RMSNormSpec(config.head_dim, config.rms_norm_eps, dtype, heads=heads)
+        return Request(spec, bounds=step) if config.qk_norm else None
+
+    def rope(heads: int) -> Request:
+        rope, factors = config.rope, bool(config.rope.frequency_factors)
+        spec = RopeSpec(
+            heads, config.head_dim, rope.rotary_dim, rope.theta, rope.interleaved, rope.scaling, factors, dtype
+        )
+        return Request(spec, bounds=step)
+
+    def attend(window: int | None) -> Request:
+        spec = AttentionSpec(
+            num_q_heads=config.num_q_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim_qk=config.head_dim,
+            head_dim_vo=config.head_dim,
+            scale=config.head_dim**-0.5,
+            window_left=None if window is None else window - 1,
+            q_dtype=dtype,
+            kv_dtype=dtype,
+            out_dtype=dtype,
+            numerics=numerics,
+        )
+        return Request(spec, cache, bounds=attention)
+
+    def layer(i: int) -> LayerRequests:
+        prefix = f"layers.{i}."
+        return LayerRequests(
+            attn_norm=norm(residual=i > 0),  # the first layer's input is the residual stream itself
+            q_proj=matmul(prefix + "q_proj", config.qkv_bias),
+            k_proj=matmul(prefix + "k_proj", config.qkv_bias),
+            v_proj=matmul(prefix + "v_proj", config.qkv_bias),
+            q_norm=head_norm(config.num_q_heads),
+            k_norm=head_norm(config.num_kv_heads),
+            q_rope=rope(config.num_q_heads),
+            k_rope=rope(config.num_kv_heads),
+            cache_write=Request(CacheWriteSpec(dtype), cache, bounds=step),
+            attention=attend(config.window(i)),
+            o_proj=matmul(prefix + "o_proj", config.o_bias),
+            mlp_norm=norm(residual=True),
+            gate_proj=matmul(prefix + "gate_proj", config.mlp_bias),
+            up_proj=matmul(prefix + "up_proj", config.mlp_bias),
+            silu_mul=Request(SiluMulSpec(config.intermediate_size, dtype), bounds=step),
+            down_proj=matmul(prefix + "down_proj", config.mlp_bias),
+        )
+
+    vocab, hidden = shapes["embed_tokens"]
+    return DecoderRequests(
+        embedding=Request(EmbeddingSpec(format_of("embed_tokens"), vocab, hidden, dtype), bounds=step),
+        layers=tuple(layer(i) for i in range(config.num_layers)),
+        norm=norm(residual=True),
+        take_rows=Request(TakeRowsSpec(hidden, dtype), bounds=step),
+        lm_head=matmul("lm_head", False, "f32", sequences),
+        argmax=Request(ArgmaxSpec(vocab), bounds=sequences),
+        sample=Request(SampleSpec(vocab), bounds=sequences),
+        copy_blocks=Request(CacheCopyBlocksSpec(), cache),
+    )
+
+
+def max_context(config: ModelConfig, options: EngineOptions, num_blocks: int) -> int:
+    """The most tokens that one sequence may have: the model's limit, the caller's, and what the cache holds."""
+    return min(config.max_position, options.max_context or config.max_position, num_blocks * options.block_size)
+
+
+def _requests(value: Any) -> Iterator[Request]:
+    if isinstance(value, Request):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _requests(item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _requests(getattr(value, field.name))

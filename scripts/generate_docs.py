@@ -1,0 +1,168 @@
+"""Writes the generated blocks of README.md and docs/ anew, or checks them: `generate_docs.py [--check]`.
+
+A block lies between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. What it says comes from the code: the support
+matrix asks every backend's `supports` the same requests that conformance asks, so it can't promise anything else.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from opsocket.operators import (
+    AddSpec,
+    ArgmaxSpec,
+    AttentionSpec,
+    Backend,
+    CacheCopyBlocksSpec,
+    CacheMoveSpec,
+    CacheReadSpec,
+    CacheSpec,
+    CacheWriteSpec,
+    DeviceInfo,
+    EmbeddingSpec,
+    GroupedMatmulSpec,
+    KVFormat,
+    MatmulSpec,
+    MergeStatesSpec,
+    MoERouteSpec,
+    QuantizeActivationSpec,
+    Request,
+    RMSNormSpec,
+    RopeSpec,
+    SampleSpec,
+    SiluMulSpec,
+    TakeRowsSpec,
+)
+from opsocket.plugins import load_backends
+from opsocket.quantization import FORMATS
+
+ROOT = Path(__file__).resolve().parents[1]
+DTYPES = ("f32", "bf16", "f16")
+KV_FORMATS = (
+    KVFormat("f32"),
+    KVFormat("bf16"),
+    KVFormat("f16"),
+    KVFormat("f8e4m3fn"),
+    KVFormat("f8e5m2"),
+    KVFormat("i8", "token_head"),
+    KVFormat("i8", "channel"),
+    KVFormat("i4", "token_head"),
+    KVFormat("i2", "token_head"),
+)
+
+
+def cache(k: KVFormat) -> CacheSpec:
+    return CacheSpec(num_blocks=8, block_size=16, num_kv_heads=2, head_dim_k=64, head_dim_v=64, k=k, v=k)
+
+
+def attention(dtype: str = "f32", **knobs: object) -> AttentionSpec:
+    return replace(
+        AttentionSpec(6, 2, 64, 64, 0.125, q_dtype=dtype, kv_dtype=dtype, out_dtype=dtype),
+        **knobs,  # type: ignore[arg-type]
+    )
+
+
+def rows() -> Iterable[tuple[str, list[tuple[str, Request]]]]:
+    """Each row of the matrix: its name and the variants that it asks for."""
+    paged = cache(KVFormat("f32"))
+    yield "attention, paged cache: dtypes", [(d, Request(attention(d), paged)) for d in DTYPES]
+    yield "attention, contiguous K and V: dtypes", [(d, Request(attention(d))) for d in DTYPES]
+    knobs: dict[str, dict[str, object]] = {
+        "causal": {},
+        "full": {"mask": "full"},
+        "tree": {"mask": "tree"},
+        "window": {"window_left": 7},
+        "softcap": {"softcap": 30.0},
+        "ALiBi": {"alibi": True},
+        "sinks": {"sinks": True},
+        "LSE": {"want_lse": True},
+    }
+    yield "attention: masks and knobs", [(n, Request(attention(**k), paged)) for n, k in knobs.items()]
+    yield (
+        "attention: KV formats",
+        [(_kv(f), Request(attention(), cache(f))) for f in KV_FORMATS],
+    )
+    yield "merge_states", [(d, Request(MergeStatesSpec(6, 64, d, d))) for d in DTYPES]
+    for spec in (CacheWriteSpec(), CacheReadSpec(), CacheMoveSpec(), CacheCopyBlocksSpec()):
+        yield spec.op, [(_kv(f), Request(spec, cache(f))) for f in KV_FORMATS]
+    yield "matmul: weight formats", [(f.id, Request(MatmulSpec(f.id, 256, 512))) for f in FORMATS]
+    yield "embedding: weight formats", [(f.id, Request(EmbeddingSpec(f.id, 256, 512))) for f in FORMATS]
+    yield "grouped_matmul: weight formats", [(f.id, Request(GroupedMatmulSpec(4, f.id, 256, 512))) for f in FORMATS]
+    yield "quantize_activation", [(d, Request(QuantizeActivationSpec(512, x_dtype=d))) for d in DTYPES]
+    for make in (
+        lambda d: RMSNormSpec(512, 1e-5, d),
+        lambda d: RopeSpec(6, 64, 64, 1e4, dtype=d),
+        lambda d: SiluMulSpec(512, d),
+        lambda d: AddSpec(512, d),
+        lambda d: TakeRowsSpec(512, d),
+        lambda d: MoERouteSpec(8, 2, dtype=d),
+        lambda d: ArgmaxSpec(512, d),
+        lambda d: SampleSpec(512, d),
+    ):
+        yield make("f32").op, [(d, Request(make(d))) for d in DTYPES]
+
+
+def _kv(f: KVFormat) -> str:
+    return f.code if f.granularity == "none" else f"{f.code}/{f.granularity}"
+
+
+def support_matrix() -> str:
+    """One row per operator, one column per backend: served variants with their providers, refused ones struck out."""
+    backends = load_backends().backends
+    lines = ["| operator | " + " | ".join(b.info.name for b in backends) + " |", "| --- " * (len(backends) + 1) + "|"]
+    for name, variants in rows():
+        cells = [_cell(backend, variants) for backend in backends]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(backend: Backend, variants: list[tuple[str, Request]]) -> str:
+    # A generic device: the table says what the code serves, not what the machine that wrote it has.
+    device = DeviceInfo(backend.info.name, 0, "generic", "generic", 1 << 40)
+    served: dict[str, list[str]] = {}
+    refused = []
+    for label, request in variants:
+        support = backend.supports(device, request)
+        if support:
+            served.setdefault(f"{support.provider}{'' if support.tier == 'native' else ', composed'}", []).append(label)
+        else:
+            refused.append(label)
+    parts = [f"{', '.join(labels)} ({provider})" for provider, labels in served.items()]
+    if refused:
+        parts.append("not: " + ", ".join(f"~~{label}~~" for label in refused))
+    return "; ".join(parts)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"support-matrix": support_matrix}
+
+
+def render(text: str) -> str:
+    def fill(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- generated: {name} -->\n{BLOCKS[name]()}\n<!-- end: {name} -->"
+
+    return re.sub(r"<!-- generated: (?P<name>[\w-]+) -->.*?<!-- end: (?P=name) -->", fill, text, flags=re.DOTALL)
+
+
+def main(check: bool) -> int:
+    stale = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text()
+        fresh = render(text)
+        if fresh != text:
+            stale.append(path.relative_to(ROOT))
+            if not check:
+                path.write_text(fresh)
+    if check and stale:
+        print(f"out of date, run `make docs`: {', '.join(map(str, stale))}", file=sys.stderr)
+        return 1
+    print(f"{'checked' if check else 'wrote'} generated blocks: {len(stale)} changed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(check="--check" in sys.argv[1:]))
