@@ -35,9 +35,10 @@ from opsocket.operators import (
     RopeSpec,
     SampleSpec,
     SiluMulSpec,
+    Spec,
     TakeRowsSpec,
 )
-from opsocket.plugins import load_backends
+from opsocket.plugins.load import plugins
 from opsocket.quantization import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,9 +90,15 @@ def rows() -> Iterable[tuple[str, list[tuple[str, Request]]]]:
     yield "merge_states", [(d, Request(MergeStatesSpec(6, 64, d, d))) for d in DTYPES]
     for spec in (CacheWriteSpec(), CacheReadSpec(), CacheMoveSpec(), CacheCopyBlocksSpec()):
         yield spec.op, [(_kv(f), Request(spec, cache(f))) for f in KV_FORMATS]
-    yield "matmul: weight formats", [(f.id, Request(MatmulSpec(f.id, 256, 512))) for f in FORMATS]
-    yield "embedding: weight formats", [(f.id, Request(EmbeddingSpec(f.id, 256, 512))) for f in FORMATS]
-    yield "grouped_matmul: weight formats", [(f.id, Request(GroupedMatmulSpec(4, f.id, 256, 512))) for f in FORMATS]
+    # Any multiple of 16 is a group size; 64 stands for them all.
+    formats = [f for f in FORMATS if f.block_k in (0, 64) or "_g" not in f.id]
+    weights: dict[str, Callable[[str], Spec]] = {
+        "matmul": lambda f: MatmulSpec(f, 256, 512),
+        "embedding": lambda f: EmbeddingSpec(f, 256, 512),
+        "grouped_matmul": lambda f: GroupedMatmulSpec(4, f, 256, 512),
+    }
+    for op, of in weights.items():
+        yield f"{op}: weight formats", [(f.id.replace("_g64", "_gN"), Request(of(f.id))) for f in formats]
     yield "quantize_activation", [(d, Request(QuantizeActivationSpec(512, x_dtype=d))) for d in DTYPES]
     for make in (
         lambda d: RMSNormSpec(512, 1e-5, d),
@@ -112,7 +119,9 @@ def _kv(f: KVFormat) -> str:
 
 def support_matrix() -> str:
     """One row per operator, one column per backend: served variants with their providers, refused ones struck out."""
-    backends = load_backends().backends
+    # Only this repository's own: a plugin that happens to be installed here is not ours to document.
+    ours = [plugin for plugin in plugins() if plugin.distribution == "opsocket"]
+    backends = [status.backend for plugin in ours for status in plugin.backends if status.backend is not None]
     lines = ["| operator | " + " | ".join(b.info.name for b in backends) + " |", "| --- " * (len(backends) + 1) + "|"]
     for name, variants in rows():
         cells = [_cell(backend, variants) for backend in backends]
@@ -128,7 +137,7 @@ def _cell(backend: Backend, variants: list[tuple[str, Request]]) -> str:
     for label, request in variants:
         support = backend.supports(device, request)
         if support:
-            served.setdefault(f"{support.provider}{'' if support.tier == 'native' else ', composed'}", []).append(label)
+            served.setdefault(support.provider, []).append(label)
         else:
             refused.append(label)
     parts = [f"{', '.join(labels)} ({provider})" for provider, labels in served.items()]
