@@ -55,7 +55,7 @@ def vector_lengths(config: ModelConfig) -> dict[str, int]:
     return lengths | {"norm": config.hidden_size}
 
 
-def known(name: str, shapes: Mapping[str, object], kind: str) -> None:
+def check_name(name: str, shapes: Mapping[str, object], kind: str) -> None:
     """ContractError where `name` is not among this model's names of that kind."""
     if name not in shapes:
         examples = ", ".join(list(shapes)[:3])

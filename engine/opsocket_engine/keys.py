@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,7 +128,5 @@ def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
 
 
 def _show(value: object) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -16,7 +16,7 @@ class Detokenizer:
     """Turns ids into text one at a time: what the pushes and `finish` return, joined, is what `Tokenizer.decode` gives.
 
     after: the ids that came before, such as the prompt, whose text is not repeated; a space that the tokenizer puts
-    before a text's first word is taken away only where a text begins. Bytes that are no UTF-8 become U+FFFD each.
+    before a text's first word is taken away only where a text begins. Bytes that are no UTF-8 become U+FFFD.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, after: Sequence[int] = (), skip_special: bool = True) -> None:

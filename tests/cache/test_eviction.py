@@ -18,7 +18,7 @@ def take(manager: BlockManager, num_blocks: int) -> object:
 
 
 def cached_tokens(manager: BlockManager, tokens: list[int]) -> int:
-    """How much of `tokens` would be found now, without making it more recently used... of a full pool."""
+    """How much of `tokens` is found now; makes that much the most recently used."""
     cached = manager.admit("probe", [*tokens, 0])
     manager.free("probe")
     return cached
@@ -172,8 +172,13 @@ def test_preemption_lets_everybody_finish(prompt, run):
     assert manager.stats().hits > 0, "resuming found what preemption had left"
 
 
-def test_peak_use_is_remembered(prompt):
+def test_peak_use_is_remembered(prompt, run):
     manager = BlockManager(num_blocks=8, block_size=4)
-    manager.free(take(manager, 5))
-    take(manager, 2)
-    assert (manager.stats().peak_used, manager.num_used) == (5, 2)
+    manager.admit("a", prompt(12))
+    run(manager, "a")
+    manager.free("a")
+    manager.free(take(manager, 2))
+    assert (manager.stats().peak_used, manager.num_used) == (3, 0)
+    take(manager, 1)
+    manager.admit("b", [*prompt(12), 0])  # takes cached blocks into use again
+    assert (manager.stats().peak_used, manager.num_used) == (4, 4)

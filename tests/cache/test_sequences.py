@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from opsocket.cache import BlockManager
-from opsocket.operators.errors import ContractError, ResourceError
+from opsocket.cache import BlockManager, InconsistentCacheError
+from opsocket.operators.errors import ContractError, OpsocketError, ResourceError
 
 
 def test_chunked_prefill_allocates_as_it_goes(prompt):
@@ -184,3 +184,14 @@ def test_misuse_names_the_argument_and_changes_nothing(what, prompt, state):
 def test_sizes_are_checked(sizes, argument):
     with pytest.raises(ContractError, match=argument):
         BlockManager(*sizes)
+
+
+def test_check_finds_a_lost_reference(prompt, run):
+    manager = BlockManager(num_blocks=8, block_size=4)
+    manager.admit("a", prompt(9))
+    run(manager, "a")
+    manager._pool.share(manager.block_table("a")[1])
+    with pytest.raises(InconsistentCacheError, match="references") as caught:
+        manager.check()
+    assert isinstance(caught.value, OpsocketError)
+    assert isinstance(caught.value, AssertionError)

@@ -17,13 +17,15 @@ from opsocket.quantization import WeightTensor, dequantize, get_format, quantize
 from opsocket_engine.batch import assemble
 from opsocket_engine.canonical import matrix_shapes, vector_lengths
 from opsocket_engine.config import ModelConfig, RopeConfig
+from opsocket_engine.engine import Engine
 from opsocket_engine.huggingface.weights import module_name
 from opsocket_engine.model import Decoder
 from opsocket_engine.options import EngineOptions
 from opsocket_engine.requests import decoder_requests
 from opsocket_engine.sampling import SamplingParams
 from opsocket_engine.scheduler import Step
-from opsocket_engine.sequence import Chunk, Sequence as TokenSequence
+from opsocket_engine.sequence import Chunk
+from opsocket_engine.sequence import Sequence as TokenSequence
 
 TINY = ModelConfig(
     architecture="llama",
@@ -212,3 +214,20 @@ def engine_logits() -> Callable[..., list[np.ndarray]]:
         return np.split(logits, np.cumsum(lengths)[:-1])
 
     return compute
+
+
+@pytest.fixture(scope="session")
+def generate_ids() -> Callable[..., Any]:
+    """generate_ids(session, checkpoint, prompts, params, **engine options) -> (ids of each completion, stats)."""
+
+    def run(
+        session: Session, checkpoint: Any, prompts: Sequence[Sequence[int]], params: SamplingParams, **options: Any
+    ) -> Any:
+        settings = {"max_batch": 4, "max_step_tokens": 512, "num_blocks": 128} | options
+        with Engine(session, checkpoint, None, EngineOptions(**settings)) as engine:
+            completions = engine.generate(prompts, params)
+            engine.blocks.check()
+            assert engine.blocks.num_used == 0
+            return [completion.token_ids for completion in completions], engine.stats()
+
+    return run

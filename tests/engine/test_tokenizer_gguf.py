@@ -10,7 +10,7 @@ import gguf
 import pytest
 import tokenizers
 import transformers
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
@@ -99,6 +99,7 @@ def named(request, tmp_path_factory):
 
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(texts)
+@example("cafe\u0301 a\u0301")
 def test_words_are_split_as_the_named_tokenizer_splits_them(named, text):
     name, ours, theirs = named
     normal = unicodedata.normalize("NFC", text) if name == "qwen2" else text

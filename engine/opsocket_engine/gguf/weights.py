@@ -8,7 +8,7 @@ import numpy as np
 
 from opsocket.operators.errors import FormatError
 from opsocket.quantization import WeightTensor
-from opsocket_engine.canonical import known, matrix_shapes, vector_lengths
+from opsocket_engine.canonical import check_name, matrix_shapes, vector_lengths
 from opsocket_engine.gguf.config import config_from_gguf
 from opsocket_engine.locate import GGUFModel
 
@@ -72,9 +72,9 @@ class GGUFCheckpoint:
     def weight(self, name: str) -> WeightTensor:
         if name == "lm_head" and self.config.tie_embeddings:
             name = "embed_tokens"
-        known(name, self._matrices, "matrices")
+        check_name(name, self._matrices, "matrices")
         return self._tensors[gguf_name(name)].weight()
 
     def vector(self, name: str) -> np.ndarray:
-        known(name, self._vectors, "vectors")
+        check_name(name, self._vectors, "vectors")
         return np.ascontiguousarray(self._tensors[gguf_name(name)].array(), dtype=np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 from opsocket.operators.errors import FormatError
 from opsocket.quantization import WeightTensor
 from opsocket.quantization.safetensors_file import open_safetensors
-from opsocket_engine.canonical import known, matrix_shapes, vector_lengths
+from opsocket_engine.canonical import check_name, matrix_shapes, vector_lengths
 from opsocket_engine.huggingface.config import config_from_huggingface
 from opsocket_engine.huggingface.quantization import Dense, StoredMatrix, floats, read_scheme
 from opsocket_engine.keys import Keys
@@ -71,11 +71,11 @@ class HuggingFaceCheckpoint:
     def weight(self, name: str) -> WeightTensor:
         if name == "lm_head" and self.config.tie_embeddings:
             name = "embed_tokens"
-        known(name, self._matrices, "matrices")
+        check_name(name, self._matrices, "matrices")
         return self._matrices[name].read(self._source)
 
     def vector(self, name: str) -> np.ndarray:
-        known(name, self._vectors, "vectors")
+        check_name(name, self._vectors, "vectors")
         return floats(self._source, _vector_name(name))
 
     def _check_vector(self, name: str, length: int, names: frozenset[str]) -> None:
