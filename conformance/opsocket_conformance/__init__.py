@@ -1,4 +1,4 @@
-"""The conformance suite: one command that says whether a backend's operators are right, and shows why it may be believed.
+"""The conformance suite: one command that says whether a backend's operators are right, and why to believe it.
 
     opsocket conformance --backend cpu --profile decoder
 

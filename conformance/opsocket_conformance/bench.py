@@ -195,21 +195,28 @@ class Bench:
         self, cache: CacheSpec, layout: int = 0, k_scale: Host | None = None, v_scale: Host | None = None
     ) -> Cache:
         """A cache in the session's layout number `layout`, every byte of it poisoned; `Denied` where it can't be."""
-        layouts = self.session.cache_layouts(cache)
         scales = {"k_scale": k_scale, "v_scale": v_scale}
+        layouts = self.session.cache_layouts(cache)
         if not layouts:
-            try:
-                self.session.allocate_cache(cache, **scales)
-            except Unsupported as error:
-                raise Denied(error.reasons) from None
-            self.fail("allocate_cache: makes a cache for which cache_layouts offers no layout")
+            self.fail(f"cache_layouts: none for a cache that operators claim to work on: {cache}")
             raise Denied(())
         if layout >= len(layouts):
             raise Denied((Reason("layout", "layout", layout, f"one of the session's {len(layouts)}"),))
         made = self.session.allocate_cache(cache, layouts[layout], **scales)
         if made.layout != layouts[layout] or made.spec != cache:
-            self.fail(f"allocate_cache: wanted {cache} in {layouts[layout].id!r}, got {made.spec} in {made.layout.id!r}")
+            want = f"{cache} in {layouts[layout].id!r}"
+            self.fail(f"allocate_cache: wanted {want}, got {made.spec} in {made.layout.id!r}")
         return made.with_planes(self._poisoned(made.planes, made.layout))
+
+    def check_no_cache(self, cache: CacheSpec, k_scale: Host | None = None, v_scale: Host | None = None) -> None:
+        """After an operator denied a cache: where no layout holds it either, `allocate_cache` must say so too."""
+        if self.session.cache_layouts(cache):
+            return
+        try:
+            self.session.allocate_cache(cache, k_scale=k_scale, v_scale=v_scale)
+        except Unsupported:
+            return
+        self.fail(f"allocate_cache: makes a cache for which cache_layouts offers no layout: {cache}")
 
     def _poisoned(self, planes: Mapping[str, Array], layout: CacheLayout) -> dict[str, Array]:
         """Planes of a named order, filled: NaN where the type has one, else a byte that no code of ours uses."""
@@ -274,7 +281,8 @@ class Bench:
         lean = np.sign(want[usable]) * (got[usable] - want[usable]) / bound.total[usable]
         mean = float(lean[first].mean())
         if abs(mean) > _BIAS_LIMIT:
-            self.fail(f"{what}: errors lean {'from' if mean > 0 else 'towards'} zero by {abs(mean):.2f} of E on average")
+            way = "away from" if mean > 0 else "towards"
+            self.fail(f"{what}: errors lean {way} zero, by {abs(mean):.2f} of E on average")
 
     def same_bits(self, what: str, got: Array, want: Host) -> None:
         """`got` on the device holds exactly the contents that `bits` gave before."""
@@ -286,8 +294,8 @@ class Bench:
             self.fail(f"{what}: shape {list(got.shape)}, wanted {list(want.shape)}")
         elif not np.array_equal(got, want):
             at = tuple(int(i) for i in np.argwhere(got != want)[0])
-            differing = int((got != want).sum())
-            self.fail(f"{what}[{', '.join(map(str, at))}]: {got[at]}, wanted {want[at]}; {differing} of {got.size} differ")
+            where, differing = ", ".join(map(str, at)), int((got != want).sum())
+            self.fail(f"{what}[{where}]: {got[at]}, wanted {want[at]}; {differing} of {got.size} differ")
 
     def read_filter(self, knob: str, got: Float64, ref: Float64, perturbed: Float64, bound: Bound) -> None:
         """Estimate how much of one fault is in a result: D = perturbed - ref, t = <got - ref, D> / <D, D>.
@@ -295,7 +303,7 @@ class Bench:
         The noise that E allows in t: rounding errors of single elements are independent, those from within a row may
         all point one way. First dimension: rows.
         """
-        difference = np.where(np.isfinite(ref) & np.isfinite(perturbed), perturbed - np.where(np.isfinite(ref), ref, 0), 0)
+        difference = np.where(np.isfinite(ref) & np.isfinite(perturbed), perturbed - ref, 0.0)
         power = float((difference**2).sum())
         if power == 0:
             return

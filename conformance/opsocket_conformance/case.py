@@ -1,6 +1,6 @@
 """A case: one question put to a backend, as data. Its id says it all, and is the way to ask it again.
 
-    attention[hq=14,hkv=2,d=64,batch=decode,x=peaky]#0
+attention[hq=14,hkv=2,d=64,batch=decode,x=peaky]#0
 """
 
 from __future__ import annotations

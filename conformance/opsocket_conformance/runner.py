@@ -57,7 +57,7 @@ def run_case(case: Case, session: Session, seed: int, limit_s: float) -> Result:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `TimeLimit` in the main thread after so many seconds. A kernel that never returns to Python is beyond it."""
+    """Raise `TimeLimit` in the main thread after so many seconds; a kernel that never returns is beyond it."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return

@@ -111,7 +111,9 @@ def _attention_rows(problem: Problem, row: Rows) -> tuple[Float64, Float64]:
     shift = (p * delta).sum(-1, keepdims=True) + sink * delta_sink
     with np.errstate(divide="ignore"):
         log_total = np.where(row.total > 0, np.abs(np.log(row.total)), 0.0)
-    inner_lse = shift + (growth(seen) + 3) * u_acc + u_exp + 4 * U * (log_total + np.abs(row.top))
+    # A running maximum rises 1 + ln(n) times in n keys of random order, and each rise scales the sum by one more exp.
+    rises = 1 + np.log(np.maximum(seen, 1))
+    inner_lse = shift + (growth(seen) + 3) * u_acc + rises * u_exp + 4 * U * (log_total + np.abs(row.top))
     return inner, np.where(row.total > 0, inner_lse, 0.0)[..., 0]
 
 

@@ -98,6 +98,24 @@ def tiny() -> Callable[..., MemoryCheckpoint]:
     return make
 
 
+@pytest.fixture(scope="session")
+def requantized() -> Callable[[Any, str], MemoryCheckpoint]:
+    """requantized(checkpoint, format) -> the same weights with every layer's matrices in that format, the rest f32."""
+
+    def make(checkpoint: Any, weight_format: str) -> MemoryCheckpoint:
+        config = checkpoint.config
+        arrays, formats = {}, {}
+        for name in matrix_shapes(config):
+            weight = checkpoint.weight(name)
+            arrays[name] = dequantize(weight.format, weight.tensors, weight.n, weight.k)
+            if name.startswith("layers."):
+                formats[name] = weight_format
+        arrays |= {name: checkpoint.vector(name) for name in vector_lengths(config)}
+        return MemoryCheckpoint(config, arrays, formats)
+
+    return make
+
+
 def transformers_state(checkpoint: Any) -> dict[str, Any]:
     """A checkpoint's weights, dequantized to f32, under the names and in the row order of transformers."""
     import torch

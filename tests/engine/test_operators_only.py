@@ -23,7 +23,7 @@ EDGES = ("upload", "download", "write", "view", "empty")
 """The session's methods by which arrays come, go, and change their shape."""
 
 PROMPTS = [[5, 6, 7], list(range(40)), [*range(40, 80)], [*range(40), 9]]
-ENGINE = EngineOptions(num_blocks=9, max_batch=4, max_step_tokens=24)
+ENGINE = EngineOptions(num_blocks=27, block_size=4, max_batch=4, max_step_tokens=24)
 
 
 class Watch(TorchDispatchMode):

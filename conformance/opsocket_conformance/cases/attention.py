@@ -14,7 +14,7 @@ from opsocket_conformance.checks.merge import MergeStates
 DTYPES: Final = ("bf16", "f16", "f32")
 HEADS: Final = ((14, 2), (9, 3), (5, 5), (7, 1))
 BATCHES: Final = (
-    "decode", "tail", "edges", "prefill", "chunk", "mixed", "short", "verify", "shared", "shifted", "none",
+    "decode", "tail", "edges", "prefill", "chunk", "mixed", "short", "verify", "shared", "shifted",
 )  # fmt: skip
 SHAPES: Final = ("normal", "flat", "peaky", "large", "offset", "onehot", "needle", "cancel")
 INT8: Final = ("i8.token_head", "i8.channel", "i8.token_head.f16", "i8.head", "i8.tensor")
@@ -23,11 +23,19 @@ FP8: Final = ("f8e4m3fn", "f8e4m3fn.tensor", "f8e4m3fn.head", "f8e4m3fn.token_he
 
 KNOBS: Final[Mapping[str, Sequence[Any]]] = {
     "q": DTYPES,
-    "kv": ("", "i8.token_head", "i8.channel", "i4.token_head", "f8e4m3fn", "f8e4m3fn.tensor", "i8.channel+i4.token_head"),
+    "kv": (
+        "",
+        "i8.token_head",
+        "i8.channel",
+        "i4.token_head",
+        "f8e4m3fn",
+        "f8e4m3fn.tensor",
+        "i8.channel+i4.token_head",
+    ),
     "heads": HEADS,
     "d": (64, 80, 96, 128, 256, 88),
     "bs": (16, 0, 1, 128),
-    "batch": BATCHES[:-1],
+    "batch": BATCHES,
     "x": (*SHAPES, "saturate"),
     "mask": ("causal", "full", "tree"),
     "left": (None, 0, 7, 40),
@@ -54,7 +62,7 @@ def feasible(choice: Choice) -> bool:
 
     if has("mask", "tree") and "batch" in choice and choice["batch"] not in _TREES:
         return False
-    if has("bs", 0) and ("kv" in choice and choice["kv"] or has("batch", "shared")):
+    if has("bs", 0) and (choice.get("kv") or has("batch", "shared")):
         return False
     return not (has("right", 0, 5) and "mask" in choice and choice["mask"] != "full")
 
@@ -115,10 +123,11 @@ def _decoder() -> Iterator[Case]:
             "default", q=(q,), heads=HEADS, d=(64, 128), batch=BATCHES, x=SHAPES, strided=(False, True),
             fresh=(False, True),
         )  # fmt: skip
-        for batch in ("wide", "long", "none"):
+        yield Case(Attention(q=q, batch="none"))
+        for batch in ("wide", "long"):
             yield from _every("default", q=(q,), heads=HEADS[:2], batch=(batch,), x=("normal", "peaky", "onehot"))
         for draw in range(1, 4):
-            yield from (_attention("full", {"q": q, "batch": batch}, draw) for batch in BATCHES[:-1])
+            yield from (_attention("full", {"q": q, "batch": batch}, draw) for batch in BATCHES)
         for prob in ("bf16", "f16"):
             yield from _every("default", q=(q,), prob=(prob,), batch=("decode", "wide"), x=("normal", "flat", "cancel"))
     yield from (_attention("default", {"q": q, "x": "denormal", "batch": "mixed"}) for q in DTYPES)
@@ -159,7 +168,9 @@ def _laws() -> Iterator[Case]:
     for law in LAWS:
         for q in DTYPES:
             for batch in batches.get(law, ("decode", "chunk", "long")):
-                yield Case(AttentionLaw(q=q, batch=batch, law=law), 0, "smoke" if batch in ("verify", "chunk") else "default")
+                yield Case(
+                    AttentionLaw(q=q, batch=batch, law=law), 0, "smoke" if batch in ("verify", "chunk") else "default"
+                )
     for kv in ("i8.token_head", "i8.channel", "i4.token_head", "f8e4m3fn"):
         for law in ("permuted_pages", "moved_cache", "split_merge"):
             yield Case(AttentionLaw(9, 3, kv=kv, batch="chunk", law=law))

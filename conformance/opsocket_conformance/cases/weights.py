@@ -17,7 +17,19 @@ FORMATS: Final = (
 )  # fmt: skip
 """Every format, and every family of formats in more than one group size."""
 
-_SMOKE = ("f32", "f16", "bf16", "i8_channel_a8", "q4_0", "q8_0", "q4_K", "i4_g64", "i2_g32", "gptq_v2_i4_g64", "awq_i4_g128")
+_SMOKE = (
+    "f32",
+    "f16",
+    "bf16",
+    "i8_channel_a8",
+    "q4_0",
+    "q8_0",
+    "q4_K",
+    "i4_g64",
+    "i2_g32",
+    "gptq_v2_i4_g64",
+    "awq_i4_g128",
+)
 
 
 def cases() -> Iterator[Case]:

@@ -70,6 +70,7 @@ class Attention(Check):
             "long": self.batch in ("needle", "longest"),
             "contiguous": not self.bs,
             "layout": self.layout > 0,
+            "mixed_cache": "+" in self.kv,
             "inexact_lengths": not self.exact,
             f"head_dim:{self.d}": self.d not in COMMON_HEAD_DIMS or self.dv not in (0, self.d),
             f"block_size:{self.bs}": self.bs not in (0, 16),

@@ -178,8 +178,10 @@ def _split_merge(bench: Bench, scene: Scene, check: AttentionLaw, rng: np.random
         bench.compare(f"lse of part {len(parts)}", bench.get(results[-1][1]), lse, bounds.lse, biased=False)
         parts.append((out, lse, bounds))
     merge = bench.plan(Request(MergeStatesSpec(spec.num_q_heads, spec.head_dim_vo)))
-    outs, lses = (bench.put(name, np.stack([bench.get(r[i]) for r in results]).astype(np.float32), "f32")
-                  for i, name in ((0, "outs"), (1, "lses")))
+    outs, lses = (
+        bench.put(name, np.stack([bench.get(r[i]) for r in results]).astype(np.float32), "f32")
+        for i, name in ((0, "outs"), (1, "lses"))
+    )
     merged, merged_lse = bench.run(merge, outs, lses)
     out, lse = attention(replace(scene.problem(keys, values), spec=whole))
     bound, lse_bound = _merged_bounds(parts, out, lse)
@@ -206,9 +208,7 @@ def _merged_bounds(
     return merged, Bound(total.rounding, total.inner + (share[..., 0] * lse_error).sum(axis=0), total.slack)
 
 
-def _against_whole(
-    bench: Bench, problem: Problem, pieces: Sequence[tuple[npt.NDArray[np.int64], Float64]]
-) -> None:
+def _against_whole(bench: Bench, problem: Problem, pieces: Sequence[tuple[npt.NDArray[np.int64], Float64]]) -> None:
     """Rows computed in several calls, held against the oracle of the one call that they stand for."""
     out, lse = attention(problem)
     got = np.full_like(out, np.nan)

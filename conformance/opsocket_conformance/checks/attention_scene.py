@@ -98,9 +98,7 @@ def build(check: Attention, rng: np.random.Generator) -> Scene:
     sinks = rng.normal(1.0, 1.0, check.hq).astype(np.float32) if check.sinks else None
     slopes = np.exp2(-6.0 * (np.arange(check.hq) + 1) / check.hq).astype(np.float32) if check.alibi else None
     lengths, tree_mask = _lengths(rng, rows, check)
-    scene = Scene(
-        Request(spec), AttentionBatch(**lengths), q, keys, values, [], sinks, slopes, tree_mask, check.layout
-    )
+    scene = Scene(Request(spec), AttentionBatch(**lengths), q, keys, values, [], sinks, slopes, tree_mask, check.layout)
     bounds = Bounds(len(q) + 8, len(rows) + 1, 160, 32768)
     if not check.bs:
         held = np.array([row.kv_len + _ROWS_BETWEEN for row in rows], np.int64)

@@ -292,7 +292,11 @@ BREACHES: Final[Mapping[str, Mapping[str, Breach]]] = {
         "factors_unasked": _arg("factors", _vector(32)),
         "out_rows": _arg("out", _LONGER),
     },
-    "silu_mul": {"gate_width": _arg("gate", _WIDER), "up_rows": _arg("up", _LONGER), "out_dtype": _arg("out", _other_float)},
+    "silu_mul": {
+        "gate_width": _arg("gate", _WIDER),
+        "up_rows": _arg("up", _LONGER),
+        "out_dtype": _arg("out", _other_float),
+    },
     "add": {"a_dtype": _arg("a", _other_float), "b_rows": _arg("b", _LONGER), "out_rows": _arg("out", _LONGER)},
     "take_rows": {
         "x_width": _arg("x", _WIDER),

@@ -44,6 +44,7 @@ class _CacheCheck(Check):
     def features(self) -> frozenset[str]:
         flags = {
             "layout": self.layout > 0,
+            "mixed_cache": "+" in self.kv,
             f"head_dim:{self.d}": self.d not in (64, 128) or self.dv not in (0, self.d),
             f"block_size:{self.bs}": self.bs != 16,
         }
@@ -66,8 +67,8 @@ class _CacheCheck(Check):
 class CacheWrite(_CacheCheck):
     """Write, then read everything: the written slots hold what the pinned quantizer says, all others what they held.
 
-    x: "normal"; "ties": values halfway between two codes; "range": from zeros to saturation, an all-zero token included;
-    "nan": NaN among float codes.
+    x: "normal"; "ties": values halfway between two codes; "range": from saturation down to all-zero tokens; "nan": NaN
+    among float codes.
     """
 
     name: ClassVar[str] = "cache_write"
@@ -141,10 +142,11 @@ class CacheMove(_CacheCheck):
         before_src, before_dst = (_contents(bench, cache, count) for cache in (src, dst))
         plan = bench.plan(Request(CacheMoveSpec(), self.spec, src.layout), MoveBatch(source, target))
         moved = bench.run(plan, src, dst)
-        for name, old_src, old_dst, now in zip("kv", before_src, before_dst, _contents(bench, moved, count), strict=True):
+        now = _contents(bench, moved, count)
+        for name, old_src, old_dst, new in zip("kv", before_src, before_dst, now, strict=True):
             want = old_dst.copy()
             want[target] = old_src[source]
-            bench.same(f"{name} by slot after the move", now, want)
+            bench.same(f"{name} by slot after the move", new, want)
         if dst is not src:
             _check_unchanged(bench, "src", src, before_src)
 
@@ -199,5 +201,3 @@ def _contents(bench: Bench, cache: Cache, count: int) -> tuple[Float64, Float64]
 def _check_unchanged(bench: Bench, name: str, cache: Cache, before: tuple[Float64, Float64]) -> None:
     for part, old, now in zip("kv", before, _contents(bench, cache, len(before[0])), strict=True):
         bench.same(f"{name}.{part}, which is only read", now, old)
-
-

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opsocket.operators import Cache, CacheReadSpec, CacheSpec, CacheWriteSpec, KVFormat, Request, SlotBatch
-from opsocket_conformance.bench import Bench, host
+from opsocket_conformance.bench import Bench, Denied, host
 from opsocket_conformance.oracle.cache import Stored, static_scale, store
 from opsocket_conformance.tolerance import rounded_once
 
@@ -69,7 +69,7 @@ def _tried(
         values[:, :, 0] = limit
         if fmt.is_static:
             assert scale is not None
-            values = values * np.broadcast_to(scale.reshape(-1, 1) if fmt.granularity == "head" else scale, values.shape)
+            values = values * (scale.reshape(-1, 1) if fmt.granularity == "head" else scale)
     return host(values, dtype)
 
 
@@ -88,7 +88,12 @@ def calibrate(spec: CacheSpec, k: Float32, v: Float32) -> Scales:
 
 def allocate(bench: Bench, spec: CacheSpec, dtype: str, scales: Scales, layout: int = 0) -> Cache:
     """A cache every slot of which holds something that must never be seen: poison in its planes, and on top of it NaN
-    or stale extremes, by way of `cache_write`."""
+    or stale extremes, by way of `cache_write`. `Denied` where it can't be written."""
+    try:
+        bench.plan(Request(CacheWriteSpec(dtype), spec))
+    except Denied:
+        bench.check_no_cache(spec, scales.k, scales.v)
+        raise
     cache = bench.allocate(spec, layout, scales.k, scales.v)
     shape = (spec.num_slots, spec.num_kv_heads)
     signs = np.where(np.arange(spec.num_slots) % 2 == 0, 1.0, -1.0)[:, None, None]

@@ -146,9 +146,7 @@ def _embedding(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
 
 
 def _quantize_activation(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
-    return Call(
-        Request(QuantizeActivationSpec(64, "i8_token", dtype)), None, {"x": _array(bench, rng, (5, 64), dtype)}
-    )
+    return Call(Request(QuantizeActivationSpec(64, "i8_token", dtype)), None, {"x": _array(bench, rng, (5, 64), dtype)})
 
 
 def _rms_norm(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
@@ -158,8 +156,14 @@ def _rms_norm(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
 
 
 def _rope(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
-    args = {"x": _array(bench, rng, (5, 3, 64), dtype), "positions": bench.session.upload(np.arange(5)), "factors": None}
-    return Call(Request(RopeSpec(3, 64, 64, 1e4, dtype=dtype)), None, args | {"out": bench.out("out", (5, 3, 64), dtype)})
+    args = {
+        "x": _array(bench, rng, (5, 3, 64), dtype),
+        "positions": bench.session.upload(np.arange(5)),
+        "factors": None,
+    }
+    return Call(
+        Request(RopeSpec(3, 64, 64, 1e4, dtype=dtype)), None, args | {"out": bench.out("out", (5, 3, 64), dtype)}
+    )
 
 
 def _silu_mul(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:

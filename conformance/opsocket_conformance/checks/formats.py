@@ -1,4 +1,4 @@
-"""KV formats in the words of case ids: ``bf16``, ``i8.token_head``, ``i8.token_head.f16``, ``i8.channel+i4.token_head``."""
+"""KV formats in the words of case ids: ``bf16``, ``i8.token_head.f16``, ``i8.channel+i4.token_head``."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,7 +68,7 @@ class Matmul(Check):
     name: ClassVar[str] = "matmul"
 
     m: int = 3
-    n: int = 40
+    n: int = 136
     k: int = 256
     w: str = "bf16"
     dtype: str = "bf16"
@@ -114,7 +115,7 @@ class Matmul(Check):
 @dataclass(frozen=True)
 class Dequantize(Check):
     """`prepare_weight` then `dequantize`: the format's value within one unit in the last place of f32, and the tensors
-    left alone. op: matmul, grouped_matmul or embedding, whose kernel prepares."""
+    left alone. op: matmul or embedding, whose kernel prepares."""
 
     name: ClassVar[str] = "dequantize"
 
@@ -141,14 +142,14 @@ class Dequantize(Check):
         plan = bench.plan(Request(spec))
         tensors = random_weight(rng, fmt, self.n, self.k)
         packed = bench.prepare(plan, tensors)
-        got = bench.get(type(plan).dequantize(bench.session, packed))  # type: ignore[attr-defined]
+        got = bench.get(plan.dequantize(bench.session, packed))  # type: ignore[attr-defined]
         want = dequantize(fmt, tensors, self.n, self.k).value
         bench.compare("dequantize", got, want, tolerance.rounded_once(want, "f32"), biased=False)
 
 
 @dataclass(frozen=True)
 class GroupedMatmul(Check):
-    """experts: how many; e, m: rows come sorted by expert, some of which have none; other fields as in `Matmul`."""
+    """experts: how many; m: rows, which come sorted by expert, some of which have none; other fields as in `Matmul`."""
 
     name: ClassVar[str] = "grouped_matmul"
 
@@ -191,7 +192,7 @@ class GroupedMatmul(Check):
         )
         bench.check_padding("out", given, y, used)
         got = bench.get(y)
-        for expert, (first, last) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        for expert, (first, last) in enumerate(itertools.pairwise(offsets)):
             weight = dequantize(fmt, tensors[expert], self.n, self.k)
             exact_bias = None if bias is None else bias[expert].astype(np.float64)
             want, bound = expect(fmt, x[first:last], weight, exact_bias, out_dtype, spec.numerics)
@@ -275,7 +276,8 @@ class QuantizeActivation(Check):
         wrong = off > np.where(want.near_tie & ~_exact_tie(x, want.scale), 1, 0)
         if wrong.any():
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
-            bench.fail(f"codes[{at[0]}, {at[1]}]: {got[at]:.0f}, wanted {want.codes[at]:.0f}; {int(wrong.sum())} are wrong")
+            count = int(wrong.sum())
+            bench.fail(f"codes[{at[0]}, {at[1]}]: {got[at]:.0f}, wanted {want.codes[at]:.0f}; {count} are wrong")
 
 
 def _exact_tie(x: Float32, scale: Float32) -> npt.NDArray[np.bool_]:
@@ -284,5 +286,3 @@ def _exact_tie(x: Float32, scale: Float32) -> npt.NDArray[np.bool_]:
     with np.errstate(divide="ignore", invalid="ignore"):
         quotient = twice / scale.astype(np.float64)[:, None]
     return (np.mod(quotient, 2) == 1) & (np.rint(quotient) * scale.astype(np.float64)[:, None] == twice)
-
-

@@ -82,7 +82,7 @@ def _offset(t: Tensors, rng: np.random.Generator, heads: Heads, rows: Sequence[R
 
 
 def _onehot(t: Tensors, rng: np.random.Generator, heads: Heads, rows: Sequence[Row]) -> None:
-    """V of key j is 1 in channel j (mod D, shifted by head) and 0 elsewhere: the output names the keys that were seen."""
+    """V of key j is 1 in channel j (mod D, shifted by head), 0 elsewhere: the output names the keys that were seen."""
     for values in t.values:
         count = len(values)
         values[...] = 0.0
@@ -128,9 +128,7 @@ def _denormal(t: Tensors, rng: np.random.Generator, heads: Heads, rows: Sequence
         values *= 2.0**-15 if heads.dtype == "f16" else 2.0**-126
 
 
-DISTRIBUTIONS: Final[
-    Mapping[str, Callable[[Tensors, np.random.Generator, Heads, Sequence[Row]], None]]
-] = {
+DISTRIBUTIONS: Final[Mapping[str, Callable[[Tensors, np.random.Generator, Heads, Sequence[Row]], None]]] = {
     "normal": _normal,
     "flat": _flat,
     "peaky": _peaky,

@@ -32,7 +32,7 @@ BATCHES: Final[Mapping[str, tuple[Row, ...]]] = {
     "shifted": (Row(1, 37, 3, 0, 1000), Row(5, 21, 0, 0, 7), Row(1, 70)),
     "wide": (Row(67, 131), Row(71, 71)),
     "long": (Row(1, 1031, 2), Row(3, 1500), Row(1, 129)),
-    "needle": (Row(1, 4099, 1),),
+    "needle": (Row(1, 4099, 1), Row(1, 2051)),
     "longest": (Row(1, 16411, 1), Row(2, 9001)),
     "none": (),
 }

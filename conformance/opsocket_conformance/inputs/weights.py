@@ -60,9 +60,7 @@ def _codes(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], extreme
     raise ContractError("dtype", "i8, u8 or i32 codes", dtype)
 
 
-def _blocks(
-    rng: np.random.Generator, fmt: QuantFormat, shape: tuple[int, ...], k: int
-) -> npt.NDArray[np.uint8]:
+def _blocks(rng: np.random.Generator, fmt: QuantFormat, shape: tuple[int, ...], k: int) -> npt.NDArray[np.uint8]:
     blocks = rng.integers(0, 256, (shape[0], shape[1] // fmt.block_bytes, fmt.block_bytes)).astype(np.uint8)
     for offset in _HALVES[fmt.id]:
         scale = _scales(rng, blocks.shape[:2], k) * _SMALLER.get(fmt.id, 1.0) * rng.choice([-1, 1], blocks.shape[:2])

@@ -32,7 +32,7 @@ class Activation:
 
 @judge_only
 def quantize_activation(x: Float32) -> Activation:
-    """Scheme "i8_token": s = amax / 127 in f32, codes = clamp(round_half_even(x / s), -127, 127); a zero row gives 0."""
+    """Scheme "i8_token": s = amax / 127 in f32, codes = clamp(round_half_even(x / s), +-127); a zero row gives 0."""
     x = np.asarray(x, np.float32)
     scale = (np.abs(x).max(axis=-1) / np.float32(127)).astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):

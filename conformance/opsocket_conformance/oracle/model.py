@@ -69,9 +69,7 @@ def frequencies(spec: RopeSpec) -> tuple[Float64, float]:
 def _llama3(base: Float64, scaling: RopeScaling) -> Float64:
     wavelength = 2 * math.pi / base
     turns = scaling.original_max_position / wavelength
-    kept = np.clip(
-        (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0.0, 1.0
-    )
+    kept = np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0.0, 1.0)
     return (1 - kept) * base / scaling.factor + kept * base
 
 

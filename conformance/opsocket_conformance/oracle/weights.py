@@ -85,7 +85,7 @@ def _awq(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weig
     return _affine(tensors["scales"].astype(np.float64)[group].T, codes.T, zeros[group].T)
 
 
-# ggml: a row is a sequence of self-contained blocks u8[n, blocks, bytes]; each function gives Weight [n, blocks, width].
+# ggml: a row is a sequence of self-contained blocks [n, blocks, bytes]; each function gives Weight [n, blocks, width].
 
 
 def _ggml(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:

@@ -18,8 +18,8 @@ from opsocket.quantization import GroupedWeight, get_format
 
 LAYOUTS = ("dense", "codes")
 
-_TILE_ELEMENTS = 1 << 17
-"""Of a widened tile: half a megabyte of f32, which stays in a core's second-level cache until it is multiplied."""
+_TILE_ELEMENTS = 1 << 20
+"""Of a widened tile, 4 MiB of f32: measured, larger is faster up to here, as every tile is a handful of torch calls."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +65,9 @@ class CodedWeight:
             values = packed.float()
         else:
             values = torch.empty(len(packed), fields, packed.shape[1])
-            for field in range(fields):
+            for field in range(fields - 1):
                 values[:, field] = (packed >> (field * self.bits)) & ((1 << self.bits) - 1)
+            values[:, -1] = packed >> (8 - self.bits)
         groups = values.view(len(packed), self.scale.shape[1], -1)
         groups.mul_(_rows(self.scale, rows).float().unsqueeze(-1))
         if self.minimum is not None:

@@ -1,0 +1,62 @@
+"""What a report may say that it saw: where the numbers came from, and what became of the artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata, resources
+from typing import Any, Literal
+
+from opsocket.operators import DeviceInfo
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """numerics: device (ran on the chip), interpreted, emulated, none. artifact: device, compiled, schema, none."""
+
+    numerics: Literal["device", "interpreted", "emulated", "none"]
+    artifact: Literal["device", "compiled", "schema", "none"]
+
+
+def evidence_of(device: DeviceInfo) -> Evidence:
+    """A real device proves both; where code of ours stands in for the chip, no artifact ran."""
+    return Evidence("emulated", "none") if device.emulated else Evidence("device", "device")
+
+
+def suite_digest() -> str:
+    """SHA-256 over every file of this package, so that a report says which suite gave it."""
+    digest = hashlib.sha256()
+    for path, content in sorted(_files(resources.files("opsocket_conformance"), "")):
+        digest.update(f"{path}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _files(folder: Any, prefix: str) -> list[tuple[str, bytes]]:
+    found: list[tuple[str, bytes]] = []
+    for entry in folder.iterdir():
+        if entry.is_dir() and entry.name != "__pycache__":
+            found += _files(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith((".py", ".json")):
+            found.append((f"{prefix}{entry.name}", entry.read_bytes()))
+    return found
+
+
+def host() -> dict[str, str]:
+    """The machine and the versions that could change a number."""
+    versions = {name: _version(name) for name in ("numpy", "torch")}
+    return {
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "python": sys.version.split()[0],
+        **{name: version for name, version in versions.items() if version},
+    }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,85 @@
+"""The report on a screen: progress while cases run, then one line per operator and a verdict per profile."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from opsocket_conformance.report.text import PROFILE_COLUMNS, operator_rows, profile_rows, summary
+from opsocket_conformance.verdicts import Result, Verdict
+
+_COLUMNS = ("operator", "cases", "pass", "fail", "unsup.", "worst ratio", "provider")
+_MOST_FAILURES = 20
+_MOST_LINES = 12
+
+
+@contextmanager
+def progress(total: int, shown: bool) -> Iterator[Callable[[Result], None]]:
+    """A bar on stderr, where it is a terminal; gives the function to call with every result."""
+    if not shown:
+        yield lambda result: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task, failed = bar.add_task("", total=total), 0
+
+        def advance(result: Result) -> None:
+            nonlocal failed
+            failed += result.verdict in (Verdict.FAIL, Verdict.CRASH)
+            bar.update(
+                task, advance=1, description=f"{failed} failed  {result.operator}" if failed else result.operator
+            )
+
+        yield advance
+
+
+def lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report for people, line by line."""
+    yield from _failures(report)
+    yield from _aligned(_COLUMNS, operator_rows(report), right=range(1, 6))
+    yield ""
+    profiles = profile_rows(report)
+    if profiles:
+        yield from _aligned(PROFILE_COLUMNS, profiles)
+        yield ""
+    device, evidence = report["device"], report["evidence"]
+    yield f"{device['id']}: {device['name']}; numerics: {evidence['numerics']}, artifact: {evidence['artifact']}"
+    yield f"{summary(report)}; {report['run']['seconds']:.1f} s"
+    yield "green" if report["verdict"]["green"] else f"red: {report['verdict']['reason']}"
+
+
+def _failures(report: dict[str, Any]) -> Iterator[str]:
+    failed = [case for case in report["cases"] if case["verdict"] in ("FAIL", "CRASH")]
+    for case in failed[:_MOST_FAILURES]:
+        yield f"{case['verdict']}  {case['id']}"
+        said = [line for message in case["messages"] for line in message.splitlines()]
+        yield from (f"    {line}" for line in said[-_MOST_LINES:])
+        yield f"    again: {rerun(report, case['id'])}"
+        yield ""
+    if len(failed) > _MOST_FAILURES:
+        yield f"... and {len(failed) - _MOST_FAILURES} more; --json FILE has them all"
+        yield ""
+
+
+def rerun(report: dict[str, Any], case_id: str) -> str:
+    """The command that runs exactly one case again."""
+    run = report["run"]
+    seed = f" --seed {run['seed']}" if run["seed"] else ""
+    pins = "".join(f" --pin {operator}={provider}" for operator, provider in run["pins"].items())
+    return f"opsocket conformance --backend {run['backend']}{pins} --case {shlex.quote(case_id)}{seed}"
+
+
+def _aligned(columns: tuple[str, ...], rows: list[Any], right: range = range(0)) -> Iterator[str]:
+    table = [columns, *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
+    for row in table:
+        cells = (
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip()

@@ -1,0 +1,143 @@
+"""`opsocket generate` and `opsocket bench` as a person runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from opsocket.cli.main import cli
+
+EXECUTABLE = os.path.join(sys.prefix, "bin", "opsocket")
+FAST = ["--model", "smollm2", "--backend", "cpu", "--threads", "1"]
+
+
+def opsocket(*arguments: str, stdin: str | None = None):
+    return CliRunner().invoke(cli, list(arguments), input=stdin)
+
+
+def run_process(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([EXECUTABLE, *arguments], capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize("command", ["generate", "bench"])
+def test_commands_are_light_before_they_run(command):
+    code = (
+        f"import sys, opsocket_engine.cli.{command}; "
+        "print([m for m in ('torch', 'numpy', 'tokenizers', 'jinja2', 'transformers') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_backend_that_is_not_here_is_told_at_once():
+    start = time.perf_counter()
+    result = run_process("generate", "--model", "smollm2", "--backend", "cuda", "hello")
+    assert result.returncode == 3
+    assert "cuda" in result.stderr
+    assert result.stdout == ""
+    assert time.perf_counter() - start < 2 * (1 + os.getloadavg()[0] / os.cpu_count()), "2 s on a machine that is free"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--model", "no-such-model", "hi"], "model"),
+        ([*FAST, "--max-tokens", "0", "hi"], "max_tokens"),
+        ([*FAST, "--temperature", "-1", "hi"], "temperature"),
+        ([*FAST, "--kv-format", "i3", "hi"], "i3"),
+        ([*FAST, "--dtype", "f64", "hi"], "dtype"),
+        ([*FAST, "--no-chat", "--system", "Be brief.", "hi"], "--system"),
+        ([*FAST, "--max-tokens", "4", "--no-chat", ""], "prompt"),
+        (["hi"], "--model"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_names_what_is_wrong(arguments, named):
+    result = opsocket("generate", *arguments)
+    assert result.exit_code == 2, result.output
+    assert named in result.stderr
+
+
+@pytest.mark.model
+def test_a_chat_streams_to_stdout_and_numbers_go_to_stderr():
+    result = opsocket("generate", *FAST, "What is the capital of France?", "--max-tokens", "16")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "The capital of France is Paris.\n"
+    assert "tokens" in result.stderr
+    assert "cache: f32, peak 3 of" in result.stderr
+
+
+@pytest.mark.model
+def test_json_is_one_object_with_everything(tmp_path):
+    (tmp_path / "prompt").write_text("The capital of France is\n")
+    result = opsocket(
+        "generate",
+        *FAST,
+        "--no-chat",
+        "--max-tokens",
+        "3",
+        "--json",
+        "--prompt-file",
+        str(tmp_path / "prompt"),
+        "1, 2, 3,",
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert [(r["prompt"], r["sample"], r["finish_reason"]) for r in report["results"]] == [
+        (0, 0, "length"),
+        (1, 0, "length"),
+    ]
+    assert report["results"][0]["text"].startswith(" 4")
+    assert report["results"][1]["text"].startswith(" Paris")
+    assert [len(r["token_ids"]) for r in report["results"]] == [3, 3]
+    assert report["results"][1]["prompt_tokens"] == 5
+    stats = report["stats"]
+    assert stats["decode_tokens"] == 4
+    assert stats["used_blocks"] == 0
+    assert stats["token_bytes"] == 2 * 30 * 3 * 64 * 4
+    assert {row["tier"] for row in report["placement"]} <= {"native", "composed"}
+    assert {"attention", "matmul", "embedding", "cache_write", "rope"} <= {row["op"] for row in report["placement"]}
+    assert report["interrupted"] is False
+
+
+@pytest.mark.model
+def test_placement_names_operator_provider_tier_and_reason():
+    result = opsocket("generate", *FAST, "--no-chat", "--placement", "--max-tokens", "1", stdin="Hello")
+    assert result.exit_code == 0, result.output
+    lines = result.stderr.splitlines()
+    (attention,) = (line.split() for line in lines if line.startswith("attention"))
+    assert attention[1:3] == ["torch", "native"]
+    assert any(line.startswith("rms_norm") and "composed" in line for line in lines)
+
+
+@pytest.mark.model
+def test_an_interrupt_ends_with_what_there_is():
+    command = [EXECUTABLE, "generate", *FAST, "--ignore-eos", "--max-tokens", "2000"]
+    process = subprocess.Popen([*command, "Tell a story."], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.read(5), "text comes while it is made"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "decode" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.model
+def test_bench_prints_medians_beside_the_limit():
+    arguments = ["--prompt-tokens", "8", "--batch", "1,2", "--decode-tokens", "2", "--repeats", "2"]
+    result = opsocket("bench", *FAST, *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert [(case["prompt"], case["batch"]) for case in report["cases"]] == [(8, 1), (8, 2)]
+    assert report["stored_weight_bytes"] == pytest.approx(96.4e6, rel=1e-3)
+    for case in report["cases"]:
+        for name in ("prompt_tokens_per_second", "decode_tokens_per_second", "read_bytes_per_second", "share_of_limit"):
+            spread = case[name]
+            assert 0 < spread["low"] <= spread["median"] <= spread["high"]
+        keys = case["batch"] * (8 + 1.5) * 2 * 30 * 3 * 64 * 4
+        assert case["decode_bytes_per_step"] == pytest.approx(report["stored_weight_bytes"] + keys)
