@@ -1,8 +1,8 @@
 """The only door between a case and a session: moves data, runs plans under guard, and takes down what it finds.
 
-A case reaches a session by `upload`, `download`, `write`, `view`, `plan` and `allocate_cache` alone, so that it runs on
-any array type. Here a denial is checked against `supports`, every call needs a receipt from the provider that
-`supports` named, and every input is compared with what was put in.
+A case reaches a session by `upload`, `download`, `write`, `view`, `plan` and `allocate_cache` alone, and by slices of
+arrays, so that it runs on any array type. Here a denial is checked against `supports`, every call needs a receipt from
+the provider that `supports` named, and every input is compared with what was put in.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from opsocket.operators import (
     Array,
@@ -27,19 +26,14 @@ from opsocket.operators import (
     Support,
     Unsupported,
 )
+from opsocket_conformance.findings import Findings, Float64, Host
 from opsocket_conformance.floats import round_to
 from opsocket_conformance.guard import kernel_running
-from opsocket_conformance.tolerance import Bound
-from opsocket_conformance.verdicts import Filtered
-
-Float64 = npt.NDArray[np.float64]
-Host = npt.NDArray[Any]
 
 SENTINEL = -12345.0
 """What every output holds before a call; no case computes it."""
 
 _GUARD_ROWS = 2
-_BIAS_NEEDS, _BIAS_LIMIT = 256, 0.15
 
 
 class Denied(Exception):
@@ -50,29 +44,17 @@ class Denied(Exception):
         super().__init__("; ".join(map(str, reasons)))
 
 
-@dataclass(eq=False)
-class Bench:
-    """One case's view of a session, and its findings.
-
-    failures: what is wrong, in words. ratio: the largest |out - ref| / E so far, over `elements` elements.
-    filters: matched-filter readings. providers, tiers: of the kernels that ran, by receipt and by operator.
-    """
+@dataclass(eq=False, kw_only=True)
+class Bench(Findings):
+    """One case's view of a session. providers, tiers: of the kernels that ran, by receipt and by operator."""
 
     session: Session
-    failures: list[str] = field(default_factory=list)
-    ratio: float | None = None
-    elements: int = 0
-    filters: dict[str, Filtered] = field(default_factory=dict)
     providers: dict[str, str] = field(default_factory=dict)
     tiers: dict[str, str] = field(default_factory=dict)
     _inputs: list[tuple[str, Array, Host]] = field(default_factory=list)
     _guards: list[tuple[str, Array, Host]] = field(default_factory=list)
     _receipts: list[Plan] = field(default_factory=list)
     _planned: dict[int, tuple[Plan, Support]] = field(default_factory=dict)
-
-    def fail(self, finding: str) -> None:
-        if finding not in self.failures:
-            self.failures.append(finding)
 
     # ---- arrays
 
@@ -115,12 +97,9 @@ class Bench:
 
     # ---- plans
 
-    def supports(self, request: Request) -> Support:
-        return self.session.supports(request)
-
     def plan(self, request: Request, batch: Any = None) -> Plan:
         """The session's plan; `Denied` where it consistently says no."""
-        support = self.supports(request)
+        support = self.session.supports(request)
         if not support:
             self._check_denial(request, support)
             raise Denied(support.reasons)
@@ -152,7 +131,7 @@ class Bench:
         else:
             self.fail(f"{request.op}: supports says no, plan says yes")
 
-    def run(self, plan: Plan, *args: Any, **kwargs: Any) -> Any:
+    def run(self, plan: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a plan; its kernel must report itself, from the provider that `supports` named."""
         request = plan.request
         before, self._receipts = self.session.observer, []
@@ -181,7 +160,7 @@ class Bench:
             self.providers[op], self.tiers[op] = receipt.provider, support.tier
 
     def prepare(self, plan: Plan, tensors: Mapping[str, Host]) -> Any:
-        """A packed weight for a plan's request; the tensors it is made from must not change, then or later."""
+        """A packed weight for a plan's request; the tensors it is made from must not change."""
         before = {name: tensor.copy() for name, tensor in tensors.items()}
         packed = self.session.prepare_weight(plan.request, tensors)
         _, support = self._planned[id(plan)]
@@ -231,7 +210,7 @@ class Bench:
             filled[plane.name] = self.session.write(planes[plane.name], fill)
         return filled
 
-    # ---- judgement
+    # ---- outputs
 
     def check_padding(self, name: str, given: Array | None, returned: Array, count: int) -> None:
         """The array returned is the one given, and its rows from `count` on are as they were."""
@@ -239,83 +218,13 @@ class Bench:
             return
         self.same_bits(f"{name}: the array given, compared with the array returned", given, self.bits(returned))
         dtype = self.session.describe(given).dtype
-        unwritten = SENTINEL if dtype == "i64" else host(SENTINEL, dtype)
+        unwritten = SENTINEL if dtype == "i64" else round_to(SENTINEL, dtype)
         if not (self.get(given)[count:] == unwritten).all():
             self.fail(f"{name}: padding rows, from {count} on, were written")
-
-    def compare(self, what: str, got: Float64, want: Float64, bound: Bound, *, biased: bool = True) -> None:
-        """Every element within its bound; where the reference is not finite, the same value.
-
-        biased: also look for errors that all lean one way, towards zero or from it, as truncation does.
-        """
-        if got.shape != want.shape:
-            self.fail(f"{what}: shape {list(got.shape)}, wanted {list(want.shape)}")
-            return
-        if not want.size:
-            return
-        finite = np.isfinite(want)
-        error = np.abs(np.where(finite, got - np.where(finite, want, 0), 0.0))
-        ratio = error / (bound.total + bound.slack)
-        ratio = np.where(np.isnan(ratio), np.inf, ratio)
-        same = (got == want) | (np.isnan(got) & np.isnan(want))
-        ratio = np.where(finite, ratio, np.where(same, 0.0, np.inf))
-        worst = float(ratio.max())
-        self.ratio = worst if self.ratio is None else max(self.ratio, worst)
-        self.elements += want.size
-        if worst > 1:
-            at = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-            where = ", ".join(map(str, map(int, at)))
-            self.fail(
-                f"{what}[{where}]: {got[at]:.9g}, wanted {want[at]:.9g} +- {bound.total[at]:.3g} (ratio {worst:.3g}); "
-                f"{int((ratio > 1).sum())} of {ratio.size} elements are out of bounds"
-            )
-        elif biased:
-            self._check_bias(what, got, want, bound)
-
-    def _check_bias(self, what: str, got: Float64, want: Float64, bound: Bound) -> None:
-        """The mean of sign(ref) (out - ref) / E over elements of distinct value is near 0 for rounding to nearest."""
-        usable = np.isfinite(want) & (want != 0) & (np.abs(want) > 2 * bound.slack)
-        _, first = np.unique(want[usable], return_index=True)
-        if len(first) < _BIAS_NEEDS:
-            return
-        lean = np.sign(want[usable]) * (got[usable] - want[usable]) / bound.total[usable]
-        mean = float(lean[first].mean())
-        if abs(mean) > _BIAS_LIMIT:
-            way = "away from" if mean > 0 else "towards"
-            self.fail(f"{what}: errors lean {way} zero, by {abs(mean):.2f} of E on average")
 
     def same_bits(self, what: str, got: Array, want: Host) -> None:
         """`got` on the device holds exactly the contents that `bits` gave before."""
         self.same(what, self.bits(got), want)
-
-    def same(self, what: str, got: Host, want: Host) -> None:
-        """Two host arrays are equal."""
-        if got.shape != want.shape:
-            self.fail(f"{what}: shape {list(got.shape)}, wanted {list(want.shape)}")
-        elif not np.array_equal(got, want):
-            at = tuple(int(i) for i in np.argwhere(got != want)[0])
-            where, differing = ", ".join(map(str, at)), int((got != want).sum())
-            self.fail(f"{what}[{where}]: {got[at]}, wanted {want[at]}; {differing} of {got.size} differ")
-
-    def read_filter(self, knob: str, got: Float64, ref: Float64, perturbed: Float64, bound: Bound) -> None:
-        """Estimate how much of one fault is in a result: D = perturbed - ref, t = <got - ref, D> / <D, D>.
-
-        The noise that E allows in t: rounding errors of single elements are independent, those from within a row may
-        all point one way. First dimension: rows.
-        """
-        difference = np.where(np.isfinite(ref) & np.isfinite(perturbed), perturbed - ref, 0.0)
-        power = float((difference**2).sum())
-        if power == 0:
-            return
-        error = np.where(difference != 0, got - ref, 0.0)
-        along = np.abs(difference).reshape(len(difference), -1)
-        alone = bound.rounding.reshape(along.shape) * along
-        together = (bound.inner.reshape(along.shape) * along).sum(axis=1)
-        noise = float(np.sqrt((alone**2).sum() + (together**2).sum())) / power
-        reading = Filtered(float((error * difference).sum()) / power, noise)
-        self.filters[knob] = reading
-        if reading.failed:
-            self.fail(f"{knob}: {reading.t:+.2f} of this fault is in the result (noise {reading.noise:.2f})")
 
     def finish(self) -> None:
         """Nothing but the outputs has changed."""
@@ -326,8 +235,3 @@ class Bench:
         for name, array, before in self._guards:
             if not np.array_equal(self.bits(array), before):
                 self.fail(f"{name} the output were written to")
-
-
-def host(values: npt.ArrayLike, dtype: str) -> npt.NDArray[np.float32]:
-    """Values as an input of type `dtype` holds them, f32: what both the device and the oracle are given."""
-    return round_to(values, dtype)

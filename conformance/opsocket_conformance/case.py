@@ -28,10 +28,12 @@ TIERS: Final[tuple[Tier, ...]] = ("smoke", "default", "full")
 class Check(ABC):
     """What is asked and how it is judged: a frozen dataclass of ints, floats, strings and flags.
 
-    name: the first word of its ids. operator: the operator that it counts for.
+    name: the first word of its ids. shown: fields that ids name even where they are as by default. operator: the
+    operator that it counts for.
     """
 
     name: ClassVar[str]
+    shown: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
@@ -59,7 +61,7 @@ class Case:
         values = (
             f"{f.name}={_text(getattr(self.check, f.name))}"
             for f in dataclasses.fields(typing.cast(Any, self.check))
-            if getattr(self.check, f.name) != f.default
+            if f.name in self.check.shown or getattr(self.check, f.name) != f.default
         )
         return f"{self.check.name}[{','.join(values)}]#{self.draw}"
 

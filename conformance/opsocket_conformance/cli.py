@@ -169,7 +169,8 @@ def _failure(results: Sequence[Result], held: Sequence[Held], *, asked: bool, wh
     """Why the run is red, "" for green. whole: nothing was left out by hand, so that profiles can be demanded."""
     from opsocket_conformance.verdicts import count, failure_of
 
-    missing = [h.profile for h in held if h.verdict == "not held"] if asked else []
-    if whole and not asked and not any(h.verdict == "held" for h in held):
+    wrong = ("not held", "incomplete") if whole else ("not held",)
+    missing = [h.profile for h in held if h.verdict in wrong] if asked else []
+    if whole and not asked and not any(h.by for h in held):
         missing = ["any profile"]
     return failure_of(count(results), missing)

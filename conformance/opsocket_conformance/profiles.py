@@ -11,7 +11,7 @@ from typing import Final
 from opsocket.operators import ContractError
 from opsocket.quantization import FORMATS
 from opsocket_conformance.case import Case
-from opsocket_conformance.verdicts import Result, Verdict
+from opsocket_conformance.verdicts import Result, Verdict, count
 
 Patterns = tuple[str, ...]
 
@@ -114,10 +114,11 @@ def find_profiles(names: Sequence[str]) -> tuple[Profile, ...]:
 
 @dataclass(frozen=True)
 class Held:
-    """Whether a profile is held. verdict: "held", "not held", or "incomplete" where cases of the tier were left out.
+    """Whether a profile is held. verdict: "held"; "held with exclusions"; "not held"; "incomplete" where cases of the
+    tier were left out.
 
-    by: the combinations of choices for which every case passed. counts: verdicts of its cases. missing: of the best
-    combination, the cases that did not pass.
+    by: the combinations of choices that hold it. counts: verdicts of its cases. missing: of the combination that comes
+    nearest, the cases that stand in its way.
     """
 
     profile: str
@@ -130,24 +131,25 @@ class Held:
 def hold(profile: Profile, planned: Iterable[Case], results: Mapping[str, Result]) -> Held:
     """Judge a profile by the results of its cases. planned: all cases of the tier that was run, run or not."""
     members = [(case.id, case.check.features()) for case in planned if profile.includes(case.check.features())]
-    ran = [(id, features) for id, features in members if id in results]
-    counts = dict.fromkeys(Verdict, 0)
-    for id, _ in ran:
-        counts[results[id].verdict] += 1
-    good = {id for id, _ in ran if results[id].verdict is Verdict.PASS}
-    by: list[str] = []
-    missing: list[str] | None = None
-    for choice in _combinations(profile, [features for _, features in members]):
-        lacking = [id for id, features in ran if id not in good and _agrees(profile, features, choice)]
-        if not lacking and any(set(choice) <= features for _, features in ran):
-            by.append(" ".join(word.partition(":")[2] for word in choice))
-        elif missing is None or len(lacking) < len(missing):
-            missing = lacking
-    if by:
-        verdict = "held" if len(ran) == len(members) else "incomplete"
-    else:
-        verdict = "not held" if missing else "incomplete"
-    return Held(profile.name, verdict, tuple(by), counts, () if by else tuple(missing or ()))
+    ran = {id: features for id, features in members if id in results}
+    counts = count(results[id] for id in ran)
+    complete = len(ran) == len(members)
+    lacking = {
+        choice: [id for id, f in ran.items() if results[id].verdict is not Verdict.PASS and _agrees(profile, f, choice)]
+        for choice in _combinations(profile, [features for _, features in members])
+        if any(set(choice) <= features for features in ran.values())
+    }
+    excluded = {id for id in ran if results[id].verdict is Verdict.EXCLUDED}
+    for verdict, tolerated in (("held", set()), ("held with exclusions", excluded)):
+        by = tuple(_words(choice) for choice, ids in lacking.items() if set(ids) <= tolerated)
+        if by:
+            return Held(profile.name, verdict if complete else "incomplete", by, counts)
+    missing = min(lacking.values(), key=len, default=[])
+    return Held(profile.name, "not held" if missing else "incomplete", (), counts, tuple(missing))
+
+
+def _words(choice: tuple[str, ...]) -> str:
+    return " ".join(feature.partition(":")[2] for feature in choice)
 
 
 def _combinations(profile: Profile, features: Sequence[frozenset[str]]) -> list[tuple[str, ...]]:

@@ -13,7 +13,7 @@ from types import FrameType
 
 import numpy as np
 
-from opsocket.operators import Session
+from opsocket.operators import Reason, Session
 from opsocket_conformance.bench import Bench, Denied
 from opsocket_conformance.case import Case
 from opsocket_conformance.exclusions import Exclusion, excluded
@@ -26,8 +26,9 @@ class TimeLimit(Exception):
 
 def run_case(case: Case, session: Session, seed: int, limit_s: float) -> Result:
     """Put one case to a session and judge the answer; never raises but for KeyboardInterrupt."""
-    bench, started = Bench(session), time.perf_counter()
-    verdict, messages, reasons = Verdict.PASS, [], ()
+    bench, started = Bench(session=session), time.perf_counter()
+    verdict, messages = Verdict.PASS, list[str]()
+    reasons: tuple[Reason, ...] = ()
     try:
         with time_limit(limit_s), np.errstate(all="ignore"):
             case.check.run(bench, case.rng(seed))
@@ -65,13 +66,14 @@ def time_limit(seconds: float) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TimeLimit(f"longer than {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)  # perhaps someone else's, such as a test runner's
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 def run(

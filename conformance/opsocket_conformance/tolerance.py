@@ -51,7 +51,8 @@ def bound(ref: Float64, inner: npt.ArrayLike, out_dtype: str, extra_slack: float
 def growth(n: npt.ArrayLike) -> Float64:
     """g(n) = min(n, 6 sqrt(n)): what n roundings of random sign add up to but for one case in 10^7."""
     n = np.asarray(n, np.float64)
-    return np.minimum(n, 6 * np.sqrt(n))
+    grown: Float64 = np.minimum(n, 6 * np.sqrt(n))
+    return grown
 
 
 def accumulator(numerics: Numerics) -> float:

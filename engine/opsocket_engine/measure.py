@@ -83,9 +83,9 @@ def measure(engine: Engine, cases: Items[Case], repeats: int, reader: HostReader
 
 def room(cases: Items[Case], max_step_tokens: int) -> int:
     """The context that an engine needs for these cases: first prompts already decode while the last are computed."""
-    batch, prompt, decode = (max(getattr(case, name) for case in cases) for name in ("batch", "prompt", "decode"))
+    batch, prompt = max(case.batch for case in cases), max(case.prompt for case in cases)
     steps = -(-batch * prompt // max(1, max_step_tokens - batch))
-    return prompt + steps + decode + 1
+    return prompt + steps + max(case.decode for case in cases) + 1
 
 
 def _run(engine: Engine, case: Case, generator: np.random.Generator) -> tuple[float, float]:

@@ -100,8 +100,9 @@ class _Loader:
     weights: list[PackedWeight] = field(default_factory=list)
 
     def linear(self, name: str, request: Request) -> _Linear:
-        bias = self.session.upload(self.checkpoint.vector(f"{name}_bias")) if request.spec.bias else None
-        return _Linear(self.plans[request], self._prepare(name, request), bias)
+        plan = self.plans[request]
+        bias = self.session.upload(self.checkpoint.vector(f"{name}_bias")) if plan.spec.bias else None
+        return _Linear(plan, self._prepare(name, request), bias)
 
     def norm(self, name: str, request: Request) -> _Norm:
         return _Norm(self.plans[request], self.session.upload(self.checkpoint.vector(name)))
@@ -149,7 +150,9 @@ class _Layer:
         self._up_proj = linear("up_proj", requests.up_proj)
         self._silu_mul = loader.plans[requests.silu_mul]
         self._down_proj = linear("down_proj", requests.down_proj)
-        self.cache: Cache = loader.session.allocate_cache(requests.attention.cache)
+        cache_spec = requests.attention.cache
+        assert cache_spec is not None
+        self.cache: Cache = loader.session.allocate_cache(cache_spec)
 
     def __call__(self, x: Array, residual: Array | None, positions: Array, num_tokens: int) -> tuple[Array, Array]:
         """(what this layer's MLP adds to the residual stream, the stream before that). x, residual: the same of the

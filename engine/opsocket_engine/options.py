@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from opsocket.operators import ContractError, KVFormat, Numerics
 from opsocket.operators.dtypes import check_float
-from opsocket.operators.layout import Granularity
+from opsocket.operators.layout import Granularity, KVCode
 from opsocket.operators.numerics import DEFAULT_NUMERICS
 
 if TYPE_CHECKING:
@@ -22,10 +22,11 @@ def parse_kv_format(text: str) -> KVFormat:
     """
     code, _, granularity = text.partition("/")
     granularity = granularity or ("token_head" if code in ("i8", "i4", "i2") else "none")
-    if granularity not in get_args(Granularity):
-        raise ContractError("kv_format", f"a granularity of {list(get_args(Granularity))}", repr(text))
-    kv_format = KVFormat(code, granularity)  # type: ignore[arg-type]  (`bits` checks the code)
-    if not kv_format.bits or kv_format.is_static:
+    if code not in get_args(KVCode) or granularity not in get_args(Granularity):
+        want = f"CODE or CODE/GRANULARITY, of {', '.join(get_args(KVCode))} and {', '.join(get_args(Granularity))}"
+        raise ContractError("kv_format", want, repr(text))
+    kv_format = KVFormat(cast(KVCode, code), cast(Granularity, granularity))
+    if kv_format.is_static:
         raise ContractError("kv_format", "a granularity whose scales are computed on write, or none", repr(text))
     return kv_format
 

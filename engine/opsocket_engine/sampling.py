@@ -53,8 +53,9 @@ class SamplingParams:
             _at_least("max_tokens", self.max_tokens, 1)
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
             raise ContractError("seed", "an integer from 0 to 2^64 - 1, or None", self.seed)
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
-            raise ContractError("stop", "a tuple of strings that are not empty", repr(self.stop))
+        stop: object = self.stop
+        if not isinstance(stop, tuple) or not all(isinstance(s, str) and s for s in stop):
+            raise ContractError("stop", "a tuple of strings that are not empty", repr(stop))
 
     @property
     def has_penalties(self) -> bool:

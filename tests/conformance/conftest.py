@@ -82,8 +82,8 @@ class FaultyPlan:
 class FaultySession:
     """A session in which one operator is broken, and which otherwise hands everything on."""
 
-    def __init__(self, session: Session, fault: Fault) -> None:
-        self.__dict__.update(_session=session, _fault=fault)
+    def __init__(self, session: Session, fault: Fault, **attributes: Any) -> None:
+        self.__dict__.update(_session=session, _fault=fault, **attributes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
@@ -113,6 +113,12 @@ class FaultySession:
 @pytest.fixture(scope="session")
 def session() -> Session:
     return opsocket.open("cpu", threads=1)
+
+
+@pytest.fixture
+def out_of_place(session) -> FaultySession:
+    """The right session, saying that its arrays can't be written to."""
+    return FaultySession(session, Fault(""), in_place=False)
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ def test_ids_are_unique_and_say_everything():
 def test_ids_and_seeds_stay():
     """A change here breaks every rerun line and every exclusion that someone has written down."""
     case = Case(Attention(9, 3, d=80, q="f32", kv="i8.channel", left=7, cap=30.0, lse=True), 2)
-    assert case.id == "attention[hq=9,hkv=3,d=80,q=f32,kv=i8.channel,left=7,cap=30.0,lse=1]#2"
-    assert case.seed(0) == 73518979381036207141225132134574738573
+    assert case.id == ("attention[hq=9,hkv=3,d=80,q=f32,kv=i8.channel,batch=decode,x=normal,left=7,cap=30.0,lse=1]#2")
+    assert case.seed(0) == 21655450835013869598042206088143055492
     assert len({case.seed(0), case.seed(1), Case(case.check, 3).seed(0)}) == 3
 
 
@@ -82,11 +82,8 @@ def test_every_pair_of_attention_knobs_that_the_interface_defines_occurs():
         if type(case.check) is Attention:
             row = {name: getattr(case.check, name) for name in KNOBS if name != "heads"}
             rows.append(row | {"heads": (case.check.hq, case.check.hkv)})
-    have, total = coverage(rows, KNOBS)
-    impossible = sum(
-        not feasible({a: x, b: y}) for a, b in itertools.combinations(KNOBS, 2) for x in KNOBS[a] for y in KNOBS[b]
-    )
-    assert have == total - impossible
+    have, total = coverage(rows, KNOBS, feasible)
+    assert have == total > 2000
 
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=6), st.sampled_from([2, 3]))

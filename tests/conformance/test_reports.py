@@ -122,13 +122,20 @@ def test_unsupported_is_never_green():
 
 
 @pytest.mark.parametrize("verdict", [Verdict.FAIL, Verdict.CRASH, Verdict.EXCLUDED, Verdict.NOT_RUN])
-def test_nothing_else_holds_a_profile(verdict):
+def test_nothing_but_a_pass_holds_a_profile(verdict):
+    hit = Attention(batch="mixed", lse=True)
+    held = _held("cascade", lambda c: verdict if c.check == hit else Verdict.PASS, cases_of("smoke"))
+    assert held.verdict == "held"
+    assert "bf16" not in held.by
+
+
+def test_an_exclusion_is_told_in_the_verdict():
     held = _held(
-        "cascade",
-        lambda c: verdict if c.check == Attention(batch="mixed", lse=True) else Verdict.PASS,
+        "decoder-f32",
+        lambda c: Verdict.EXCLUDED if c.check.operator == "rope" else Verdict.PASS,
         cases_of("smoke"),
     )
-    assert not any(by == "bf16" for by in held.by)
+    assert held.verdict == "held with exclusions"
 
 
 def test_a_part_of_the_cases_is_incomplete():

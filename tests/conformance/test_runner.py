@@ -73,6 +73,11 @@ def test_a_case_reproduces_bit_for_bit(session):
     assert all(r.verdict is Verdict.PASS for r in other)
 
 
+def test_a_session_that_is_not_in_place_is_given_no_outputs(out_of_place):
+    cases = [case for case in cases_of("smoke") if case.check.operator != "cache_move"][::5]
+    assert [r for r in run(cases, out_of_place) if r.verdict is not Verdict.PASS] == []
+
+
 def test_an_exclusion_holds_until_its_day(session):
     cases = [Case(Behaving("fails"), draw) for draw in range(3)]
     later = datetime.date.today() + datetime.timedelta(days=9)

@@ -144,6 +144,27 @@ def _ragged(session: Any, rng: np.random.Generator, count: int, heads: int = 2, 
     return (k, v), Ragged(session.upload(k), session.upload(v))
 
 
+@pytest.mark.parametrize("mask", ["causal", "full"])
+@pytest.mark.parametrize("left", [None, 0, 1, 2, 9])
+@pytest.mark.parametrize("right", [None, 0, 1, 2, 9])
+def test_every_window_sees_exactly_its_keys(session: Any, mask: Any, left: int | None, right: int | None):
+    """Equal logits and one-hot values: the output names the keys that were seen."""
+    spec = AttentionSpec(1, 1, 4, 12, 1.0, mask, left, right)
+    q_lens, kv_lens = np.array([1, 2, 3, 2, 1, 20]), np.array([6, 7, 8, 9, 10, 12])
+    q_indptr, kv_indptr = (np.concatenate([[0], np.cumsum(n)]) for n in (q_lens, kv_lens))
+    v = np.concatenate([np.eye(12, dtype=np.float32)[:n] for n in kv_lens])[:, None]
+    kv = Ragged(session.upload(np.ones((len(v), 1, 4), np.float32)), session.upload(v))
+    batch = AttentionBatch(q_indptr, kv_lens, kv_indptr=kv_indptr)
+    q = session.upload(np.zeros((int(q_indptr[-1]), 1, 4), np.float32))
+    seen = session.download(session.plan(Request(spec), batch).run(q, kv)[0])[:, 0] > 0
+    for r, (q_len, kv_len) in enumerate(zip(q_lens, kv_lens, strict=True)):
+        for i in range(q_len):
+            p = kv_len - q_len + i
+            last = min(np.inf if right is None else p + right, p if mask == "causal" else np.inf, kv_len - 1)
+            first = -np.inf if left is None else p - left
+            assert np.flatnonzero(seen[q_indptr[r] + i]).tolist() == [j for j in range(12) if first <= j <= last]
+
+
 def test_long_prefill_over_many_tiles(session: Any, attention_reference: Any):
     rng, n = np.random.default_rng(1), 700
     (k, v), kv = _ragged(session, rng, n, heads=1)

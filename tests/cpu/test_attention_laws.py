@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -67,6 +68,29 @@ def test_pages_in_any_order_give_the_same_bits(
     np.testing.assert_array_equal(bits[0][1], bits[1][1])
 
 
+@pytest.mark.parametrize(("heads", "dim"), [(8, 33), (3, 64), (1, 5)])
+def test_pages_do_not_show_in_long_f32_decoding(
+    session: Any, poisoned_cache: Any, deal_blocks: Any, heads: int, dim: int
+):
+    """Where rows begin off a cache line, matrix kernels may take other steps."""
+    rng, kv_len = np.random.default_rng(heads), 1217
+    spec = CacheSpec(kv_len + 9, 1, heads, dim, dim, FORMATS["f32"], FORMATS["f32"])
+    k, v = rng.standard_normal((2, kv_len, heads, dim)).astype(np.float32)
+    q = session.upload(rng.standard_normal((1, heads, dim)).astype(np.float32))
+    plan = session.plan(Request(AttentionSpec(heads, heads, dim, dim, 0.2), spec))
+    results = []
+    for first in (0, 1, 5, None):
+        cache = poisoned_cache(spec)
+        table, (slots,) = deal_blocks(rng, [kv_len], 1, spec.num_blocks)
+        if first is not None:
+            table, slots = np.arange(first, first + kv_len)[None], np.arange(first, first + kv_len)
+        _written(session, cache, k, v, slots)
+        plan.update(AttentionBatch(np.array([0, 1]), np.array([kv_len]), table))
+        results.append(session.download(plan.run(q, cache)[0]))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
 @given(st.integers(1, 5), st.integers(1, 60), st.lists(st.integers(0, 60), max_size=3), st.integers(0, 99))
 @LAW
 def test_split_and_merged_is_whole(session: Any, q_len: int, kv_len: int, cuts: list[int], seed: int):
@@ -116,10 +140,15 @@ def test_prefill_in_chunks_is_prefill(session: Any, count: int, chunk: int, wind
     np.testing.assert_allclose(np.concatenate(chunks), attend(0, count), rtol=1e-5, atol=2e-6)
 
 
-@given(st.lists(st.integers(1, 90), min_size=2, max_size=40), st.integers(1, 3), st.integers(0, 99))
+@given(
+    st.sampled_from(["causal", "full"]),
+    st.lists(st.integers(1, 90), min_size=2, max_size=40),
+    st.integers(1, 3),
+    st.integers(0, 99),
+)
 @LAW
 def test_a_request_does_not_feel_its_batch(
-    session: Any, poisoned_cache: Any, deal_blocks: Any, kv_lens: list[int], q_len: int, seed: int
+    session: Any, poisoned_cache: Any, deal_blocks: Any, mask: Any, kv_lens: list[int], q_len: int, seed: int
 ):
     """A batch of decode or verify steps, some of them padding, against each alone."""
     rng, block_size = np.random.default_rng(seed), 8
@@ -131,7 +160,8 @@ def test_a_request_does_not_feel_its_batch(
     q_lens = [q_len if rng.random() < 0.9 else 0 for _ in kv_lens]
     starts = np.concatenate([[0], np.cumsum(q_lens)])
     q = rng.standard_normal((int(starts[-1]), 6, 16)).astype(np.float32)
-    plan = session.plan(Request(SPEC, spec), AttentionBatch(starts, np.array(kv_lens), table))
+    request = Request(replace(SPEC, mask=mask), spec)
+    plan = session.plan(request, AttentionBatch(starts, np.array(kv_lens), table))
     together = session.download(plan.run(session.upload(q), cache)[0])
     for r, kv_len in enumerate(kv_lens):
         rows = slice(int(starts[r]), int(starts[r + 1]))

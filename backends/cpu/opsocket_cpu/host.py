@@ -52,7 +52,7 @@ def available_bytes() -> int:
             available = int(line.split()[1]) * 1024
     limit, used = _cgroup("memory.max"), _cgroup("memory.current")
     if limit is not None and used is not None:
-        available = min(available, max(limit - used, 0))
+        available = min(available, max(limit - used + _cgroup_reclaimable(), 0))
     return available
 
 
@@ -64,12 +64,25 @@ def _cpuinfo() -> Iterator[tuple[str, str]]:
 
 def _cgroup(name: str) -> int | None:
     """A number of this process's control group (version 2), None where there is no such limit."""
+    text = "".join(_cgroup_lines(name)).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _cgroup_reclaimable() -> int:
+    """File pages that count as used and would be dropped on demand, a mapped model file's among them."""
+    for line in _cgroup_lines("memory.stat"):
+        key, _, value = line.partition(" ")
+        if key == "inactive_file":
+            return int(value)
+    return 0
+
+
+def _cgroup_lines(name: str) -> list[str]:
     for line in _lines(Path("/proc/self/cgroup")):
         hierarchy, _, path = line.split(":", 2)
         if hierarchy == "0":
-            text = "".join(_lines(Path("/sys/fs/cgroup") / path.lstrip("/") / name)).strip()
-            return int(text) if text.isdigit() else None
-    return None
+            return _lines(Path("/sys/fs/cgroup") / path.lstrip("/") / name)
+    return []
 
 
 def _lines(path: Path) -> list[str]:

@@ -203,7 +203,7 @@ def _probes() -> Iterator[Case]:
     for kv in ("i2.token_head", "f8e4m3fnuz", "f8e5m2.tensor", "f16", "f32", "i8.token_head+f8e4m3fn", "i4.head"):
         yield Case(Attention(kv=kv))
     for numerics in ({"exp": "approx"}, {"tanh": "approx", "cap": 20.0}, {"prob": "f16"}):
-        yield Case(Attention(**numerics))  # type: ignore[arg-type]
+        yield Case(Attention(**numerics))
     yield Case(Attention(exact=False))
     yield Case(Attention(64, 8, batch="mixed"))
     yield Case(Attention(13, 13, batch="mixed"))

@@ -82,12 +82,16 @@ def _gain(
     return gain
 
 
-def coverage(rows: Sequence[Mapping[str, Any]], knobs: Mapping[str, Sequence[Any]]) -> tuple[int, int]:
+def coverage(
+    rows: Sequence[Mapping[str, Any]],
+    knobs: Mapping[str, Sequence[Any]],
+    allowed: Callable[[Choice], bool] = lambda choice: True,
+) -> tuple[int, int]:
     """Pairs of knob values that occur in `rows`, and pairs that there are."""
     have: set[tuple[Any, ...]] = set()
     for row in rows:
         for a, b in itertools.combinations(knobs, 2):
             if row.get(a) in knobs[a] and row.get(b) in knobs[b]:
                 have.add((a, row[a], b, row[b]))
-    total = sum(len(knobs[a]) * len(knobs[b]) for a, b in itertools.combinations(knobs, 2))
-    return len(have), total
+    pairs = ((a, x, b, y) for a, b in itertools.combinations(knobs, 2) for x in knobs[a] for y in knobs[b])
+    return len(have), sum(allowed({a: x, b: y}) for a, x, b, y in pairs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from opsocket_conformance.case import Case
+from opsocket_conformance.case import Case, Tier
 from opsocket_conformance.cases.attention import DTYPES
 from opsocket_conformance.checks.model import Add, MoERoute, RMSNorm, Rope, SiluMul, TakeRows
 from opsocket_conformance.checks.sampling import Argmax, Sample
@@ -15,7 +15,7 @@ def cases() -> Iterator[Case]:
         yield from _norms(dtype)
         yield from _ropes(dtype)
         for width, t in ((536, 7), (1, 1), (33, 0), (4864, 3)):
-            tier = "smoke" if width == 536 else "default"
+            tier: Tier = "smoke" if width == 536 else "default"
             yield Case(SiluMul(t, dtype, width), 0, tier)
             yield Case(Add(t, dtype, width), 0, tier)
         yield Case(SiluMul(7, dtype, x="wide"))

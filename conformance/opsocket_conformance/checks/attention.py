@@ -10,9 +10,10 @@ import numpy as np
 
 from opsocket.operators import Array
 from opsocket_conformance import tolerance
-from opsocket_conformance.bench import Bench, Float64
+from opsocket_conformance.bench import Bench
 from opsocket_conformance.case import Check
 from opsocket_conformance.checks.attention_scene import Scene, build, fill
+from opsocket_conformance.findings import Float64
 from opsocket_conformance.oracle.attention import Problem, attention
 
 COMMON_HEAD_DIMS = (64, 128)
@@ -28,6 +29,7 @@ class Attention(Check):
     """
 
     name: ClassVar[str] = "attention"
+    shown: ClassVar[tuple[str, ...]] = ("hq", "hkv", "d", "q", "batch", "x")
 
     hq: int = 14
     hkv: int = 2

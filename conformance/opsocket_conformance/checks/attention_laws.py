@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from opsocket.operators import (
     AttentionBatch,
+    AttentionSpec,
     Cache,
     CacheMoveSpec,
     MergeStatesSpec,
@@ -19,9 +20,10 @@ from opsocket.operators import (
     Request,
 )
 from opsocket_conformance import tolerance
-from opsocket_conformance.bench import Bench, Float64
+from opsocket_conformance.bench import Bench
 from opsocket_conformance.checks.attention import Attention
 from opsocket_conformance.checks.attention_scene import Scene, build, fill, page
+from opsocket_conformance.findings import Float64
 from opsocket_conformance.inputs.batches import BATCHES
 from opsocket_conformance.oracle.attention import Problem, attention, merge_states
 from opsocket_conformance.tolerance import Bound
@@ -34,6 +36,7 @@ class AttentionLaw(Attention):
     """law: a name in `LAWS`; the other fields as in `Attention`."""
 
     name: ClassVar[str] = "attention_law"
+    shown: ClassVar[tuple[str, ...]] = (*Attention.shown, "law")
 
     law: str = "rerun"
 
@@ -53,9 +56,11 @@ def _call(
     """One run with the scene's operands, as far as the request has them."""
     plan = bench.plan(request, batch)
     operands = scene.operands(bench)
-    if not request.spec.sinks:  # type: ignore[attr-defined]
+    assert isinstance(request.spec, AttentionSpec)
+    if not request.spec.sinks:
         operands.pop("sinks", None)
-    return bench.run(plan, bench.put("q", q, scene.spec.q_dtype), kv, **operands)
+    out, lse = bench.run(plan, bench.put("q", q, scene.spec.q_dtype), kv, **operands)
+    return out, lse
 
 
 def _rerun(bench: Bench, scene: Scene, check: AttentionLaw, rng: np.random.Generator) -> None:
@@ -134,59 +139,78 @@ def _q_starts(scene: Scene) -> npt.NDArray[np.int64]:
     return np.asarray(batch.kv_start + np.asarray(batch.kv_lens, np.int64) - np.diff(batch.q_indptr))
 
 
+@dataclass(frozen=True, eq=False)
+class _Half:
+    """Attention over keys [first, last) of every request: a call of its own."""
+
+    request: Request
+    batch: AttentionBatch
+    first: npt.NDArray[np.int64]
+    last: npt.NDArray[np.int64]
+
+
+def _halves(scene: Scene) -> tuple[_Half, _Half]:
+    """A cut at a page edge near the middle of each request. Positions stay; a sink joins the first half only."""
+    cache, batch = scene.request.cache, scene.batch
+    assert cache is not None
+    kv_lens = np.asarray(batch.kv_lens, np.int64)
+    blocks = kv_lens // cache.block_size // 2
+    cut, zero = blocks * cache.block_size, np.zeros_like(blocks)
+    table = np.asarray(batch.block_table)
+    start = _q_starts(scene).astype(np.int32)
+    first = replace(batch, kv_lens=cut.astype(np.int32), q_start=start)
+    second = replace(
+        batch,
+        kv_lens=(kv_lens - cut).astype(np.int32),
+        kv_start=(batch.kv_start + cut).astype(np.int32),
+        q_start=start,
+        block_table=np.stack([np.roll(row, -int(n)) for row, n in zip(table, blocks, strict=True)]),
+    )
+    spec = replace(scene.spec, want_lse=True, out_dtype="f32")
+    return (
+        _Half(replace(scene.request, spec=spec), first, zero, cut),
+        _Half(replace(scene.request, spec=replace(spec, sinks=False)), second, cut, kv_lens),
+    )
+
+
+def _half_problem(half: _Half, whole: Problem) -> Problem:
+    spec = half.request.spec
+    assert isinstance(spec, AttentionSpec)
+    bounds = list(zip(half.first, half.last, strict=True))
+    return replace(
+        whole,
+        spec=spec,
+        batch=half.batch,
+        keys=[k[a:b] for k, (a, b) in zip(whole.keys, bounds, strict=True)],
+        values=[v[a:b] for v, (a, b) in zip(whole.values, bounds, strict=True)],
+        sinks=whole.sinks if spec.sinks else None,
+    )
+
+
 def _split_merge(bench: Bench, scene: Scene, check: AttentionLaw, rng: np.random.Generator) -> None:
     """Attention over the first pages and over the rest, merged, is attention over all; sinks join one part only."""
-    cache, spec = scene.request.cache, scene.spec
-    assert cache is not None
-    whole = replace(spec, want_lse=True, out_dtype="f32")
-    bench.plan(replace(scene.request, spec=whole), scene.batch)
+    halves = _halves(scene)
+    bench.plan(halves[0].request, scene.batch)
     kv, keys, values = fill(bench, scene)
-    kv_lens = np.asarray(scene.batch.kv_lens, np.int64)
-    cut_blocks = np.maximum(kv_lens // cache.block_size // 2, 0)
-    cut = cut_blocks * cache.block_size
-    table = np.asarray(scene.batch.block_table)
-    shifted = np.stack([np.roll(row, -int(n)) for row, n in zip(table, cut_blocks, strict=True)])
-    start = _q_starts(scene)
-    batches = (
-        replace(scene.batch, kv_lens=cut.astype(np.int32), q_start=start.astype(np.int32)),
-        replace(
-            scene.batch,
-            kv_lens=(kv_lens - cut).astype(np.int32),
-            kv_start=(np.broadcast_to(scene.batch.kv_start, cut.shape) + cut).astype(np.int32),
-            q_start=start.astype(np.int32),
-            block_table=shifted,
-        ),
-    )
-    specs = (whole, replace(whole, sinks=False))
-    results, parts = [], []
-    for batch, part_spec, rows in zip(batches, specs, ((0, cut), (cut, kv_lens)), strict=True):
-        request = replace(scene.request, spec=part_spec)
-        results.append(_call(bench, request, batch, scene.q, kv, scene))
-        low, high = np.broadcast_to(rows[0], cut.shape), rows[1]
-        problem = replace(
-            scene.problem(
-                [k[a:b] for k, a, b in zip(keys, low, high, strict=True)],
-                [v[a:b] for v, a, b in zip(values, low, high, strict=True)],
-            ),
-            spec=part_spec,
-            batch=batch,
-            sinks=scene.problem([], []).sinks if part_spec.sinks else None,
-        )
-        out, lse = attention(problem)
-        bounds = tolerance.attention(problem, out, lse)
-        bench.compare(f"out of part {len(parts)}", bench.get(results[-1][0]), out, bounds.out)
-        bench.compare(f"lse of part {len(parts)}", bench.get(results[-1][1]), lse, bounds.lse, biased=False)
-        parts.append((out, lse, bounds))
-    merge = bench.plan(Request(MergeStatesSpec(spec.num_q_heads, spec.head_dim_vo)))
-    outs, lses = (
-        bench.put(name, np.stack([bench.get(r[i]) for r in results]).astype(np.float32), "f32")
-        for i, name in ((0, "outs"), (1, "lses"))
-    )
-    merged, merged_lse = bench.run(merge, outs, lses)
-    out, lse = attention(replace(scene.problem(keys, values), spec=whole))
-    bound, lse_bound = _merged_bounds(parts, out, lse)
-    bench.compare("out, merged", bench.get(merged), out, bound)
-    bench.compare("lse, merged", bench.get(merged_lse), lse, lse_bound, biased=False)
+    whole = replace(scene.problem(keys, values), spec=replace(scene.spec, want_lse=True, out_dtype="f32"))
+    parts: list[tuple[Float64, Float64, tolerance.AttentionBounds]] = []
+    got: list[tuple[Float64, Float64]] = []
+    for number, half in enumerate(halves):
+        out, lse = (bench.get(a) for a in _call(bench, half.request, half.batch, scene.q, kv, scene))
+        problem = _half_problem(half, whole)
+        want, want_lse = attention(problem)
+        bounds = tolerance.attention(problem, want, want_lse)
+        bench.compare(f"out of part {number}", out, want, bounds.out)
+        bench.compare(f"lse of part {number}", lse, want_lse, bounds.lse, biased=False)
+        parts.append((want, want_lse, bounds))
+        got.append((out, lse))
+    outs, lses = (np.stack(column).astype(np.float32) for column in zip(*got, strict=True))
+    merge = bench.plan(Request(MergeStatesSpec(scene.spec.num_q_heads, scene.spec.head_dim_vo)))
+    merged, merged_lse = bench.run(merge, bench.put("outs", outs, "f32"), bench.put("lses", lses, "f32"))
+    want, want_lse = attention(whole)
+    bound, lse_bound = _merged_bounds(parts, want, want_lse)
+    bench.compare("out, merged", bench.get(merged), want, bound)
+    bench.compare("lse, merged", bench.get(merged_lse), want_lse, lse_bound, biased=False)
 
 
 def _merged_bounds(

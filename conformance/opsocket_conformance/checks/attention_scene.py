@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,10 @@ from opsocket.operators import (
     Ragged,
     Request,
 )
-from opsocket_conformance.bench import Bench, host
+from opsocket_conformance.bench import Bench
 from opsocket_conformance.checks import caches
 from opsocket_conformance.checks.formats import cache_spec
+from opsocket_conformance.floats import round_to
 from opsocket_conformance.inputs.attention import Heads, draw
 from opsocket_conformance.inputs.batches import BATCHES, Row
 from opsocket_conformance.inputs.paging import lay_out
@@ -90,8 +91,8 @@ def build(check: Attention, rng: np.random.Generator) -> Scene:
     heads = Heads(check.hq, check.hkv, check.d, dv, check.q, check.left, check.bs or 16, check.cap)
     drawn = draw(check.x, rng, heads, rows)
     kv_dtype = check.q if check.bs else check.kv or check.q
-    q = host(drawn.q, check.q)
-    keys, values = ([host(part, kv_dtype) for part in parts] for parts in (drawn.keys, drawn.values))
+    q = round_to(drawn.q, check.q)
+    keys, values = ([round_to(part, kv_dtype) for part in parts] for parts in (drawn.keys, drawn.values))
     for number, row in enumerate(rows):
         common = row.shared // check.bs * check.bs if check.bs else 0
         keys[number][:common], values[number][:common] = keys[0][:common], values[0][:common]
@@ -119,7 +120,7 @@ def page(scene: Scene, rows: Sequence[Row], rng: np.random.Generator) -> None:
     cache = scene.request.cache
     assert cache is not None
     problem = scene.problem([], [])
-    live = [visible(problem, number).any(axis=0) for number in range(len(rows))]
+    live = [np.asarray(visible(problem, number).any(axis=0)) for number in range(len(rows))]
     paging = lay_out(rng, rows, cache.block_size, live)
     scene.request = replace(scene.request, cache=replace(cache, num_blocks=paging.num_blocks))
     scene.batch = replace(scene.batch, block_table=paging.table)
@@ -133,7 +134,7 @@ def _spec(check: Attention, dv: int) -> AttentionSpec:
         head_dim_qk=check.d,
         head_dim_vo=dv,
         scale=SCALE / np.sqrt(check.d),
-        mask=check.mask,  # type: ignore[arg-type]  (validated by the spec itself)
+        mask=cast(Any, check.mask),  # the spec itself validates these words
         window_left=check.left,
         window_right=check.right,
         softcap=check.cap,
@@ -142,7 +143,7 @@ def _spec(check: Attention, dv: int) -> AttentionSpec:
         q_dtype=check.q,
         kv_dtype=check.kv or check.q if not check.bs else "f32",
         out_dtype=check.out or check.q,
-        numerics=Numerics(check.prob, check.exp, check.tanh),  # type: ignore[arg-type]
+        numerics=Numerics(*cast(Any, (check.prob, check.exp, check.tanh))),
         want_lse=check.lse,
     )
 

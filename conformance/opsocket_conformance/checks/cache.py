@@ -16,10 +16,11 @@ from opsocket.operators import (
     MoveBatch,
     Request,
 )
-from opsocket_conformance.bench import Bench, Float64
+from opsocket_conformance.bench import Bench
 from opsocket_conformance.case import Check
 from opsocket_conformance.checks import caches
 from opsocket_conformance.checks.formats import cache_spec
+from opsocket_conformance.findings import Float64
 
 _BLOCKS = 7
 
@@ -28,6 +29,8 @@ _BLOCKS = 7
 class _CacheCheck(Check):
     """hkv, d, dv: KV heads and head sizes. bs: block size. dtype: of k and v as they come. kv: what the cache stores
     ("": as they come). layout: which of the session's."""
+
+    shown: ClassVar[tuple[str, ...]] = ("hkv", "d", "bs", "dtype")
 
     hkv: int = 3
     d: int = 64

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from opsocket.operators import Cache, CacheReadSpec, CacheSpec, CacheWriteSpec, KVFormat, Request, SlotBatch
-from opsocket_conformance.bench import Bench, Denied, host
+from opsocket_conformance.bench import Bench, Denied
+from opsocket_conformance.floats import round_to
 from opsocket_conformance.oracle.cache import Stored, static_scale, store
 from opsocket_conformance.tolerance import rounded_once
 
@@ -48,7 +49,7 @@ def tokens(rng: np.random.Generator, spec: CacheSpec, dtype: str, count: int) ->
     def draw(width: int) -> Float32:
         shape = (count, spec.num_kv_heads, width)
         size = np.exp2(rng.uniform(-3, 3, (count, spec.num_kv_heads, 1)) + rng.uniform(-1, 1, (1, 1, width)))
-        return host(rng.standard_normal(shape) * size, dtype)
+        return round_to(rng.standard_normal(shape) * size, dtype)
 
     return Pair(draw(spec.head_dim_k), draw(spec.head_dim_v))
 
@@ -64,13 +65,13 @@ def _tried(
         values[1::4] = 0.0
     if kind == "ties":
         # A row whose largest value is the largest code has scale 1 under token_head: halves are ties there.
-        limit = min(fmt.max_code, 127.0)
+        limit = int(min(fmt.max_code, 127))
         values = rng.integers(-limit, limit, values.shape) + 0.5
         values[:, :, 0] = limit
         if fmt.is_static:
             assert scale is not None
             values = values * (scale.reshape(-1, 1) if fmt.granularity == "head" else scale)
-    return host(values, dtype)
+    return round_to(values, dtype)
 
 
 def padded(values: Float32, skipped: npt.NDArray[np.bool_]) -> Float32:

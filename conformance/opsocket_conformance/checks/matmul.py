@@ -19,8 +19,10 @@ from opsocket.operators import (
 )
 from opsocket.quantization import QuantFormat, get_format
 from opsocket_conformance import tolerance
-from opsocket_conformance.bench import Bench, Float64, host
+from opsocket_conformance.bench import Bench
 from opsocket_conformance.case import Check
+from opsocket_conformance.findings import Float64
+from opsocket_conformance.floats import round_to
 from opsocket_conformance.inputs.weights import random_weight
 from opsocket_conformance.oracle.matmul import matmul, quantize_activation
 from opsocket_conformance.oracle.weights import Weight, dequantize
@@ -41,7 +43,7 @@ def activations(rng: np.random.Generator, kind: str, rows: int, width: int, dtyp
         x[:] = 3.0
     elif kind == "cancel":
         x[:, 1::2] = -x[:, ::2][:, : x[:, 1::2].shape[1]]
-    return host(x, dtype)
+    return round_to(x, dtype)
 
 
 def expect(
@@ -66,6 +68,7 @@ class Matmul(Check):
     kind of `activations`. strided: rows of x are slices of wider ones."""
 
     name: ClassVar[str] = "matmul"
+    shown: ClassVar[tuple[str, ...]] = ("m", "n", "k", "w", "dtype")
 
     m: int = 3
     n: int = 136
@@ -118,6 +121,7 @@ class Dequantize(Check):
     left alone. op: matmul or embedding, whose kernel prepares."""
 
     name: ClassVar[str] = "dequantize"
+    shown: ClassVar[tuple[str, ...]] = ("w", "n", "k")
 
     w: str = "bf16"
     n: int = 40
@@ -152,6 +156,7 @@ class GroupedMatmul(Check):
     """experts: how many; m: rows, which come sorted by expert, some of which have none; other fields as in `Matmul`."""
 
     name: ClassVar[str] = "grouped_matmul"
+    shown: ClassVar[tuple[str, ...]] = ("experts", "m", "n", "k", "w", "dtype")
 
     experts: int = 5
     m: int = 23
@@ -213,6 +218,7 @@ class Embedding(Check):
     """Rows of a table: n tokens of k channels in format w, read as `dtype`."""
 
     name: ClassVar[str] = "embedding"
+    shown: ClassVar[tuple[str, ...]] = ("n", "k", "w", "dtype")
 
     n: int = 72
     k: int = 256
@@ -246,6 +252,7 @@ class QuantizeActivation(Check):
     """m rows of k channels of type `dtype`; x: a kind of `activations`, or "ties"."""
 
     name: ClassVar[str] = "quantize_activation"
+    shown: ClassVar[tuple[str, ...]] = ("m", "k", "dtype", "x")
 
     m: int = 13
     k: int = 200
@@ -264,7 +271,7 @@ class QuantizeActivation(Check):
         if self.x == "ties":
             x = rng.integers(-127, 127, (self.m, self.k)) + 0.5
             x[:, 0] = 127.0
-            x = host(x, self.dtype)
+            x = round_to(x, self.dtype)
         else:
             x = activations(rng, self.x, self.m, self.k, self.dtype)
         codes, scale = bench.run(plan, bench.put("x", x, self.dtype))
@@ -282,7 +289,7 @@ class QuantizeActivation(Check):
 
 def _exact_tie(x: Float32, scale: Float32) -> npt.NDArray[np.bool_]:
     """Quotients that are a half exactly: no rounding stands between them and the tie."""
-    twice = 2 * x.astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        quotient = twice / scale.astype(np.float64)[:, None]
-    return (np.mod(quotient, 2) == 1) & (np.rint(quotient) * scale.astype(np.float64)[:, None] == twice)
+    twice, divisor = 2 * x.astype(np.float64), scale.astype(np.float64)[:, None]
+    quotient = np.rint(np.divide(twice, divisor, out=np.zeros_like(twice), where=divisor > 0))
+    exact: npt.NDArray[np.bool_] = (np.mod(quotient, 2) == 1) & (quotient * divisor == twice)
+    return exact

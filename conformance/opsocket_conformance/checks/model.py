@@ -18,14 +18,17 @@ from opsocket.operators import (
     TakeRowsSpec,
 )
 from opsocket_conformance import tolerance
-from opsocket_conformance.bench import Bench, host
+from opsocket_conformance.bench import Bench
 from opsocket_conformance.case import Check
+from opsocket_conformance.floats import round_to
 from opsocket_conformance.oracle import model
 
 
 @dataclass(frozen=True)
 class _ModelCheck(Check):
     """t: rows. dtype: of the activations."""
+
+    shown: ClassVar[tuple[str, ...]] = ("t", "dtype", "width", "heads", "d", "experts", "k")
 
     t: int = 7
     dtype: str = "bf16"
@@ -59,13 +62,13 @@ class RMSNorm(_ModelCheck):
         if self.x == "outlier":
             values[..., 3] *= 1000
             values[-1] = 0.0
-        x = host(values, self.dtype)
+        x = round_to(values, self.dtype)
         weight = (1 + 0.3 * rng.standard_normal(self.width)).astype(np.float32)
         put = bench.put_strided if self.strided else bench.put
         args = [put("x", x, self.dtype), bench.put("weight", weight)]
         exact = x.astype(np.float64)
         if self.residual:
-            residual = host(rng.standard_normal(shape) * 3, self.dtype)
+            residual = round_to(rng.standard_normal(shape) * 3, self.dtype)
             args.append(bench.put("residual", residual, self.dtype))
         given = bench.out("out", shape, self.dtype)
         result = bench.run(plan, *args, out=given)
@@ -112,7 +115,7 @@ class Rope(_ModelCheck):
         scaling = _SCALINGS[self.scaling] if self.scaling else None
         spec = RopeSpec(self.heads, self.d, rotary, self.theta, self.interleaved, scaling, self.factors, self.dtype)
         plan = bench.plan(Request(spec))
-        x = host(rng.standard_normal((self.t, self.heads, self.d)), self.dtype)
+        x = round_to(rng.standard_normal((self.t, self.heads, self.d)), self.dtype)
         positions = rng.integers(0, self.far + 1, self.t)
         positions[:2] = (0, self.far)
         factors = (1 + 7 * rng.random(rotary // 2)).astype(np.float32) if self.factors else None
@@ -145,8 +148,8 @@ class SiluMul(_ModelCheck):
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         plan = bench.plan(Request(SiluMulSpec(self.width, self.dtype)))
         spread = 40.0 if self.x == "wide" else 2.0
-        gate = host(np.clip(rng.standard_normal((self.t, self.width)) * spread, -100, 100), self.dtype)
-        up = host(rng.standard_normal((self.t, self.width)), self.dtype)
+        gate = round_to(np.clip(rng.standard_normal((self.t, self.width)) * spread, -100, 100), self.dtype)
+        up = round_to(rng.standard_normal((self.t, self.width)), self.dtype)
         put = bench.put_strided if self.strided else bench.put
         given = bench.out("out", gate.shape, self.dtype)
         y = bench.run(plan, put("gate", gate, self.dtype), put("up", up, self.dtype), out=given)
@@ -165,7 +168,7 @@ class Add(_ModelCheck):
 
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         plan = bench.plan(Request(AddSpec(self.width, self.dtype)))
-        a, b = (host(rng.standard_normal((self.t, self.width)) * size, self.dtype) for size in (1.0, 5.0))
+        a, b = (round_to(rng.standard_normal((self.t, self.width)) * size, self.dtype) for size in (1.0, 5.0))
         given = bench.out("out", a.shape, self.dtype)
         y = bench.run(plan, bench.put("a", a, self.dtype), bench.put("b", b, self.dtype), out=given)
         bench.check_padding("out", given, y, self.t)
@@ -182,7 +185,7 @@ class TakeRows(_ModelCheck):
 
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         plan = bench.plan(Request(TakeRowsSpec(self.width, self.dtype)))
-        x = host(rng.standard_normal((self.t, self.width)), self.dtype)
+        x = round_to(rng.standard_normal((self.t, self.width)), self.dtype)
         x[1, :3] = (np.inf, np.nan, -0.0)
         rows = np.concatenate([[self.t - 1, 1, 1, 0], rng.integers(0, self.t, 3)])
         array = bench.put("x", x, self.dtype)
@@ -211,9 +214,9 @@ class MoERoute(_ModelCheck):
         logits = steps / 8 - 1
         if self.x == "peaky":
             logits[:, self.experts // 2] += 30
-        logits = host(logits, self.dtype)
-        weights, experts = bench.run(plan, bench.put("logits", logits, self.dtype))
-        exact = logits.astype(np.float64)
+        given = round_to(logits, self.dtype)
+        weights, experts = bench.run(plan, bench.put("logits", given, self.dtype))
+        exact = given.astype(np.float64)
         want, chosen = model.moe_route(exact, self.k, self.renormalize)
         bench.same("experts", bench.get(experts).astype(np.int64), chosen)
         bench.compare("weights", bench.get(weights), want, tolerance.softmax(want, exact), biased=False)

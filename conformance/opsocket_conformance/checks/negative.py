@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from opsocket.operators import Cache, ContractError, OpsocketError
-from opsocket_conformance.bench import Bench, Host
+from opsocket_conformance.bench import Bench
 from opsocket_conformance.case import Check
 from opsocket_conformance.checks import caches
 from opsocket_conformance.checks.breaches import BREACHES
 from opsocket_conformance.checks.calls import CALLS, Call
+from opsocket_conformance.findings import Host
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Negative(Check):
     """call: a name in `CALLS`. breach: a name in `BREACHES[call]`. dtype: of the activations."""
 
     name: ClassVar[str] = "negative"
+    shown: ClassVar[tuple[str, ...]] = ("call", "breach", "dtype")
 
     call: str = "attention"
     breach: str = "q_dtype"
@@ -35,7 +37,7 @@ class Negative(Check):
 
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         call = CALLS[self.call](bench, rng, self.dtype)
-        plan = bench.plan(call.request, call.batch)
+        plan: Any = bench.plan(call.request, call.batch)
         bench.run(plan, **_given(call.args))  # a test that is broken to begin with would prove nothing
         before = _written(bench, call)
         breach = BREACHES[self.call][self.breach]

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from opsocket.operators import ArgmaxSpec, Request, SampleBatch, SampleSpec
-from opsocket_conformance.bench import Bench, host
+from opsocket_conformance.bench import Bench
 from opsocket_conformance.case import Check
+from opsocket_conformance.floats import round_to
 from opsocket_conformance.oracle.sampling import argmax, sample
 
 _MARGIN = 1e-5
@@ -22,6 +23,7 @@ class Argmax(Check):
     """b rows of v logits. x: "normal"; "ties": several largest; "infinite": -inf among them, one row all -inf."""
 
     name: ClassVar[str] = "argmax"
+    shown: ClassVar[tuple[str, ...]] = ("b", "v", "dtype", "x")
 
     b: int = 5
     v: int = 1009
@@ -37,7 +39,7 @@ class Argmax(Check):
 
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         plan = bench.plan(Request(ArgmaxSpec(self.v, self.dtype)))
-        logits = host(rng.standard_normal((self.b, self.v)), self.dtype)
+        logits = round_to(rng.standard_normal((self.b, self.v)), self.dtype)
         if self.x == "ties":
             logits[:, rng.choice(self.v, 7, replace=False)] = 9.0
             logits[0] = 2.0
@@ -57,6 +59,7 @@ class Sample(Check):
     "top_p", "min_p", "penalties", or "all" together."""
 
     name: ClassVar[str] = "sample"
+    shown: ClassVar[tuple[str, ...]] = ("b", "v", "dtype", "how")
 
     b: int = 9
     v: int = 211
@@ -73,7 +76,7 @@ class Sample(Check):
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         request = Request(SampleSpec(self.v, self.dtype))
         bench.plan(request)
-        logits = host(2.5 * rng.standard_normal((self.b, self.v)), self.dtype)
+        logits = round_to(2.5 * rng.standard_normal((self.b, self.v)), self.dtype)
         exact = logits.astype(np.float64)
         batch, want = self._decided(rng, exact)
         plan = bench.plan(request, batch)
@@ -94,8 +97,11 @@ class Sample(Check):
         raise AssertionError(f"{_ATTEMPTS} draws of settings, and each had a row that rounding could decide")
 
     def _settings(self, rng: np.random.Generator) -> SampleBatch:
-        b, tried = self.b, lambda name: self.how in (name, "all")
+        b = self.b
         ones, zeros = np.ones(b, np.float32), np.zeros(b, np.float32)
+
+        def tried(name: str) -> bool:
+            return self.how in (name, "all")
 
         def between(low: float, high: float) -> npt.NDArray[np.float32]:
             return rng.uniform(low, high, b).astype(np.float32)

@@ -46,7 +46,8 @@ def _as_stored(dtype: str, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.ge
 
 
 def _scales(rng: np.random.Generator, shape: tuple[int, ...], k: int) -> npt.NDArray[np.float64]:
-    return np.exp2(rng.uniform(-5, 0, shape)) / np.sqrt(k)
+    scales: npt.NDArray[np.float64] = np.exp2(rng.uniform(-5, 0, shape)) / np.sqrt(k)
+    return scales
 
 
 def _codes(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], extreme: bool) -> npt.NDArray[np.generic]:

@@ -94,4 +94,5 @@ def static_scale(values: Float32, fmt: KVFormat, headroom: float) -> Float32 | N
     axes = {"tensor": (0, 1, 2), "head": (0, 2), "channel": (0,)}[fmt.granularity]
     shape = {"tensor": (1,), "head": (-1,), "channel": values.shape[1:]}[fmt.granularity]
     largest = np.maximum(np.abs(values).max(axis=axes, initial=0.0), 2.0**-10)
-    return (headroom * largest / fmt.max_code).astype(np.float32).reshape(shape)
+    scale: Float32 = (headroom * largest / fmt.max_code).astype(np.float32).reshape(shape)
+    return scale

@@ -17,7 +17,8 @@ Int64 = npt.NDArray[np.int64]
 @judge_only
 def rms_norm(x: Float64, weight: Float64, eps: float) -> Float64:
     """x f64[..., width], weight f64[width]."""
-    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
+    y: Float64 = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
+    return y
 
 
 @judge_only
@@ -25,7 +26,8 @@ def silu_mul(gate: Float64, up: Float64) -> Float64:
     """silu(gate) * up, in the form that does not overflow."""
     decay = np.exp(-np.abs(gate))
     sigmoid = np.where(gate >= 0, 1, decay) / (1 + decay)
-    return gate * sigmoid * up
+    y: Float64 = gate * sigmoid * up
+    return y
 
 
 @judge_only

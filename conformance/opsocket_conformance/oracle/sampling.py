@@ -17,7 +17,8 @@ Int64 = npt.NDArray[np.int64]
 @judge_only
 def argmax(logits: Float64) -> Int64:
     """Index of the largest of each row, ties to the lowest."""
-    return np.argmax(logits, axis=-1).astype(np.int64)
+    ids: Int64 = np.argmax(logits, axis=-1).astype(np.int64)
+    return ids
 
 
 @dataclass(frozen=True)

@@ -43,17 +43,19 @@ def _floats(dtype: str, weight: Array) -> Float64:
     return (weight.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
 
 
-def _affine(scale: Float64, codes: Int | Float64, zero: Int | Float64) -> Weight:
-    return Weight(scale * (codes - zero), np.abs(scale) * (np.abs(codes) + np.abs(zero)))
+def _affine(scale: Float64, codes: Int, zero: Int | int) -> Weight:
+    magnitude: Float64 = np.abs(scale) * (np.abs(codes) + np.abs(zero))
+    return Weight(scale * (codes - zero), magnitude)
 
 
 def _with_minimum(scale: Float64, codes: Int, minimum: Float64) -> Weight:
-    return Weight(scale * codes - minimum, np.abs(scale) * codes + np.abs(minimum))
+    magnitude: Float64 = np.abs(scale) * codes.astype(np.float64) + np.abs(minimum)
+    return Weight(scale * codes - minimum, magnitude)
 
 
 def _channel(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
     scale = tensors["scale"].astype(np.float64)[:, None]
-    return _affine(scale, tensors["weight"].astype(np.int64), np.zeros((1, 1)))
+    return _affine(scale, tensors["weight"].astype(np.int64), 0)
 
 
 def _grouped(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
@@ -63,7 +65,7 @@ def _grouped(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> 
     group = column // fmt.block_k
     scale = tensors["scale"].astype(np.float64)[:, group]
     zero = tensors["zero"].astype(np.int64)[:, group] if fmt.zero == "int" else 1 << (fmt.bits - 1)
-    return _affine(scale, codes, np.broadcast_to(zero, codes.shape))
+    return _affine(scale, codes, zero)
 
 
 def _gptq(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
@@ -114,7 +116,7 @@ def _signed_bytes(blocks: Int, byte: Int) -> Int:
 
 
 def _q4_0(blocks: Int, j: Int) -> Weight:
-    return _affine(_half(blocks, 0), _nibble_halves(blocks, j, 2), np.full(j.shape, 8))
+    return _affine(_half(blocks, 0), _nibble_halves(blocks, j, 2), 8)
 
 
 def _q4_1(blocks: Int, j: Int) -> Weight:
@@ -123,11 +125,11 @@ def _q4_1(blocks: Int, j: Int) -> Weight:
 
 def _q5_0(blocks: Int, j: Int) -> Weight:
     codes = _nibble_halves(blocks, j, 6) | _field(blocks, 2 + j // 8, j % 8, 1) << 4
-    return _affine(_half(blocks, 0), codes, np.full(j.shape, 16))
+    return _affine(_half(blocks, 0), codes, 16)
 
 
 def _q8_0(blocks: Int, j: Int) -> Weight:
-    return _affine(_half(blocks, 0), _signed_bytes(blocks, 2 + j), np.zeros(j.shape))
+    return _affine(_half(blocks, 0), _signed_bytes(blocks, 2 + j), 0)
 
 
 def _q2_k(blocks: Int, j: Int) -> Weight:
@@ -152,7 +154,7 @@ def _q6_k(blocks: Int, j: Int) -> Weight:
     low = _field(blocks, 64 * (j // 128) + j % 64, 4 * (j % 128 // 64), 4)
     high = _field(blocks, 128 + 32 * (j // 128) + j % 32, 2 * (j % 128 // 32), 2)
     scale = _half(blocks, 208) * _signed_bytes(blocks, 192 + j // 16)
-    return _affine(scale, low | high << 4, np.full(j.shape, 32))
+    return _affine(scale, low | high << 4, 32)
 
 
 _BLOCKS: Mapping[str, Callable[[Int, Int], Weight]] = {

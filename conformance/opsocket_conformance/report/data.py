@@ -13,7 +13,7 @@ from typing import Any
 from opsocket.operators import INTERFACE_VERSION, FormatError, Session
 from opsocket_conformance import SUITE_VERSION
 from opsocket_conformance.case import Case
-from opsocket_conformance.cases.attention import KNOBS
+from opsocket_conformance.cases.attention import KNOBS, feasible
 from opsocket_conformance.cases.cover import coverage
 from opsocket_conformance.checks.attention import Attention
 from opsocket_conformance.evidence import evidence_of, host, suite_digest
@@ -118,7 +118,7 @@ def operators(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def attention_coverage(cases: Sequence[Case], results: Sequence[Result]) -> dict[str, int]:
-    """Pairs of attention's knob values that ran in some case, of those that there are (infeasible ones included)."""
+    """Pairs of attention's knob values that ran in some case, of those that the interface defines."""
     ran = {r.case for r in results if r.verdict in (Verdict.PASS, Verdict.FAIL)}
     rows = []
     for case in cases:
@@ -126,7 +126,7 @@ def attention_coverage(cases: Sequence[Case], results: Sequence[Result]) -> dict
         if case.id in ran and type(check) is Attention:
             row = {name: getattr(check, name) for name in KNOBS if name != "heads"}
             rows.append(row | {"heads": (check.hq, check.hkv)})
-    have, total = coverage(rows, KNOBS)
+    have, total = coverage(rows, KNOBS, feasible)
     return {"pairs": have, "of": total}
 
 

@@ -12,18 +12,19 @@ from typing import Final
 
 from opsocket.operators.backend import DeviceInfo, Pick, Provider
 from opsocket.operators.errors import Reason
-from opsocket.operators.model import RopeSpec
-from opsocket.operators.request import Request
+from opsocket.operators.model import AddSpec, MoERouteSpec, RMSNormSpec, RopeSpec, SiluMulSpec, TakeRowsSpec
+from opsocket.operators.request import Request, Spec
+from opsocket.operators.sampling import ArgmaxSpec, SampleSpec
 
-_KERNELS: Final = {
-    "rms_norm": ("composed_model", "ComposedRMSNorm"),
-    "rope": ("composed_rope", "ComposedRope"),
-    "silu_mul": ("composed_model", "ComposedSiluMul"),
-    "add": ("composed_model", "ComposedAdd"),
-    "take_rows": ("composed_model", "ComposedTakeRows"),
-    "moe_route": ("composed_model", "ComposedMoERoute"),
-    "argmax": ("composed_sampling", "ComposedArgmax"),
-    "sample": ("composed_sampling", "ComposedSample"),
+_KERNELS: Final[dict[type[Spec], tuple[str, str]]] = {
+    RMSNormSpec: ("composed_model", "ComposedRMSNorm"),
+    RopeSpec: ("composed_rope", "ComposedRope"),
+    SiluMulSpec: ("composed_model", "ComposedSiluMul"),
+    AddSpec: ("composed_model", "ComposedAdd"),
+    TakeRowsSpec: ("composed_model", "ComposedTakeRows"),
+    MoERouteSpec: ("composed_model", "ComposedMoERoute"),
+    ArgmaxSpec: ("composed_sampling", "ComposedArgmax"),
+    SampleSpec: ("composed_sampling", "ComposedSample"),
 }
 
 
@@ -33,14 +34,15 @@ class ComposedProvider(Provider):
     name = "composed"
 
     def pick(self, device: DeviceInfo, request: Request) -> Pick | tuple[Reason, ...]:
-        if request.op not in _KERNELS:
-            return (Reason("operator", "op", request.op, sorted(_KERNELS)),)
+        kernel = _KERNELS.get(type(request.spec))
+        if kernel is None:
+            return (Reason("operator", "op", request.op, sorted(spec.op for spec in _KERNELS)),)
         if importlib.util.find_spec("torch") is None:
             return (Reason("package", "torch", None, "the package torch installed"),)
         if isinstance(request.spec, RopeSpec) and (reasons := _undefined(request.spec)):
             return reasons
-        module, kernel = _KERNELS[request.op]
-        return Pick(getattr(importlib.import_module(f"opsocket.operators.{module}"), kernel), "composed")
+        module, name = kernel
+        return Pick(getattr(importlib.import_module(f"opsocket.operators.{module}"), name), "composed")
 
 
 def _undefined(spec: RopeSpec) -> tuple[Reason, ...]:

@@ -33,7 +33,7 @@ class ComposedRope(RopePlan):
     ) -> torch.Tensor:
         frequency = self._frequency if factors is None else self._frequency / factors
         angle = positions[:, None, None] * frequency
-        cos, sin = (f(angle).float() for f in (torch.cos, torch.sin))
+        cos, sin = (f(angle).mul_(self._magnitude).float() for f in (torch.cos, torch.sin))
         a, b = x[..., self._first].float(), x[..., self._second].float()
         turned_a, turned_b = a * cos - b * sin, a * sin + b * cos
         if out is None:

@@ -66,7 +66,7 @@ class ComposedSample(SamplePlan):
         shares = shares.where((self._top_k == 0) | (rank < self._top_k), 0.0)
         mass = shares.cumsum(-1)
         before = (mass - shares) / mass[:, -1:]
-        shares = shares.where((self._top_p >= 1) | (before < self._top_p) | (rank == 0), 0.0)
+        shares = shares.where((before < self._top_p) | (rank == 0), 0.0)
         shares = shares.where(shares >= self._min_p * shares[:, :1], 0.0)
         mass = shares.cumsum(-1)
         passed = (mass <= self._uniform * mass[:, -1:]).sum(-1, keepdim=True)

@@ -11,7 +11,7 @@ import click
 from opsocket.cli.common import backend_options
 
 if TYPE_CHECKING:
-    from opsocket.operators import Request, Session
+    from opsocket.operators import Reason, Request, Session
     from opsocket.runtime import Placed, RuntimeConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,11 +50,19 @@ def placement(session: Session, requests: list[Request]) -> list[Placed]:
 
 
 def placement_lines(placed: list[Placed]) -> list[str]:
-    """One line for each operator and answer: operator, provider, tier, how many requests, why not another provider."""
+    """One line for each operator and answer: operator, provider, tier, how many requests, why not another provider.
+
+    `opsocket explain` says the same in full.
+    """
     rows: dict[tuple[str, str, str, str], int] = {}
     for p in placed:
         support = p.support
-        why = "; ".join(f"{name}: {', '.join(map(str, reasons))}" for name, reasons in support.passed_over)
+        why = "; ".join(f"{name}: {', '.join(map(_brief, reasons))}" for name, reasons in support.passed_over)
         row = (p.request.op, support.provider or "-", support.tier, why or "asked first")
         rows[row] = rows.get(row, 0) + 1
-    return [f"{op:18} {who:10} {tier:9} {count:3} {why}" for (op, who, tier, why), count in rows.items()]
+    head = f"{'operator':18} {'provider':10} {'tier':9} requests  why"
+    return [head, *(f"{op:18} {who:10} {tier:9} {n:8}  {why}" for (op, who, tier, why), n in rows.items())]
+
+
+def _brief(reason: Reason) -> str:
+    return f"{reason.code}={reason.got}"

@@ -49,6 +49,7 @@ def command(
     files: tuple[IO[str], ...],
     chat: bool | None,
     system: str | None,
+    max_tokens: int,
     show_placement: bool,
     as_json: bool,
     stop: tuple[str, ...],
@@ -71,12 +72,12 @@ def command(
     from opsocket_engine.tokenizer import load_tokenizer
 
     start = time.perf_counter()
-    params = SamplingParams(stop=stop, **sampling)
+    params = SamplingParams(max_tokens=max_tokens, stop=stop, **sampling)
     located = locate(model)
     checkpoint, tokenizer = open_checkpoint(located), load_tokenizer(located)
     texts = [*prompts, *(file.read().removesuffix("\n") for file in files)]
     ids = [_encode(located, tokenizer, text, chat, system) for text in texts]
-    room = max(map(len, ids)) + params.max_tokens
+    room = max(map(len, ids)) + max_tokens
     options = EngineOptions.of(config.engine, max_batch=min(len(ids) * params.n, 16), max_context=room)
     with open_session(config, selection) as session, Engine(session, checkpoint, tokenizer, options) as engine:
         placed = placement(session, engine.requests.distinct())
@@ -116,8 +117,9 @@ def _encode(files: ModelFiles, tokenizer: Tokenizer, text: str, chat: bool | Non
         return tokenizer.encode(text)
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
-    special = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
-    return tokenizer.encode(render_chat(template, messages, **special), add_special=False, parse_special=True)
+    bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
+    rendered = render_chat(template, messages, bos_token=bos, eos_token=eos)
+    return tokenizer.encode(rendered, add_special=False, parse_special=True)
 
 
 def _run(

@@ -41,14 +41,10 @@ class TorchAttention(AttentionPlan):
             reason = Reason("host_exact", "batch.host_exact", False, True)
             raise Unsupported([reason], request=self.request, backend=str(self.session.device))
         spec, cache = self.spec, self.request.cache
+        groups = list(group_queries(batch, spec))
         self._groups = [
-            _Group(
-                rows=_rows(queries),
-                mask=GroupMask(queries, batch, spec),
-                keys=key_rows(queries, batch, cache),
-                tiles=tuple(queries.tiles(spec)),
-            )
-            for queries in group_queries(batch, spec)
+            _Group(_rows(queries), GroupMask(queries, batch, spec), keys, tuple(queries.tiles(spec)))
+            for queries, keys in zip(groups, key_rows(groups, batch, cache), strict=True)
         ]
 
     def _run(

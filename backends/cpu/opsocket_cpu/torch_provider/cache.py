@@ -22,9 +22,9 @@ from opsocket_cpu.torch_provider.codes import broadcast_scale, decode, encode
 
 
 def by_slot(plane: torch.Tensor) -> torch.Tensor:
-    """A plane [Hkv, blocks, tokens, ...] as rows by slot [Hkv, slots, ...]; fp8 as bytes, which torch can index."""
-    rows = plane.flatten(1, 2)
-    return rows.view(torch.uint8) if rows.element_size() == 1 else rows
+    """A plane [Hkv, blocks, tokens, ...] as rows by slot [Hkv, slots, ...]: a view, never a copy."""
+    heads, blocks, tokens, *rest = plane.shape
+    return _as_bytes(plane.view(heads, blocks * tokens, *rest))
 
 
 class TorchCacheWrite(CacheWritePlan):
@@ -46,8 +46,7 @@ class TorchCacheWrite(CacheWritePlan):
         rows = values[: self._given] if self._rows is None else values[self._rows]
         by_head = rows.transpose(0, 1)
         codes, stored = encode(by_head.float() if fmt.is_quantized else by_head, fmt, broadcast_scale(scale, fmt, 3))
-        codes = codes.view(torch.uint8) if codes.element_size() == 1 else codes
-        by_slot(cache.planes[name]).index_copy_(1, self._slots, codes)
+        by_slot(cache.planes[name]).index_copy_(1, self._slots, _as_bytes(codes))
         if stored is not None:
             by_slot(cache.planes[f"{name}_scale"]).index_copy_(1, self._slots, stored)
 
@@ -103,6 +102,7 @@ class TorchCacheCopyBlocks(CacheCopyBlocksPlan):
 
 
 def _as_bytes(plane: torch.Tensor) -> torch.Tensor:
+    """fp8 and int8 as bytes: torch can't index the former."""
     return plane.view(torch.uint8) if plane.element_size() == 1 else plane
 
 

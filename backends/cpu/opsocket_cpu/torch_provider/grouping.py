@@ -14,10 +14,9 @@ import numpy as np
 from opsocket.operators import AttentionBatch, AttentionSpec
 
 _SHARED_QUERIES = 8  # requests of more queries are not worth padding
-_SHARED_REQUESTS = 32
 _SCORE_ROWS = 256  # of one KV head: n queries times the query heads that read it
-_KEY_ELEMENTS = 1 << 20  # of a tile of K or V, over the requests and heads of a group
-_KEY_TILE = (64, 512)
+_KEY_ELEMENTS = 1 << 18  # of a tile of K or V, over the requests and heads of a group: a megabyte of f32
+_KEY_TILE = (64, 512)  # fewest and most keys of a tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +40,7 @@ class Queries:
     def tiles(self, spec: AttentionSpec) -> Iterator[tuple[int, int, bool]]:
         """Runs of keys [start, stop), counted from `first_key`, and whether any key of one is hidden from any query."""
         low, high = _KEY_TILE
-        width = spec.num_kv_heads * max(spec.head_dim_qk, spec.head_dim_vo) * len(self.requests)
-        step = min(high, max(low, _KEY_ELEMENTS // width))
+        step = min(high, max(low, _KEY_ELEMENTS // (len(self.requests) * _key_width(spec))))
         longest, shortest = int(self.span.max()), int(self.span.min())
         left, right = window(spec)
         leftmost, rightmost = self.positions.min(1), self.positions.max(1)
@@ -65,7 +63,7 @@ def group_queries(batch: AttentionBatch, spec: AttentionSpec) -> Iterator[Querie
     sharing = np.flatnonzero((q_lens > 0) & (q_lens <= _SHARED_QUERIES)) if spec.mask != "tree" else np.array([], int)
     for n in np.unique(q_lens[sharing]):
         alike = [_queries(batch, spec, int(r), 0, int(n)) for r in sharing[q_lens[sharing] == n]]
-        yield from _merge_similar(sorted(alike, key=lambda q: int(q.span[0])))
+        yield from _merge_similar(sorted(alike, key=lambda q: int(q.span[0])), spec)
     step = max(1, _SCORE_ROWS // spec.group)
     for request in np.setdiff1d(np.flatnonzero(q_lens), sharing):
         for start in range(0, int(q_lens[request]), step):
@@ -97,14 +95,19 @@ def _queries(batch: AttentionBatch, spec: AttentionSpec, request: int, start: in
     )
 
 
-def _merge_similar(queries: list[Queries]) -> Iterator[Queries]:
+def _merge_similar(queries: list[Queries], spec: AttentionSpec) -> Iterator[Queries]:
     """Groups of at most a factor of two between the spans; `queries` come with rising spans."""
-    start = 0
+    start, most = 0, max(1, _KEY_ELEMENTS // (_KEY_TILE[0] * _key_width(spec)))
     for i in range(1, len(queries) + 1):
-        if i == len(queries) or i - start == _SHARED_REQUESTS or queries[i].span[0] > 2 * queries[start].span[0]:
+        if i == len(queries) or i - start == most or queries[i].span[0] > 2 * queries[start].span[0]:
             run = queries[start:i]
             yield Queries(*(np.concatenate([getattr(q, name) for q in run]) for name in Queries.__dataclass_fields__))
             start = i
+
+
+def _key_width(spec: AttentionSpec) -> int:
+    """Elements of one key of every KV head, or one value where that is wider."""
+    return spec.num_kv_heads * max(spec.head_dim_qk, spec.head_dim_vo)
 
 
 def window(spec: AttentionSpec) -> tuple[int | None, int | None]:

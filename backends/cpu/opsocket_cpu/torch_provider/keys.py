@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from opsocket.operators import AttentionBatch, Cache, CacheSpec, KVFormat, Ragge
 from opsocket_cpu.torch_provider.cache import by_slot
 from opsocket_cpu.torch_provider.codes import broadcast_scale, decode
 from opsocket_cpu.torch_provider.grouping import Queries
+
+_LINE = 16  # f32 in a cache line
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,20 +28,43 @@ class KeyRows:
     rows: torch.Tensor | None
 
 
-def key_rows(queries: Queries, batch: AttentionBatch, cache: CacheSpec | None) -> KeyRows:
-    """Rows of the group's keys: slots in a cache, or rows of contiguous k and v."""
-    offsets = np.arange(int(queries.span.max()))
-    keys = queries.first_key[:, None] + np.where(offsets < queries.span[:, None], offsets, 0)
+def key_rows(groups: Sequence[Queries], batch: AttentionBatch, cache: CacheSpec | None) -> list[KeyRows]:
+    """Rows of the keys of every group: slots in a cache, or rows of contiguous k and v.
+
+    The groups of one request are slices of one array, so that a long prefill does not keep an index for each.
+    """
+    ranges: dict[int, tuple[int, int]] = {}
+    for group in groups:
+        for request, first, span in zip(group.requests, group.first_key, group.span, strict=True):
+            low, high = ranges.get(request, (first, first))
+            ranges[request] = (min(low, first), max(high, first + span))
+    rows = {r: _rows(batch, cache, r, np.arange(low, high)) for r, (low, high) in ranges.items()}
+
+    def of(group: Queries) -> KeyRows:
+        starts = [first - ranges[r][0] for r, first in zip(group.requests, group.first_key, strict=True)]
+        parts = [rows[r][i : i + n] for r, i, n in zip(group.requests, starts, group.span, strict=True)]
+        if len(parts) > 1:
+            longest = max(len(part) for part in parts)
+            return KeyRows(None, torch.from_numpy(np.stack([_lengthened(part, longest) for part in parts])))
+        if (np.diff(parts[0]) == 1).all():
+            return KeyRows(int(parts[0][0]) if len(parts[0]) else 0, None)
+        return KeyRows(None, torch.from_numpy(parts[0])[None])
+
+    return [of(group) for group in groups]
+
+
+def _rows(batch: AttentionBatch, cache: CacheSpec | None, request: int, keys: np.ndarray) -> np.ndarray:
+    """i64: the row of each of a request's keys."""
     if cache is None:
         assert batch.kv_indptr is not None
-        rows = np.asarray(batch.kv_indptr, np.int64)[queries.requests, None] + keys
-    else:
-        assert batch.block_table is not None
-        blocks = np.asarray(batch.block_table, np.int64)[queries.requests[:, None], keys // cache.block_size]
-        rows = blocks * cache.block_size + keys % cache.block_size
-    if len(rows) == 1 and (np.diff(rows) == 1).all():
-        return KeyRows(int(rows[0, 0]) if rows.size else 0, None)
-    return KeyRows(None, torch.from_numpy(rows))
+        return int(batch.kv_indptr[request]) + keys
+    assert batch.block_table is not None
+    blocks = np.asarray(batch.block_table[request][keys // cache.block_size], np.int64)
+    return blocks * cache.block_size + keys % cache.block_size
+
+
+def _lengthened(rows: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate([rows, np.full(length - len(rows), rows[0])]) if len(rows) < length else rows
 
 
 class CachedKeys:
@@ -89,7 +115,9 @@ def _take(plane: torch.Tensor, where: KeyRows, start: int, stop: int) -> torch.T
     """[Hkv, R, S, ...] of a plane [Hkv, slots, ...]: a view where the slots are consecutive."""
     if where.rows is None:
         assert where.run is not None
-        return plane[:, None, where.run + start : where.run + stop]
+        view = plane[:, None, where.run + start : where.run + stop]
+        # A matrix product may sum in another order where rows begin off a cache line: the bits would tell the pages.
+        return view if plane.dtype != torch.float32 or plane.shape[-1] % _LINE == 0 else view.clone()
     heads, slots = plane.shape[:2]
     rows = where.rows[:, start:stop]
     # One row of the flattened plane at a time is a plain copy; indexing the second dimension is several times slower.

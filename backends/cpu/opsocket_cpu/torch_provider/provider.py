@@ -6,21 +6,40 @@ import importlib
 import importlib.util
 from typing import Final
 
-from opsocket.operators import CacheLayout, CacheSpec, DeviceInfo, Pick, Provider, Reason, Request
+from opsocket.operators import (
+    AttentionSpec,
+    CacheCopyBlocksSpec,
+    CacheLayout,
+    CacheMoveSpec,
+    CacheReadSpec,
+    CacheSpec,
+    CacheWriteSpec,
+    DeviceInfo,
+    EmbeddingSpec,
+    GroupedMatmulSpec,
+    MatmulSpec,
+    MergeStatesSpec,
+    Pick,
+    Provider,
+    QuantizeActivationSpec,
+    Reason,
+    Request,
+    Spec,
+)
 from opsocket_cpu import layouts
 from opsocket_cpu.torch_provider.refusals import refusals
 
-_KERNELS: Final = {
-    "attention": ("attention", "TorchAttention"),
-    "merge_states": ("merge", "TorchMergeStates"),
-    "cache_write": ("cache", "TorchCacheWrite"),
-    "cache_read": ("cache", "TorchCacheRead"),
-    "cache_move": ("cache", "TorchCacheMove"),
-    "cache_copy_blocks": ("cache", "TorchCacheCopyBlocks"),
-    "matmul": ("matmul", "TorchMatmul"),
-    "grouped_matmul": ("matmul", "TorchGroupedMatmul"),
-    "embedding": ("embedding", "TorchEmbedding"),
-    "quantize_activation": ("activation", "TorchQuantizeActivation"),
+_KERNELS: Final[dict[type[Spec], tuple[str, str]]] = {
+    AttentionSpec: ("attention", "TorchAttention"),
+    MergeStatesSpec: ("merge", "TorchMergeStates"),
+    CacheWriteSpec: ("cache", "TorchCacheWrite"),
+    CacheReadSpec: ("cache", "TorchCacheRead"),
+    CacheMoveSpec: ("cache", "TorchCacheMove"),
+    CacheCopyBlocksSpec: ("cache", "TorchCacheCopyBlocks"),
+    MatmulSpec: ("matmul", "TorchMatmul"),
+    GroupedMatmulSpec: ("matmul", "TorchGroupedMatmul"),
+    EmbeddingSpec: ("embedding", "TorchEmbedding"),
+    QuantizeActivationSpec: ("activation", "TorchQuantizeActivation"),
 }
 
 
@@ -28,15 +47,16 @@ class TorchProvider(Provider):
     name = "torch"
 
     def pick(self, device: DeviceInfo, request: Request) -> Pick | tuple[Reason, ...]:
-        if request.op not in _KERNELS:
-            return (Reason("operator", "op", request.op, sorted(_KERNELS)),)
+        kernel = _KERNELS.get(type(request.spec))
+        if kernel is None:
+            return (Reason("operator", "op", request.op, sorted(spec.op for spec in _KERNELS)),)
         reasons = refusals(request)
         if not reasons and importlib.util.find_spec("torch") is None:
             reasons = (Reason("package", "torch", None, "the package torch installed: pip install 'opsocket[cpu]'"),)
         if reasons:
             return reasons
-        module, kernel = _KERNELS[request.op]
-        return Pick(getattr(importlib.import_module(f"opsocket_cpu.torch_provider.{module}"), kernel))
+        module, name = kernel
+        return Pick(getattr(importlib.import_module(f"opsocket_cpu.torch_provider.{module}"), name))
 
     def layouts(self, device: DeviceInfo, cache: CacheSpec) -> tuple[CacheLayout, ...]:
         return () if layouts.refusals(cache) else (layouts.planar(cache),)
