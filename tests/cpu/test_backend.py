@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -145,3 +146,17 @@ def test_layouts_of_a_request_survive_json(session: Any):
 def test_matmul_pins_hold(session: Any):
     with opsocket.open("cpu", threads=1, operators={"matmul": "cpu/torch"}) as pinned:
         assert pinned.supports(Request(MatmulSpec("f32", 8, 8))).provider == "torch"
+
+
+@pytest.mark.parametrize(
+    ("before", "environment", "policy"),
+    [("", {}, "PASSIVE"), ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ("import torch;", {}, "None")],
+)
+def test_waiting_threads_sleep_unless_someone_decided_otherwise(before, environment, policy):
+    """Spinning threads made decode 20 times slower on a busy machine."""
+    program = f"{before} import os, opsocket; opsocket.open('cpu'); print(os.environ.get('OMP_WAIT_POLICY'))"
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**kept, **environment}, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == policy, done.stderr

@@ -16,6 +16,7 @@ from opsocket.operators import (
     CacheWriteSpec,
     ContractError,
     KVFormat,
+    Reason,
     Request,
     SessionOptions,
     SiluMulSpec,
@@ -158,3 +159,19 @@ def test_an_out_of_place_session_returns_the_new_cache(plan, session):
 def test_a_cache_format_that_is_not_held_is_unsupported(session):
     with pytest.raises(Unsupported):
         session.allocate_cache(CacheSpec(3, 4, 2, 5, 7, KVFormat("i8", "token_head"), F32))
+
+
+def test_a_library_without_the_operator_adds_no_reason_where_another_says_what_is_in_the_way(backend):
+    class Other(type(backend.providers()[0])):
+        name = "other"
+
+        def pick(self, device, request):
+            return (Reason("op", "op", request.op, ["matmul"]),)
+
+    both = type("Both", (type(backend),), {"providers": lambda self: [Other(), *backend.providers()]})()
+    support = both.supports(backend.devices()[0], Request(AddSpec(5000)))
+    assert [reason.field for reason in support.reasons] == ["width"]
+    assert [provider for provider, _ in support.passed_over] == ["other", "numpy"]
+    assert [reason.field for reason in both.supports(backend.devices()[0], Request(SiluMulSpec(8))).reasons] == [
+        "op"
+    ] * 2

@@ -240,8 +240,10 @@ class Backend(Checked, ABC):
             if isinstance(answer, Pick):
                 return Support(answer.tier, provider.name, (), tuple(passed_over)), answer.plan
             passed_over.append((provider.name, answer))
-        reasons = tuple(dict.fromkeys(reason for _, rs in passed_over for reason in rs))
-        return Support("none", "", reasons, tuple(passed_over)), None
+        reasons = dict.fromkeys(reason for _, rs in passed_over for reason in rs)
+        # That another library has no such operator at all is no news where one has it and says what is in the way.
+        telling = tuple(reason for reason in reasons if reason.field != "op") or tuple(reasons)
+        return Support("none", "", telling, tuple(passed_over)), None
 
     def supports(self, device: DeviceInfo, request: Request, pins: Mapping[str, str] | None = None) -> Support:
         """Whether and by which provider a request is served. Pure: `device` need not be present."""
