@@ -150,11 +150,11 @@ def test_matmul_pins_hold(session: Any):
 
 @pytest.mark.parametrize(
     ("before", "environment", "policy"),
-    [("", {}, "PASSIVE"), ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ("import torch;", {}, "None")],
+    [("", {}, "PASSIVE"), ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ("import torch; ", {}, "None")],
 )
 def test_waiting_threads_sleep_unless_someone_decided_otherwise(before, environment, policy):
     """Spinning threads made decode 20 times slower on a busy machine."""
-    program = f"{before} import os, opsocket; opsocket.open('cpu'); print(os.environ.get('OMP_WAIT_POLICY'))"
+    program = f"{before}import os, opsocket; opsocket.open('cpu'); print(os.environ.get('OMP_WAIT_POLICY'))"
     kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run(
         [sys.executable, "-c", program], env={**kept, **environment}, capture_output=True, text=True, timeout=60
