@@ -78,8 +78,9 @@ class RopeScaling:
 
     linear: positions divided by `factor` (Chen et al. 2023). llama3: frequencies with wavelengths above
     original_max_position / low_freq_factor divided by `factor`, those below original_max_position / high_freq_factor
-    kept, between them interpolated (Llama 3.1). yarn: Peng et al. 2023, with ramp beta_fast to beta_slow in rotations
-    and cos, sin multiplied by attention_factor.
+    kept, between them interpolated (Llama 3.1). yarn: Peng et al. 2023, a ramp over pair numbers from those that make
+    beta_fast rotations over the original context (kept) to those that make beta_slow (divided by `factor`), both
+    rounded outwards to whole pairs, and cos, sin multiplied by attention_factor.
     """
 
     kind: Literal["linear", "llama3", "yarn"]
