@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BACKEND ?= cpu
 TIER ?= default
 
-.PHONY: help setup demo test test-slow lint format types contracts conformance bench docs docs-check check clean
+.PHONY: help setup demo test test-slow lint format types contracts conformance bench benchmark docs docs-check check clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ conformance: $(STAMP) ## the conformance suite: make conformance BACKEND=cpu TIE
 
 bench: $(STAMP) ## tokens per second beside this machine's memory bandwidth
 	$(BIN)/opsocket bench --model smollm2 --backend $(BACKEND)
+
+benchmark: $(STAMP) ## the whole model beside transformers, in turn
+	$(BIN)/python benchmarks/whole_model.py --repeats 3
 
 docs: $(STAMP) ## write the generated tables of README.md and docs/ anew
 	$(BIN)/python scripts/generate_docs.py

@@ -25,9 +25,10 @@ def product(x: torch.Tensor, packed: PackedWeight) -> torch.Tensor:
     if content.permutation is not None:
         x = x.index_select(1, content.permutation)
     y, step = torch.empty(len(x), packed.n), content.tile_rows()
+    buffer = weights.tile_buffer(content, packed.k)
     for start in range(0, packed.n, step):
         rows = slice(start, start + step)
-        torch.mm(x, content.widen(rows).t(), out=y[:, rows])
+        torch.mm(x, content.widen(rows, buffer).t(), out=y[:, rows])
     return y
 
 

@@ -5,7 +5,9 @@ Layouts: "dense", the floats as they came; "codes", integer codes with an f32 sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +31,12 @@ class DenseWeight:
     weight: torch.Tensor
     permutation: torch.Tensor | None = None
 
-    def widen(self, rows: slice | torch.Tensor) -> torch.Tensor:
-        """f32 [R, K] of the rows asked for; of f32 weights a view where it can be."""
-        return _rows(self.weight, rows).float()
+    def widen(self, rows: slice | torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+        """f32 [R, K] of the rows asked for, in `into` where given; of f32 weights a view where it can be."""
+        stored = _rows(self.weight, rows)
+        if into is None or stored.dtype == torch.float32:
+            return stored.float()
+        return _shaped(into, stored.shape).copy_(stored)
 
     def tile_rows(self) -> int:
         """How many rows to widen at a time."""
@@ -58,16 +63,18 @@ class CodedWeight:
     minimum: torch.Tensor | None
     permutation: torch.Tensor | None
 
-    def widen(self, rows: slice | torch.Tensor) -> torch.Tensor:
-        """f32 [R, K] of the rows asked for, columns as stored: scale times code rounded once, then less the minimum."""
+    def widen(self, rows: slice | torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+        """f32 [R, K] of the rows asked for, in `into` where given, columns as stored: scale times code rounded once,
+        then less the minimum."""
         packed, fields = _rows(self.codes, rows), 8 // self.bits
+        values = _shaped(into, (len(packed), fields, packed.shape[1]))
         if fields == 1:
-            values = packed.float()
+            values[:, 0] = packed
         else:
-            values = torch.empty(len(packed), fields, packed.shape[1])
-            for field in range(fields - 1):
-                values[:, field] = (packed >> (field * self.bits)) & ((1 << self.bits) - 1)
-            values[:, -1] = packed >> (8 - self.bits)
+            field_codes = torch.empty_like(packed)
+            for field in range(fields):
+                torch.bitwise_right_shift(packed, field * self.bits, out=field_codes)
+                values[:, field] = field_codes.bitwise_and_((1 << self.bits) - 1)
         groups = values.view(len(packed), self.scale.shape[1], -1)
         groups.mul_(_rows(self.scale, rows).float().unsqueeze(-1))
         if self.minimum is not None:
@@ -84,6 +91,25 @@ class CodedWeight:
 
 
 Weight = DenseWeight | CodedWeight
+
+_own = threading.local()
+
+
+def tile_buffer(weight: Weight, k: int) -> torch.Tensor | None:
+    """f32 room for one tile, kept by each thread: memory fresh from the system for every tile costs more than to widen
+    into it. None for f32 weights, which are read where they are."""
+    if isinstance(weight, DenseWeight) and weight.weight.dtype == torch.float32:
+        return None
+    need = weight.tile_rows() * k
+    buffer: torch.Tensor | None = getattr(_own, "buffer", None)
+    if buffer is None or buffer.numel() < need:
+        buffer = _own.buffer = torch.empty(max(need, _TILE_ELEMENTS))
+    return buffer
+
+
+def _shaped(into: torch.Tensor | None, shape: Sequence[int]) -> torch.Tensor:
+    """The beginning of a buffer under a shape, or a new f32 tensor."""
+    return torch.empty(tuple(shape)) if into is None else into[: math.prod(shape)].view(tuple(shape))
 
 
 def prepare(session: Session, spec: Any, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
