@@ -20,7 +20,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 def engine_options(command: F) -> F:
     """Add --model and the settings of backend and engine; the command takes `model: str`, `config: RuntimeConfig`."""
 
-    @click.option("--model", required=True, help="A packaged model's name, a .gguf file, or a Hugging Face folder.")
+    @click.option(
+        "--model",
+        default="smollm2",
+        show_default=True,
+        help="A packaged model's name, a .gguf file, or a Hugging Face folder.",
+    )
     @backend_options
     @click.option("--dtype", help="Type of the activations: f32, bf16 or f16.")
     @click.option("--kv-format", help="How keys and values are stored: f32, f16, bf16, f8e4m3fn, i8, i4, ...")

@@ -59,11 +59,11 @@ def command(
 
     Text goes to stdout as it comes, statistics to stderr. Without a PROMPT, standard input is the prompt.
     """
+    selection = require_backend(config)
     if not (prompts or files):
         if sys.stdin.isatty():
             raise click.UsageError("give a PROMPT, --prompt-file FILE, or a prompt on standard input")
         files = (sys.stdin,)
-    selection = require_backend(config)
     from opsocket_engine.checkpoint import open_checkpoint
     from opsocket_engine.engine import Engine
     from opsocket_engine.locate import locate
