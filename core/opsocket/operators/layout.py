@@ -23,7 +23,7 @@ class KVFormat:
 
     With x in f32 and scale s: integer codes are q = clamp(round_half_even(x / s), -max, max), max = 127 (i8), 7 (i4),
     1 (i2), read back as q * s; fp8 codes are x / s rounded to nearest even and saturated at the largest finite value,
-    NaN stays NaN. With `zero_point` integer codes are unsigned: see docs/interface.md.
+    NaN stays NaN. `zero_point` names asymmetric codes, whose quantizer version 1 does not pin: backends refuse it.
 
     granularity: which elements share a scale. none: s = 1. tensor f32[1], head f32[Hkv], channel f32[Hkv, D]: static,
     given to `allocate_cache`. token_head: computed on write as s = amax / max over the D elements of one token and
