@@ -13,7 +13,7 @@ import pytest
 import opsocket
 from opsocket.operators import Session
 from opsocket_conformance.case import parse_case
-from opsocket_conformance.checks import CHECKS
+from opsocket_conformance.operators import CHECKS
 from opsocket_conformance.runner import run_case
 from opsocket_conformance.verdicts import Result
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from opsocket.operators import ContractError
 from opsocket_conformance.case import TIERS, Case, parse_case, shard
 from opsocket_conformance.cases import all_cases, cases_of
-from opsocket_conformance.cases.attention import KNOBS, feasible
-from opsocket_conformance.cases.cover import cover, coverage
-from opsocket_conformance.checks import CHECKS
-from opsocket_conformance.checks.attention import Attention
-from opsocket_conformance.checks.breaches import BREACHES
-from opsocket_conformance.checks.calls import CALLS
-from opsocket_conformance.inputs.batches import BATCHES
+from opsocket_conformance.cover import cover, coverage
+from opsocket_conformance.operators import CHECKS
+from opsocket_conformance.operators.attention.batches import BATCHES
+from opsocket_conformance.operators.attention.knobs import Attention
+from opsocket_conformance.operators.attention.probes import KNOBS, feasible
+from opsocket_conformance.preconditions.breaches import BREACHES
+from opsocket_conformance.preconditions.calls import CALLS
 from opsocket_conformance.profiles import PROFILES, find_profiles
 from opsocket_conformance.runner import run_case
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from opsocket_conformance.oracle.attention import attention
+from opsocket_conformance.operators.attention.oracle import attention
 from opsocket_conformance.verdicts import Verdict
 
 DECODE, CHUNK = "attention[]#0", "attention[batch=chunk,x=peaky]#0"

@@ -12,15 +12,18 @@ from hypothesis import strategies as st
 
 from opsocket.operators import KVFormat, RopeScaling, RopeSpec, SampleBatch
 from opsocket.quantization import FORMATS
-from opsocket_conformance.checks.attention import Attention
-from opsocket_conformance.checks.attention_scene import build
 from opsocket_conformance.floats import fp8_magnitudes, round_to, round_to_fp8
 from opsocket_conformance.guard import OracleCalled, kernel_running
-from opsocket_conformance.inputs.weights import random_weight
-from opsocket_conformance.oracle import model, sampling
-from opsocket_conformance.oracle.attention import attention, merge_states
-from opsocket_conformance.oracle.cache import static_scale, store
-from opsocket_conformance.oracle.weights import dequantize
+from opsocket_conformance.operators import rope
+from opsocket_conformance.operators.argmax import argmax
+from opsocket_conformance.operators.attention.knobs import Attention
+from opsocket_conformance.operators.attention.oracle import attention
+from opsocket_conformance.operators.attention.scene import build
+from opsocket_conformance.operators.cache.quantizer import static_scale, store
+from opsocket_conformance.operators.matmul.random_weights import random_weight
+from opsocket_conformance.operators.matmul.weights import dequantize
+from opsocket_conformance.operators.merge_states import merge_states
+from opsocket_conformance.operators.sample import sample
 
 TORCH = {
     "bf16": torch.bfloat16,
@@ -169,18 +172,18 @@ def test_the_pinned_quantizer_of_caches():
 
 def test_rope_scalings():
     plain = RopeSpec(1, 64, 64, 1e4)
-    base, _ = model.frequencies(plain)
+    base, _ = rope.frequencies(plain)
     assert base[0] == 1
     assert base[16] == pytest.approx(1e4**-0.5)
-    yarn, factor = model.frequencies(
+    yarn, factor = rope.frequencies(
         RopeSpec(1, 64, 64, 1e4, scaling=RopeScaling("yarn", 4.0, 4096, attention_factor=1.1))
     )
     assert (yarn[0], yarn[-1], factor) == (base[0], base[-1] / 4, 1.1)
-    llama3, _ = model.frequencies(RopeSpec(1, 128, 128, 5e5, scaling=RopeScaling("llama3", 8.0, 8192)))
-    unscaled, _ = model.frequencies(RopeSpec(1, 128, 128, 5e5))
+    llama3, _ = rope.frequencies(RopeSpec(1, 128, 128, 5e5, scaling=RopeScaling("llama3", 8.0, 8192)))
+    unscaled, _ = rope.frequencies(RopeSpec(1, 128, 128, 5e5))
     assert (llama3[0], llama3[-1]) == (unscaled[0], unscaled[-1] / 8)
     x = np.random.default_rng(4).standard_normal((3, 1, 64))
-    turned, _, _ = model.rope(x, np.array([0, 5, 9]), plain, None)
+    turned, _, _ = rope.rope(x, np.array([0, 5, 9]), plain, None)
     np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-13)
     np.testing.assert_array_equal(turned[0], x[0])
 
@@ -213,10 +216,10 @@ def settings_of(**changes):
 )
 def test_sampling(changes, token):
     logits = np.log([0.3, 0.1, 0.4, 0.2])
-    assert sampling.sample(logits, settings_of(**changes), 0).token == token
+    assert sample(logits, settings_of(**changes), 0).token == token
 
 
 def test_a_kernel_may_not_call_the_oracle():
     with kernel_running("a kernel"), pytest.raises(OracleCalled, match="a kernel called the oracle's argmax"):
-        sampling.argmax(np.zeros((1, 3)))
-    assert sampling.argmax(np.zeros((1, 3))).tolist() == [0]
+        argmax(np.zeros((1, 3)))
+    assert argmax(np.zeros((1, 3))).tolist() == [0]

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from opsocket.operators import DeviceInfo, FormatError
 from opsocket_conformance.case import Case
 from opsocket_conformance.cases import cases_of
-from opsocket_conformance.checks.attention import Attention
 from opsocket_conformance.cli import command
 from opsocket_conformance.compare import compare
 from opsocket_conformance.evidence import Evidence, evidence_of, suite_digest
+from opsocket_conformance.operators.attention.knobs import Attention
 from opsocket_conformance.profiles import PROFILES, find_profiles, hold
 from opsocket_conformance.report import data, markdown, terminal
 from opsocket_conformance.report.junit import junit

@@ -10,15 +10,16 @@ import pytest
 
 from opsocket.operators import AttentionBatch, AttentionSpec, Numerics
 from opsocket.quantization import get_format
-from opsocket_conformance import tolerance
-from opsocket_conformance.checks.matmul import activations, expect
 from opsocket_conformance.floats import round_to
-from opsocket_conformance.inputs.attention import DISTRIBUTIONS, Heads, draw
-from opsocket_conformance.inputs.batches import Row
-from opsocket_conformance.inputs.weights import random_weight
-from opsocket_conformance.oracle import model
-from opsocket_conformance.oracle.attention import Problem, attention, merge_states
-from opsocket_conformance.oracle.weights import dequantize
+from opsocket_conformance.operators import merge_states, moe_route, rms_norm, rope, silu_mul
+from opsocket_conformance.operators.attention.batches import Row
+from opsocket_conformance.operators.attention.distributions import DISTRIBUTIONS, Heads, draw
+from opsocket_conformance.operators.attention.oracle import Problem, attention
+from opsocket_conformance.operators.attention.tolerance import tolerance as attention_tolerance
+from opsocket_conformance.operators.matmul.inputs import activations
+from opsocket_conformance.operators.matmul.product import expect
+from opsocket_conformance.operators.matmul.random_weights import random_weight
+from opsocket_conformance.operators.matmul.weights import dequantize
 
 F = np.float32
 HALF = 0.5 + 1e-9
@@ -119,7 +120,7 @@ def test_attention_in_every_declared_model_stays_under_half_of_the_bound(dtype, 
             kind, rng, dtype, out_dtype, numerics, cap=20.0 if kind == "saturate" else None, sinks=kind == "flat"
         )
         out, lse = attention(given)
-        bounds = tolerance.attention(given, out, lse)
+        bounds = attention_tolerance(given, out, lse)
         for number, tiles in enumerate(tilings(700)):
             got, got_lse = flash(given, tiles, rng=rng, early_scale=number == 1, base2=number == 2)
             worst = max(worst, ratio(got, out, bounds.out))
@@ -136,7 +137,7 @@ def test_attention_over_few_and_many_keys(keys):
     for kind in ("normal", "peaky", "cancel"):
         given = problem(kind, rng, "f32", "f32", Numerics(), keys=keys, d=128)
         out, lse = attention(given)
-        bounds = tolerance.attention(given, out, lse)
+        bounds = attention_tolerance(given, out, lse)
         for tiles in tilings(keys):
             got, got_lse = flash(given, [t for t in tiles if len(t)], rng=rng)
             assert ratio(got, out, bounds.out) <= HALF
@@ -148,7 +149,7 @@ def test_one_rounding_more_than_declared_is_out_of_bounds():
     rng = np.random.default_rng(3)
     given = problem("normal", rng, "f32", "f32", Numerics())
     out, lse = attention(given)
-    bound = tolerance.attention(given, out, lse).out
+    bound = attention_tolerance(given, out, lse).out
     less = replace(given, spec=replace(given.spec, numerics=Numerics("bf16")))
     assert ratio(flash(less, [np.arange(700)], rng=rng)[0], out, bound) > 5
 
@@ -158,8 +159,8 @@ def test_merging_f32_parts():
     for spread in (1.0, 100.0):
         outs = rng.standard_normal((7, 40, 8, 64)).astype(F)
         lses = rng.normal(0, spread, (7, 40, 8)).astype(F)
-        want, lse = merge_states(outs.astype(float), lses.astype(float))
-        bounds = tolerance.merge_states(outs.astype(float), lses.astype(float), want, lse, "f32")
+        want, lse = merge_states.merge_states(outs.astype(float), lses.astype(float))
+        bounds = merge_states.tolerance(outs.astype(float), lses.astype(float), want, lse, "f32")
         top, total, acc = lses[0], np.ones_like(lses[0]), outs[0]
         for o, s in zip(outs[1:], lses[1:], strict=True):
             new = np.maximum(top, s)
@@ -251,27 +252,27 @@ def test_matmul_of_integer_codes_stays_under_half_of_the_bound():
 def test_norm_rotation_activation_and_softmax_in_f32():
     rng = np.random.default_rng(7)
     x, w = rng.standard_normal((50, 896)).astype(F), rng.standard_normal(896).astype(F)
-    want = model.rms_norm(x.astype(float), w.astype(float), 1e-5)
+    want = rms_norm.rms_norm(x.astype(float), w.astype(float), 1e-5)
     squares = chained(x**2, np.ones((1, 896), F)) / F(896)
     got = x * (F(1) / np.sqrt(squares + F(1e-5))) * w
-    assert ratio(got, want, tolerance.rms_norm(want, 896, "f32")) <= HALF
+    assert ratio(got, want, rms_norm.tolerance(want, 896, "f32")) <= HALF
 
     gate, up = (rng.standard_normal((50, 896)) * s for s in (30, 1))
     gate, up = gate.astype(F), up.astype(F)
-    want = model.silu_mul(gate.astype(float), up.astype(float))
+    want = silu_mul.silu_mul(gate.astype(float), up.astype(float))
     with np.errstate(over="ignore"):
         got = gate / (F(1) + np.exp(-gate, dtype=F)) * up
-    assert ratio(got, want, tolerance.silu_mul(gate.astype(float), up.astype(float), want, "f32")) <= HALF
+    assert ratio(got, want, silu_mul.tolerance(gate.astype(float), up.astype(float), want, "f32")) <= HALF
 
     angle = rng.uniform(0, 1e6, (50, 64))
     a, b = rng.standard_normal((2, 50, 64)).astype(F)
     want = a * np.cos(angle) - b * np.sin(angle)
     got = a * np.cos(angle).astype(F) - b * np.sin(angle).astype(F)
-    assert ratio(got, want, tolerance.rotation(want, np.abs(a) + np.abs(b), angle, "f32")) <= HALF
+    assert ratio(got, want, rope.tolerance(want, np.abs(a) + np.abs(b), angle, "f32")) <= HALF
 
     logits = (rng.standard_normal((50, 128)) * 10).astype(F)
-    want, chosen = model.moe_route(logits.astype(float), 8, True)
+    want, chosen = moe_route.moe_route(logits.astype(float), 8, True)
     p = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=F)
     p = np.take_along_axis(p / p.sum(axis=1, keepdims=True, dtype=F), chosen, axis=1)
     got = p / p.sum(axis=1, keepdims=True, dtype=F)
-    assert ratio(got, want, tolerance.softmax(want, logits.astype(float))) <= HALF
+    assert ratio(got, want, moe_route.tolerance(want, logits.astype(float))) <= HALF

@@ -13,10 +13,10 @@ from typing import Any
 from opsocket.operators import INTERFACE_VERSION, FormatError, Session
 from opsocket_conformance import SUITE_VERSION
 from opsocket_conformance.case import Case
-from opsocket_conformance.cases.attention import KNOBS, feasible
-from opsocket_conformance.cases.cover import coverage
-from opsocket_conformance.checks.attention import Attention
+from opsocket_conformance.cover import coverage
 from opsocket_conformance.evidence import evidence_of, host, suite_digest
+from opsocket_conformance.operators.attention.knobs import Attention
+from opsocket_conformance.operators.attention.probes import KNOBS, feasible
 from opsocket_conformance.profiles import Held
 from opsocket_conformance.verdicts import Result, Verdict, count
 

@@ -1,0 +1,1 @@
+"""Attention: its knobs, scenes, oracle, tolerance, probes and laws, one file each."""

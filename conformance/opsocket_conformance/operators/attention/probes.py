@@ -1,0 +1,201 @@
+"""The cases of attention: a family per profile, and every pair of knobs together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from opsocket_conformance.case import Case, Tier
+from opsocket_conformance.cover import Choice, cover
+from opsocket_conformance.operators.activations import DTYPES
+from opsocket_conformance.operators.attention.knobs import Attention
+from opsocket_conformance.operators.attention.laws import LAWS, AttentionLaw
+
+HEADS: Final = ((14, 2), (9, 3), (5, 5), (7, 1))
+BATCHES: Final = (
+    "decode", "tail", "edges", "prefill", "chunk", "mixed", "short", "verify", "shared", "shifted",
+)  # fmt: skip
+SHAPES: Final = ("normal", "flat", "peaky", "large", "offset", "onehot", "needle", "cancel")
+INT8: Final = ("i8.token_head", "i8.channel", "i8.token_head.f16", "i8.head", "i8.tensor")
+INT4: Final = ("i4.token_head", "i4.token_head.f16", "i4.channel")
+FP8: Final = ("f8e4m3fn", "f8e4m3fn.tensor", "f8e4m3fn.head", "f8e4m3fn.token_head", "f8e5m2")
+
+KNOBS: Final[Mapping[str, Sequence[Any]]] = {
+    "q": DTYPES,
+    "kv": (
+        "",
+        "i8.token_head",
+        "i8.channel",
+        "i4.token_head",
+        "f8e4m3fn",
+        "f8e4m3fn.tensor",
+        "i8.channel+i4.token_head",
+    ),
+    "heads": HEADS,
+    "d": (64, 80, 96, 128, 256, 88),
+    "bs": (16, 0, 1, 128),
+    "batch": BATCHES,
+    "x": (*SHAPES, "saturate"),
+    "mask": ("causal", "full", "tree"),
+    "left": (None, 0, 7, 40),
+    "right": (None, 0, 5),
+    "cap": (None, 5.0, 30.0),
+    "alibi": (False, True),
+    "sinks": (False, True),
+    "lse": (False, True),
+    "prob": ("f32", "bf16"),
+    "out": ("", "f32"),
+    "strided": (False, True),
+    "fresh": (False, True),
+}
+"""All that the default tier pairs with each other; the coverage that reports print is over these."""
+
+_TREES = ("tail", "edges", "prefill", "verify", "shared", "chunk")
+
+
+def feasible(choice: Choice) -> bool:
+    """Whether the interface defines the combination, as far as it is filled in."""
+
+    def has(knob: str, *values: Any) -> bool:
+        return knob in choice and choice[knob] in values
+
+    if has("mask", "tree") and "batch" in choice and choice["batch"] not in _TREES:
+        return False
+    if has("bs", 0) and (choice.get("kv") or has("batch", "shared")):
+        return False
+    return not (has("right", 0, 5) and "mask" in choice and choice["mask"] != "full")
+
+
+def cases() -> Iterator[Case]:
+    yield from _smoke()
+    yield from _decoder()
+    yield from _profiles()
+    yield from _laws()
+    yield from _combined()
+    yield from _probes()
+
+
+def _attention(tier: Tier, choice: Choice, draw: int = 0) -> Case:
+    fields = dict(choice)
+    if "heads" in fields:
+        fields["hq"], fields["hkv"] = fields.pop("heads")
+    return Case(Attention(**fields), draw, tier)
+
+
+def _every(tier: Tier, **knobs: Sequence[Any]) -> Iterator[Case]:
+    """Every pair of values of these knobs, in few cases."""
+    for choice in cover(knobs, feasible):
+        yield _attention(tier, choice)
+
+
+def _smoke() -> Iterator[Case]:
+    """What a first plugin should get right first."""
+    for q in DTYPES:
+        for batch, x in (
+            ("decode", "normal"),
+            ("tail", "onehot"),
+            ("prefill", "normal"),
+            ("chunk", "peaky"),
+            ("mixed", "needle"),
+            ("short", "flat"),
+            ("edges", "onehot"),
+            ("verify", "large"),
+        ):
+            yield Case(Attention(q=q, batch=batch, x=x, d=128 if x == "peaky" else 64), 0, "smoke")
+        yield Case(Attention(9, 3, q=q, batch="mixed", x="offset", strided=True, fresh=True), 0, "smoke")
+        for kv in (INT8[0], INT8[1], INT4[0], FP8[0]):
+            yield Case(Attention(q=q, kv=kv), 0, "smoke")
+        yield Case(Attention(q=q, batch="chunk", x="needle", left=7), 0, "smoke")
+        yield Case(Attention(q=q, batch="edges", left=16), 0, "smoke")
+        yield Case(Attention(q=q, batch="verify", mask="tree"), 0, "smoke")
+        yield Case(Attention(q=q, batch="mixed", lse=True), 0, "smoke")
+        yield Case(Attention(q=q, batch="needle", x="needle"), 0, "smoke")
+        yield Case(Attention(9, 3, q=q, bs=0, batch="chunk", cap=30.0, x="saturate"), 0, "smoke")
+        yield Case(Attention(9, 3, q=q, batch="chunk", alibi=True, sinks=True, lse=True), 0, "smoke")
+
+
+def _decoder() -> Iterator[Case]:
+    """The minimum, in each type: plain causal attention over pages of 16."""
+    for q in DTYPES:
+        yield from _every(
+            "default", q=(q,), heads=HEADS, d=(64, 128), batch=BATCHES, x=SHAPES, strided=(False, True),
+            fresh=(False, True),
+        )  # fmt: skip
+        yield Case(Attention(q=q, batch="none"))
+        for batch in ("wide", "long"):
+            yield from _every("default", q=(q,), heads=HEADS[:2], batch=(batch,), x=("normal", "peaky", "onehot"))
+        for draw in range(1, 4):
+            yield from (_attention("full", {"q": q, "batch": batch}, draw) for batch in BATCHES)
+        for prob in ("bf16", "f16"):
+            yield from _every("default", q=(q,), prob=(prob,), batch=("decode", "wide"), x=("normal", "flat", "cancel"))
+    yield from (_attention("default", {"q": q, "x": "denormal", "batch": "mixed"}) for q in DTYPES)
+
+
+def _profiles() -> Iterator[Case]:
+    """The other profiles, one family each, in every type."""
+    for q in DTYPES:
+        for formats in (INT8, INT4, FP8):
+            for kv in formats:
+                yield from _every(
+                    "default", q=(q,), kv=(kv,), heads=HEADS[:2], d=(64, 128), batch=("decode", "chunk", "edges"),
+                    x=("normal", "peaky", "needle"),
+                )  # fmt: skip
+        yield from _every(
+            "default", q=(q,), left=(0, 7, 15, 16, 40, 4096), heads=HEADS[:2],
+            batch=("decode", "edges", "prefill", "chunk", "mixed", "short", "shifted", "wide"),
+            x=("normal", "onehot", "needle", "flat"),
+        )  # fmt: skip
+        yield from _every(
+            "default", q=(q,), mask=("tree",), heads=HEADS[:2], batch=("verify", "prefill", "tail"),
+            x=("normal", "onehot", "needle", "peaky"),
+        )  # fmt: skip
+        yield from _every(
+            "default", q=(q,), lse=(True,), heads=HEADS[:2], batch=("decode", "mixed", "short", "chunk", "shared"),
+            x=("normal", "large", "offset", "peaky", "flat"),
+        )  # fmt: skip
+        yield from _every("default", q=(q,), batch=("needle",), heads=HEADS[:2], x=("needle", "flat", "onehot"))
+        yield from _every("default", q=(q,), batch=("longest",), heads=HEADS[3:], x=("needle", "flat"))
+
+
+def _laws() -> Iterator[Case]:
+    batches = {
+        "chunked": ("prefill", "wide", "verify"),
+        "decoded": ("verify", "prefill"),
+        "split_merge": ("decode", "chunk", "shared", "long"),
+    }
+    for law in LAWS:
+        for q in DTYPES:
+            for batch in batches.get(law, ("decode", "chunk", "long")):
+                yield Case(
+                    AttentionLaw(q=q, batch=batch, law=law), 0, "smoke" if batch in ("verify", "chunk") else "default"
+                )
+    for kv in ("i8.token_head", "i8.channel", "i4.token_head", "f8e4m3fn"):
+        for law in ("permuted_pages", "moved_cache", "split_merge"):
+            yield Case(AttentionLaw(9, 3, kv=kv, batch="chunk", law=law))
+    yield Case(AttentionLaw(9, 3, batch="chunk", sinks=True, law="split_merge"))
+    yield Case(AttentionLaw(9, 3, batch="chunk", alibi=True, left=20, law="split_merge"))
+    yield Case(AttentionLaw(9, 3, batch="edges", left=20, cap=20.0, law="permuted_pages"))
+
+
+def _combined() -> Iterator[Case]:
+    """Every pair of all knobs; in the full tier every triple of those that pick a kernel."""
+    for choice in cover(KNOBS, feasible):
+        yield _attention("default", choice)
+    triples = ("q", "kv", "heads", "bs", "mask", "batch")
+    for choice in cover({name: KNOBS[name] for name in triples}, feasible, strength=3):
+        yield _attention("full", choice)
+
+
+def _probes() -> Iterator[Case]:
+    """Requests outside every profile: to be served right, or refused with the reasons that `supports` gives."""
+    for d, dv in ((576, 512), (192, 128), (40, 0), (512, 0), (72, 0), (65, 0), (1, 0)):
+        yield Case(Attention(4, 1, d=d, dv=dv))
+    for kv in ("i2.token_head", "f8e4m3fnuz", "f8e5m2.tensor", "f16", "f32", "i8.token_head+f8e4m3fn", "i4.head"):
+        yield Case(Attention(kv=kv))
+    for numerics in ({"exp": "approx"}, {"tanh": "approx", "cap": 20.0}, {"prob": "f16"}):
+        yield Case(Attention(**numerics))
+    yield Case(Attention(exact=False))
+    yield Case(Attention(64, 8, batch="mixed"))
+    yield Case(Attention(13, 13, batch="mixed"))
+    yield from (Case(Attention(bs=bs, batch="chunk")) for bs in (2, 24, 64, 256))
+    yield from (Case(Attention(layout=1, batch=batch)) for batch in ("decode", "chunk", "prefill"))

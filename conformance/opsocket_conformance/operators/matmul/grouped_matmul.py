@@ -1,0 +1,94 @@
+"""A product per expert, over rows sorted by expert."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from opsocket.operators import (
+    GroupedMatmulSpec,
+    Request,
+)
+from opsocket.quantization import get_format
+from opsocket_conformance.bench import Bench
+from opsocket_conformance.case import Case, Check
+from opsocket_conformance.operators.activations import DTYPES
+from opsocket_conformance.operators.matmul.inputs import activations
+from opsocket_conformance.operators.matmul.product import expect
+from opsocket_conformance.operators.matmul.random_weights import random_weight
+from opsocket_conformance.operators.matmul.weights import dequantize
+
+
+@dataclass(frozen=True)
+class GroupedMatmul(Check):
+    """experts: how many; m: rows, which come sorted by expert, some of which have none; other fields as in `Matmul`."""
+
+    name: ClassVar[str] = "grouped_matmul"
+    shown: ClassVar[tuple[str, ...]] = ("experts", "m", "n", "k", "w", "dtype")
+
+    experts: int = 5
+    m: int = 23
+    n: int = 40
+    k: int = 256
+    w: str = "bf16"
+    dtype: str = "bf16"
+    out: str = ""
+    bias: bool = False
+
+    @property
+    def operator(self) -> str:
+        return "grouped_matmul"
+
+    def features(self) -> frozenset[str]:
+        needs = {"op:grouped_matmul", f"dtype:{self.dtype}", f"weight:{self.w}"}
+        return frozenset(needs | ({f"out:{self.out}"} if self.out not in ("", self.dtype) else set()))
+
+    def run(self, bench: Bench, rng: np.random.Generator) -> None:
+        fmt, out_dtype = get_format(self.w), self.out or self.dtype
+        spec = GroupedMatmulSpec(self.experts, self.w, self.n, self.k, self.dtype, out_dtype, self.bias)
+        plan = bench.plan(Request(spec))
+        tensors = [random_weight(rng, fmt, self.n, self.k) for _ in range(self.experts)]
+        packed = [bench.prepare(plan, part) for part in tensors]
+        offsets = self._offsets(rng)
+        used = int(offsets[-1])
+        x = activations(rng, "normal", self.m, self.k, self.dtype)
+        x[used:] = np.nan
+        bias = rng.standard_normal((self.experts, self.n)).astype(np.float32) if self.bias else None
+        given = bench.out("out", (self.m, self.n), out_dtype)
+        y = bench.run(
+            plan,
+            bench.put("x", x, self.dtype),
+            packed,
+            bench.put("expert_offsets", offsets),
+            None if bias is None else bench.put("bias", bias),
+            out=given,
+        )
+        bench.check_padding("out", given, y, used)
+        got = bench.get(y)
+        for expert, (first, last) in enumerate(itertools.pairwise(offsets)):
+            weight = dequantize(fmt, tensors[expert], self.n, self.k)
+            exact_bias = None if bias is None else bias[expert].astype(np.float64)
+            want, bound = expect(fmt, x[first:last], weight, exact_bias, out_dtype, spec.numerics)
+            bench.compare(f"y of expert {expert}", got[first:last], want, bound)
+
+    def _offsets(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Uneven shares; expert 1 gets nothing, and the last rows belong to nobody."""
+        used = self.m - 2 if self.m > 4 else self.m
+        cuts = np.sort(rng.integers(0, used + 1, self.experts - 1))
+        offsets = np.concatenate([[0], cuts, [used]])
+        if self.experts > 2:
+            offsets[2] = offsets[1]
+        return offsets.astype(np.int64)
+
+
+def cases() -> Iterator[Case]:
+    for dtype in DTYPES:
+        for w in (dtype, "q8_0", "q4_K", "i4_g64", "i8_channel_a8"):
+            yield Case(GroupedMatmul(w=w, dtype=dtype), 0, "smoke" if w == dtype else "default")
+            yield Case(GroupedMatmul(experts=17, m=9, n=24, k=512, w=w, dtype=dtype, bias=True))
+        yield Case(GroupedMatmul(experts=1, m=1, w=dtype, dtype=dtype))

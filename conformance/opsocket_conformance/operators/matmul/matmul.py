@@ -1,0 +1,100 @@
+"""Matrix products over weights in every format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from opsocket.operators import (
+    MatmulSpec,
+    Request,
+)
+from opsocket.quantization import get_format
+from opsocket_conformance.bench import Bench
+from opsocket_conformance.case import Case, Check
+from opsocket_conformance.operators.activations import DTYPES
+from opsocket_conformance.operators.matmul.formats import FORMATS, SMOKE
+from opsocket_conformance.operators.matmul.inputs import activations
+from opsocket_conformance.operators.matmul.product import expect, matmul
+from opsocket_conformance.operators.matmul.random_weights import random_weight
+from opsocket_conformance.operators.matmul.weights import dequantize
+
+
+@dataclass(frozen=True)
+class Matmul(Check):
+    """m, n, k: rows of x, of the weight, and what they have in common. w: weight format. dtype, out: of x, of y. x: a
+    kind of `activations`. strided: rows of x are slices of wider ones."""
+
+    name: ClassVar[str] = "matmul"
+    shown: ClassVar[tuple[str, ...]] = ("m", "n", "k", "w", "dtype")
+
+    m: int = 3
+    n: int = 136
+    k: int = 256
+    w: str = "bf16"
+    dtype: str = "bf16"
+    out: str = ""
+    x: str = "normal"
+    bias: bool = False
+    strided: bool = False
+
+    @property
+    def operator(self) -> str:
+        return "matmul"
+
+    def features(self) -> frozenset[str]:
+        needs = {"op:matmul", f"dtype:{self.dtype}", f"weight:{self.w}"}
+        return frozenset(needs | ({f"out:{self.out}"} if self.out not in ("", self.dtype) else set()))
+
+    def run(self, bench: Bench, rng: np.random.Generator) -> None:
+        fmt, out_dtype = get_format(self.w), self.out or self.dtype
+        spec = MatmulSpec(self.w, self.n, self.k, self.dtype, out_dtype, self.bias)
+        plan = bench.plan(Request(spec))
+        tensors = random_weight(rng, fmt, self.n, self.k, extreme=self.x == "extreme")
+        packed = bench.prepare(plan, tensors)
+        x = activations(rng, self.x, self.m, self.k, self.dtype)
+        bias = rng.standard_normal(self.n).astype(np.float32) if self.bias else None
+        put = bench.put_strided if self.strided else bench.put
+        given = bench.out("out", (self.m, self.n), out_dtype)
+        y = bench.run(
+            plan,
+            put("x", x, self.dtype),
+            packed,
+            None if bias is None else bench.put("bias", bias),
+            out=given,
+        )
+        bench.check_padding("out", given, y, self.m)
+        exact_bias = None if bias is None else bias.astype(np.float64)
+        weight = dequantize(fmt, tensors, self.n, self.k)
+        want, bound = expect(fmt, x, weight, exact_bias, out_dtype, spec.numerics)
+        bench.compare("y", bench.get(y), want, bound)
+        larger = matmul(x.astype(np.float64), weight.value * 1.01, exact_bias)
+        if fmt.activation == "none":
+            bench.read_filter("weight scale +1%", bench.get(y), want, larger, bound)
+
+
+def cases() -> Iterator[Case]:
+    for w in FORMATS:
+        for dtype in DTYPES:
+            yield from _cases(w, dtype)
+
+
+def _cases(w: str, dtype: str) -> Iterator[Case]:
+    smoke = w == dtype or (w in SMOKE and dtype == "bf16")
+    yield Case(Matmul(w=w, dtype=dtype), 0, "smoke" if smoke else "default")
+    yield Case(Matmul(m=1, n=72, k=512, w=w, dtype=dtype, bias=True))
+    yield Case(Matmul(m=37, n=136, k=256, w=w, dtype=dtype, strided=True))
+    yield Case(Matmul(m=5, n=8, k=1024, w=w, dtype=dtype, x="outliers"))
+    yield Case(Matmul(m=67, n=264, k=768, w=w, dtype=dtype), 0, "full")
+    yield Case(Matmul(m=0, n=40, k=256, w=w, dtype=dtype))
+    if dtype != "f32":
+        yield Case(Matmul(w=w, dtype=dtype, out="f32"))
+    if dtype == "f32" or get_format(w).activation != "none":
+        yield Case(Matmul(m=2, n=24, k=4096, w=w, dtype=dtype, x="cancel"))
+        yield Case(Matmul(m=2, n=24, k=4096, w=w, dtype=dtype, x="extreme"))
+    if get_format(w).is_float:
+        yield Case(Matmul(m=3, n=37, k=101, w=w, dtype=dtype))
+        yield Case(Matmul(m=1, n=1, k=1, w=w, dtype=dtype))

@@ -1,0 +1,1 @@
+"""Negative tests: every precondition of every operator, broken once."""
