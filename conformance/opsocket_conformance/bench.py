@@ -29,6 +29,7 @@ from opsocket.operators import (
 from opsocket_conformance.findings import Findings, Float64, Host
 from opsocket_conformance.floats import round_to
 from opsocket_conformance.guard import kernel_running
+from opsocket_conformance.watch import watching
 
 SENTINEL = -12345.0
 """What every output holds before a call; no case computes it."""
@@ -55,6 +56,9 @@ class Bench(Findings):
     _guards: list[tuple[str, Array, Host]] = field(default_factory=list)
     _receipts: list[Plan] = field(default_factory=list)
     _planned: dict[int, tuple[Plan, Support]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._anchor = self.session.empty((1,), "f32")
 
     # ---- arrays
 
@@ -137,10 +141,13 @@ class Bench(Findings):
         before, self._receipts = self.session.observer, []
         self.session.observer = self._observe
         try:
-            with kernel_running(f"{plan.provider}'s {request.op}"):
+            name = f"{plan.provider}'s {request.op}"
+            with kernel_running(name, self.session), watching(self._anchor) as seen:
                 result = plan.run(*args, **kwargs)
         finally:
             self.session.observer = before
+        for what in dict.fromkeys(seen):
+            self.fail(f"{request.op}: off the session's device: {what}")
         self._check_receipt(plan)
         return result
 

@@ -35,7 +35,9 @@ def run_case(case: Case, session: Session, seed: int, limit_s: float) -> Result:
             bench.finish()
     except Denied as denial:
         verdict, reasons = Verdict.UNSUPPORTED, denial.reasons
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a kernel that wants to leave does not take the run with it
         verdict = Verdict.CRASH
         messages = ["".join(traceback.format_exception(error)).rstrip()]
     if bench.failures and verdict is not Verdict.CRASH:

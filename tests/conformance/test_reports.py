@@ -47,7 +47,7 @@ def report(session, cases):
     by_id = {r.case: r for r in results}
     held = [hold(profile, cases, by_id) for profile in PROFILES]
     asked = data.Run("cpu", {"attention": "torch"}, "smoke", 3, (), "", "")
-    return data.build(asked, session, cases, results, held, "1 CRASH", 1.5)
+    return data.build(asked, session.backend.info, session.device, cases, results, held, "1 CRASH", 1.5)
 
 
 def test_the_json_report_is_as_its_schema_says(report):

@@ -49,6 +49,8 @@ class _Subcommands(click.Group):
 @click.option("--shard", metavar="I/N", default="", help="Only the I-th of N parts of the cases.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Other random numbers for every case.")
 @click.option("--limit", type=float, default=60.0, show_default=True, help="Seconds that one case may take.")
+@click.option("--jobs", "-j", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
+@click.option("--in-process", is_flag=True, help="No worker process: for a debugger; a crash ends the run.")
 @click.option("--exclude", metavar="FILE", type=click.Path(), help="YAML list of {case, reason, expires}.")
 @click.option("--list", "list_only", is_flag=True, help="Print the ids of the cases, and run none.")
 @click.option("--json", "json_file", type=_FILE, help="Write the report as JSON (- is stdout).")
@@ -66,6 +68,8 @@ def command(
     shard: str,
     seed: int,
     limit: float,
+    jobs: int,
+    in_process: bool,
     exclude: str | None,
     list_only: bool,
     json_file: IO[str] | None,
@@ -89,28 +93,36 @@ def command(
     cases, pool = _planned(tier, wanted, case_ids, text, part)
 
     from opsocket_conformance.exclusions import load_exclusions
+    from opsocket_conformance.isolation import run_isolated
     from opsocket_conformance.profiles import PROFILES, hold
     from opsocket_conformance.report import data, junit, markdown, terminal
     from opsocket_conformance.runner import run
 
     exclusions = load_exclusions(exclude) if exclude else ()
     started = time.perf_counter()
-    with open_session(config, selection) as session:
-        with terminal.progress(len(cases), not quiet and sys.stderr.isatty()) as advance:
-            results = run(cases, session, seed=seed, limit_s=limit, exclusions=exclusions, on_result=advance)
-        by_id = {result.case: result for result in results}
-        held = [hold(profile, pool, by_id) for profile in wanted or PROFILES]
-        reason = _failure(results, held, asked=bool(wanted), whole=not (case_ids or text or shard))
-        asked = data.Run(
-            str(selection.device) if config.backend == "auto" else config.backend,
-            dict(config.operators),
-            tier,
-            seed,
-            tuple(p.name for p in wanted),
-            shard,
-            text,
-        )
-        report = data.build(asked, session, cases, results, held, reason, time.perf_counter() - started)
+    with terminal.progress(len(cases), not quiet and sys.stderr.isatty()) as advance:
+        if in_process:
+            with open_session(config, selection) as session:
+                results = run(cases, session, seed=seed, limit_s=limit, exclusions=exclusions, on_result=advance)
+        else:
+            chosen = config.override("argument", {"backend": str(selection.device)})
+            results = run_isolated(
+                cases, chosen, jobs=jobs, seed=seed, limit_s=limit, exclusions=exclusions, on_result=advance
+            )
+    by_id = {result.case: result for result in results}
+    held = [hold(profile, pool, by_id) for profile in wanted or PROFILES]
+    reason = _failure(results, held, asked=bool(wanted), whole=not (case_ids or text or shard))
+    asked = data.Run(
+        str(selection.device) if config.backend == "auto" else config.backend,
+        dict(config.operators),
+        tier,
+        seed,
+        tuple(p.name for p in wanted),
+        shard,
+        text,
+    )
+    took = time.perf_counter() - started
+    report = data.build(asked, selection.backend.info, selection.device, cases, results, held, reason, took)
     writers: Sequence[tuple[IO[str] | None, Callable[[], str]]] = (
         (json_file, lambda: json.dumps(report, indent=1) + "\n"),
         (junit_file, lambda: junit.junit(report)),

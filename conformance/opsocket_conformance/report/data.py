@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib import resources
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from opsocket.operators import INTERFACE_VERSION, FormatError, Session
+from opsocket.operators import INTERFACE_VERSION, BackendInfo, DeviceInfo
 from opsocket_conformance import SUITE_VERSION
 from opsocket_conformance.case import Case
 from opsocket_conformance.cover import coverage
@@ -18,14 +17,17 @@ from opsocket_conformance.evidence import evidence_of, host, suite_digest
 from opsocket_conformance.operators.attention.knobs import Attention
 from opsocket_conformance.operators.attention.probes import KNOBS, feasible
 from opsocket_conformance.profiles import Held
-from opsocket_conformance.verdicts import Result, Verdict, count
+from opsocket_conformance.report.text import clipped
+from opsocket_conformance.verdicts import Filtered, Result, Verdict, count
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
+_MOST_MESSAGES, _LONGEST_MESSAGE = 100, 8000
 
 
 @dataclass(frozen=True)
 class Run:
-    """What was asked: the options that a run can be repeated with. backend: as given to --backend; pins: to --pin."""
+    """What was asked: the options that a run can be repeated with. backend: as given to --backend; pins: to --pin;
+    cases: to --case. jobs: worker processes."""
 
     backend: str
     pins: Mapping[str, str]
@@ -34,22 +36,25 @@ class Run:
     profiles: tuple[str, ...]
     shard: str
     filter: str
+    cases: tuple[str, ...] = ()
+    jobs: int = 1
 
 
 def build(
     run: Run,
-    session: Session,
+    info: BackendInfo,
+    device: DeviceInfo,
     cases: Sequence[Case],
     results: Sequence[Result],
     held: Sequence[Held],
     failure: str,
     seconds: float,
 ) -> dict[str, Any]:
-    """The whole report, JSON-ready. failure: why the run is red, "" for green."""
-    device, info = session.device, session.backend.info
+    """The whole report, JSON-ready and sealed. failure: why the run is red, "" for green."""
     evidence = evidence_of(device)
-    membership = {case.id: case for case in cases}
-    return {
+    by_id = {case.id: case for case in cases}
+    results = [_rounded(result) for result in results]
+    report = {
         "schema": SCHEMA_VERSION,
         "suite": {"version": SUITE_VERSION, "digest": suite_digest()},
         "run": {
@@ -60,6 +65,8 @@ def build(
             "profiles": list(run.profiles),
             "shard": run.shard,
             "filter": run.filter,
+            "cases": list(run.cases),
+            "jobs": run.jobs,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
         },
@@ -75,13 +82,33 @@ def build(
         "host": host(),
         "evidence": {"numerics": evidence.numerics, "artifact": evidence.artifact},
         "verdict": {"green": not failure, "reason": failure},
+        **derived(cases, results, held),
+        "cases": [_case(by_id[r.case], r) for r in results],
+    }
+    return seal(report)
+
+
+def derived(cases: Sequence[Case], results: Sequence[Result], held: Sequence[Held]) -> dict[str, Any]:
+    """All of a report that follows from its cases: `verify` makes it again, and compares."""
+    return {
         "counts": _counts(count(results)),
         "profiles": [_profile(h) for h in held],
         "operators": operators(results),
         "coverage": attention_coverage(cases, results),
         "filters": filter_credit(results),
-        "cases": [_case(membership[r.case], r) for r in results],
     }
+
+
+def seal(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with the hash of all else in it, which comes last. Whoever adds a section seals it anew."""
+    return {**{key: value for key, value in report.items() if key != "hash"}, "hash": hash_of(report)}
+
+
+def hash_of(report: Mapping[str, Any]) -> str:
+    """SHA-256 over a report without its hash, as JSON with sorted keys and no spaces, in ASCII."""
+    content = {key: value for key, value in report.items() if key != "hash"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _counts(counts: Mapping[Verdict, int]) -> dict[str, int]:
@@ -109,7 +136,7 @@ def operators(results: Sequence[Result]) -> list[dict[str, Any]]:
                 "operator": name,
                 "cases": len(mine),
                 "counts": _counts(count(mine)),
-                "worst_ratio": _number(max(ratios)) if ratios else None,
+                "worst_ratio": max(ratios, default=None),
                 "providers": sorted({r.provider for r in mine if r.provider}),
                 "tiers": sorted({r.tier for r in mine if r.tier}),
             }
@@ -138,8 +165,18 @@ def filter_credit(results: Sequence[Result]) -> dict[str, dict[str, float]]:
             entry = knobs.setdefault(knob, {"credited": 0, "blind": 0, "largest_t": 0.0})
             entry["credited" if reading.credited else "blind"] += 1
             if reading.credited:
-                entry["largest_t"] = max(entry["largest_t"], _number(abs(reading.t)))
+                entry["largest_t"] = max(entry["largest_t"], abs(reading.t))
     return dict(sorted(knobs.items()))
+
+
+def _rounded(result: Result) -> Result:
+    """A result as a report can say it: what follows from the report is then what followed from the run."""
+    return replace(
+        result,
+        ratio=None if result.ratio is None else _number(result.ratio),
+        filters={knob: Filtered(_number(f.t), _number(f.noise)) for knob, f in result.filters.items()},
+        messages=tuple(clipped(message, _LONGEST_MESSAGE) for message in result.messages[:_MOST_MESSAGES]),
+    )
 
 
 def _case(case: Case, result: Result) -> dict[str, Any]:
@@ -150,11 +187,10 @@ def _case(case: Case, result: Result) -> dict[str, Any]:
         "verdict": result.verdict.value,
         "provider": result.provider,
         "tier": result.tier,
-        "ratio": None if result.ratio is None else _number(result.ratio),
+        "ratio": result.ratio,
         "elements": result.elements,
         "filters": {
-            knob: {"t": _number(f.t), "noise": _number(f.noise), "credited": f.credited}
-            for knob, f in result.filters.items()
+            knob: {"t": f.t, "noise": f.noise, "credited": f.credited} for knob, f in sorted(result.filters.items())
         },
         "messages": list(result.messages),
         "reasons": [reason.to_json() for reason in result.reasons],
@@ -163,27 +199,7 @@ def _case(case: Case, result: Result) -> dict[str, Any]:
 
 
 def _number(value: float) -> float:
-    """JSON has no infinity and no NaN: what is beyond every bound is 1e308."""
-    return float(f"{value:.6g}") if abs(value) < 1e308 else 1e308
-
-
-def schema() -> dict[str, Any]:
-    """The published JSON schema of reports."""
-    text = resources.files("opsocket_conformance").joinpath("report/report.schema.json").read_text("utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded
-
-
-def load(path: str | Path) -> dict[str, Any]:
-    """Read a report; `FormatError` where the file is not one."""
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise FormatError(path, "file", str(error)) from None
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA_VERSION:
-        raise FormatError(path, "schema", f"wanted a conformance report of schema {SCHEMA_VERSION}")
-    cases = data.get("cases")
-    wanted = {"id", "verdict", "ratio", "seconds"}
-    if not isinstance(cases, list) or not all(isinstance(case, dict) and wanted <= set(case) for case in cases):
-        raise FormatError(path, "cases", f"wanted a list of cases, each with {sorted(wanted)}")
-    return data
+    """Nine digits. JSON has no infinity and no NaN: what is beyond every bound is 1e308."""
+    if abs(value) < 1e308:
+        return float(f"{value:.9g}")
+    return -1e308 if value < 0 else 1e308

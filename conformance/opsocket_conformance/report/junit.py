@@ -5,46 +5,44 @@ from __future__ import annotations
 from typing import Any
 from xml.etree import ElementTree
 
+from opsocket_conformance.report.text import printable
+
 
 def junit(report: dict[str, Any]) -> str:
     """FAIL is a failure, CRASH and NOT_RUN are errors, UNSUPPORTED and EXCLUDED are skipped."""
-    device, run = report["device"]["id"], report["run"]
+    device, run = printable(report["device"]["id"]), report["run"]
     root = ElementTree.Element("testsuites", name=f"opsocket conformance {device}", time=str(run["seconds"]))
     for row in report["operators"]:
         counts = row["counts"]
         suite = ElementTree.SubElement(
             root,
             "testsuite",
-            name=row["operator"],
+            name=printable(row["operator"]),
             tests=str(row["cases"]),
             failures=str(counts["FAIL"]),
             errors=str(counts["CRASH"] + counts["NOT_RUN"]),
             skipped=str(counts["UNSUPPORTED"] + counts["EXCLUDED"]),
-            timestamp=run["started"],
+            timestamp=printable(run["started"]),
         )
         for case in report["cases"]:
             if case["operator"] == row["operator"]:
                 _case(suite, case, device)
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
 
 
 _ELEMENTS = {"FAIL": "failure", "CRASH": "error", "NOT_RUN": "error", "UNSUPPORTED": "skipped", "EXCLUDED": "skipped"}
 
 
 def _case(suite: ElementTree.Element, case: dict[str, Any], device: str) -> None:
+    operator, name = printable(case["operator"]), printable(case["id"])
     element = ElementTree.SubElement(
-        suite, "testcase", classname=f"{device}.{case['operator']}", name=case["id"], time=str(case["seconds"])
+        suite, "testcase", classname=f"{device}.{operator}", name=name, time=str(case["seconds"])
     )
     kind = _ELEMENTS.get(case["verdict"])
     if kind is None:
         return
     reasons = [f"{r['field']}={r['got']!r}: wanted {r['want']}" for r in case["reasons"]]
-    said = _printable("\n".join([*case["messages"], *reasons]))
+    said = printable("\n".join([*case["messages"], *reasons]))
     message = f"{case['verdict']}: {said.splitlines()[-1] if said else ''}"
     ElementTree.SubElement(element, kind, message=message).text = said
-
-
-def _printable(text: str) -> str:
-    """XML 1.0 has no way to hold most control characters."""
-    return "".join(c if c in "\n\t" or ord(c) >= 32 else "?" for c in text)

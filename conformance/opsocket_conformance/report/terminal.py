@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from opsocket_conformance.report.text import PROFILE_COLUMNS, operator_rows, profile_rows, summary
+from opsocket_conformance.report.text import PROFILE_COLUMNS, operator_rows, printable, profile_rows, rerun, summary
 from opsocket_conformance.verdicts import Result, Verdict
 
 _COLUMNS = ("operator", "cases", "pass", "fail", "unsup.", "worst ratio", "provider")
@@ -39,7 +38,11 @@ def progress(total: int, shown: bool) -> Iterator[Callable[[Result], None]]:
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:
-    """The report for people, line by line."""
+    """The report for people, line by line. What a backend said is shown as text, whatever it does to terminals."""
+    yield from map(printable, _lines(report))
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield from _failures(report)
     yield from _aligned(_COLUMNS, operator_rows(report), right=range(1, 6))
     yield ""
@@ -64,14 +67,6 @@ def _failures(report: dict[str, Any]) -> Iterator[str]:
     if len(failed) > _MOST_FAILURES:
         yield f"... and {len(failed) - _MOST_FAILURES} more; --json FILE has them all"
         yield ""
-
-
-def rerun(report: dict[str, Any], case_id: str) -> str:
-    """The command that runs exactly one case again."""
-    run = report["run"]
-    seed = f" --seed {run['seed']}" if run["seed"] else ""
-    pins = "".join(f" --pin {operator}={provider}" for operator, provider in run["pins"].items())
-    return f"opsocket conformance --backend {run['backend']}{pins} --case {shlex.quote(case_id)}{seed}"
 
 
 def _aligned(columns: tuple[str, ...], rows: list[Any], right: range = range(0)) -> Iterator[str]:

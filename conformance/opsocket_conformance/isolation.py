@@ -1,0 +1,264 @@
+"""Cases in worker processes: one that dies or never returns is a CRASH of that case, and every other is still reported.
+
+Each worker opens its own session (the configuration travels, no object does) and is replaced when it dies. Two workers
+share nothing but the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import IO, Any, Final
+
+from opsocket.operators import DeviceInfo
+from opsocket.runtime import RuntimeConfig
+from opsocket_conformance.case import Case
+from opsocket_conformance.exclusions import Exclusion, excluded
+from opsocket_conformance.verdicts import Result, Verdict
+from opsocket_conformance.worker import GRACE_S, result_from_json
+
+_OPENING_S: Final = 180.0
+_CLOSING_S: Final = 20.0
+_DEATHS_IN_A_ROW: Final = 12
+"""So many cases, one after the other, that each took their worker with them: the rest is not run."""
+_QUOTED: Final = 3000
+
+
+class Died(Exception):
+    """A worker ended, or had to be ended, before it answered."""
+
+
+class NotOpened(Exception):
+    """The backend gave no session."""
+
+
+class Worker:
+    """One process with one session. `NotOpened` where the backend gives none."""
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        self._printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
+        to_child, self._requests = os.pipe()
+        self._answers, from_child = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "opsocket_conformance.worker", str(to_child), str(from_child)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._printed,
+            stderr=self._printed,
+            pass_fds=(to_child, from_child),
+            start_new_session=True,
+        )
+        os.close(to_child)
+        os.close(from_child)
+        self._unread = b""
+        try:
+            settings = {key: value for key, value, origin in config.items() if origin.source != "default"}
+            self._say(settings)
+            hello = self._hear(_OPENING_S)
+        except Died as death:
+            self.close()
+            raise NotOpened(str(death)) from None
+        if "failed" in hello:
+            self.close()
+            raise NotOpened(hello["failed"])
+        self.device = DeviceInfo(**{**hello["device"], "features": tuple(hello["device"]["features"])})
+
+    def ask(self, case: str, seed: int, limit_s: float, fault: str = "") -> Result:
+        """Have one case run; `Died` where no result comes."""
+        self._say({"case": case, "seed": seed, "limit_s": limit_s, "fault": fault})
+        # The worker's own watchdog comes first; this one is for a process that can't even run that.
+        return result_from_json(self._hear(limit_s + 2 * GRACE_S))
+
+    def close(self) -> None:
+        """Let the session close, for a while; then end the process."""
+        os.close(self._requests)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSING_S)
+        self.kill()
+        os.close(self._answers)
+        self._printed.close()
+
+    def kill(self) -> None:
+        """End the process now, from any thread; an `ask` that waits raises `Died`."""
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _say(self, content: dict[str, Any]) -> None:
+        try:
+            os.write(self._requests, json.dumps(content).encode() + b"\n")
+        except OSError:
+            raise Died(self._obituary()) from None
+
+    def _hear(self, seconds: float) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._unread:
+            ready, _, _ = select.select([self._answers], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                self.kill()
+                raise Died(f"no answer within {seconds:g} s, so its process was killed\n{self._quote()}".rstrip())
+            read = os.read(self._answers, 1 << 16)
+            if not read:
+                raise Died(self._obituary())
+            self._unread += read
+        line, self._unread = self._unread.split(b"\n", 1)
+        heard: dict[str, Any] = json.loads(line)
+        return heard
+
+    def _obituary(self) -> str:
+        try:
+            code = self._process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return f"it closed its answers without ending, and was killed\n{self._quote()}".rstrip()
+        if code < 0:
+            return f"its process was ended by {signal.Signals(-code).name}\n{self._quote()}".rstrip()
+        return f"its process ended with exit code {code}\n{self._quote()}".rstrip()
+
+    def _quote(self) -> str:
+        """The last that the process printed."""
+        self._printed.seek(0, os.SEEK_END)
+        self._printed.seek(max(0, self._printed.tell() - _QUOTED))
+        return self._printed.read().decode(errors="replace").strip()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A case to be put, on the session as it is or with a fault of the catalogue."""
+
+    case: Case
+    fault: str = ""
+
+
+def run_isolated(
+    cases: Sequence[Case],
+    config: RuntimeConfig,
+    *,
+    jobs: int = 1,
+    seed: int = 0,
+    limit_s: float = 60.0,
+    exclusions: Sequence[Exclusion] = (),
+    on_result: Callable[[Result], None] = lambda result: None,
+) -> list[Result]:
+    """One result per case, in their order, whatever becomes of the processes that run them."""
+    pool = Pool(config, jobs, seed, limit_s)
+    results: dict[str, Result] = {}
+
+    def done(question: Question, result: Result) -> None:
+        results[question.case.id] = result
+        on_result(result)
+
+    asked = []
+    for case in cases:
+        exclusion = excluded(case.id, exclusions)
+        if exclusion is None:
+            asked.append(Question(case))
+        else:
+            result = Result(case.id, case.check.operator, Verdict.EXCLUDED, messages=(str(exclusion),))
+            done(Question(case), result)
+    pool.run(asked, done)
+    return [results[case.id] for case in cases]
+
+
+class Pool:
+    """`jobs` workers that take questions in turn."""
+
+    def __init__(self, config: RuntimeConfig, jobs: int, seed: int, limit_s: float) -> None:
+        self._config, self._jobs, self._seed, self._limit_s = config, jobs, seed, limit_s
+        self._lock = threading.Lock()
+        self._workers: set[Worker] = set()
+        self._stopped = ""
+        self._deaths = 0
+
+    def run(self, questions: Sequence[Question], on_result: Callable[[Question, Result], None]) -> None:
+        """Ask every question and hand over each answer, one at a time. An interrupt leaves the rest NOT_RUN."""
+        waiting: queue.SimpleQueue[Question] = queue.SimpleQueue()
+        for question in questions:
+            waiting.put(question)
+
+        def report(question: Question, result: Result) -> None:
+            with self._lock:
+                on_result(question, result)
+
+        count = max(1, min(self._jobs, len(questions)))
+        threads = [threading.Thread(target=self._serve, args=(waiting, report), daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            self._stop("the run was interrupted")
+            for thread in threads:
+                thread.join()
+
+    def _serve(self, waiting: queue.SimpleQueue[Question], report: Callable[[Question, Result], None]) -> None:
+        worker: Worker | None = None
+        try:
+            while True:
+                try:
+                    question = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                if not self._stopped and worker is None:
+                    worker = self._open()
+                if worker is None:
+                    report(question, _unasked(question, self._stopped))
+                    continue
+                started = time.perf_counter()
+                try:
+                    result = worker.ask(question.case.id, self._seed, self._limit_s, question.fault)
+                except Died as death:
+                    self._bury(worker)
+                    worker = None
+                    result = self._crashed(question, str(death), time.perf_counter() - started)
+                else:
+                    self._deaths = 0
+                report(question, result)
+        finally:
+            if worker is not None:
+                self._bury(worker)
+
+    def _open(self) -> Worker | None:
+        try:
+            worker = Worker(self._config)
+        except NotOpened as error:
+            self._stop(f"the backend could not be opened: {error}")
+            return None
+        with self._lock:
+            self._workers.add(worker)
+        return worker
+
+    def _bury(self, worker: Worker) -> None:
+        with self._lock:
+            self._workers.discard(worker)
+        worker.close()
+
+    def _crashed(self, question: Question, how: str, seconds: float) -> Result:
+        if self._stopped:
+            return _unasked(question, self._stopped)
+        self._deaths += 1
+        if self._deaths >= _DEATHS_IN_A_ROW:
+            self._stop(f"{self._deaths} cases in a row took their process with them")
+        return replace(_unasked(question, how), verdict=Verdict.CRASH, seconds=seconds)
+
+    def _stop(self, why: str) -> None:
+        with self._lock:
+            self._stopped = self._stopped or why
+            workers = list(self._workers)
+        for worker in workers:
+            worker.kill()
+
+
+def _unasked(question: Question, why: str) -> Result:
+    return Result(question.case.id, question.case.check.operator, Verdict.NOT_RUN, messages=(why,))
