@@ -7,6 +7,9 @@ from functools import cache
 from typing import Final
 
 from opsocket_conformance.case import TIERS, Case, Tier
+from opsocket_conformance.contract import probes as contract
+from opsocket_conformance.large import cache as large_caches
+from opsocket_conformance.large import rows as large_rows
 from opsocket_conformance.operators import (
     add,
     argmax,
@@ -19,15 +22,19 @@ from opsocket_conformance.operators import (
     silu_mul,
     take_rows,
 )
+from opsocket_conformance.operators.attention import latent
 from opsocket_conformance.operators.attention import probes as attention
 from opsocket_conformance.operators.cache import probes as cache_operators
+from opsocket_conformance.operators.capture import probes as capture
 from opsocket_conformance.preconditions import probes as preconditions
+from opsocket_conformance.traffic import check as traffic
 
 _FAMILIES: Final[tuple[Callable[[], Iterable[Case]], ...]] = tuple(
     module.cases
     for module in (
-        attention, merge_states, cache_operators, matmul, rms_norm, rope, silu_mul, add, take_rows, moe_route,
-        argmax, sample, preconditions,
+        attention, latent, merge_states, cache_operators, matmul, rms_norm, rope, silu_mul, add, take_rows, moe_route,
+        argmax, sample, capture, preconditions, contract, traffic,
+        large_caches, large_rows,
     )
 )  # fmt: skip
 

@@ -43,6 +43,15 @@ class NotOpened(Exception):
     """The backend gave no session."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """A case to be put, on the session as it is or with a fault of the catalogue."""
+
+    case: Case
+    seed: int
+    fault: str = ""
+
+
 class Worker:
     """One process with one session. `NotOpened` where the backend gives none."""
 
@@ -73,9 +82,10 @@ class Worker:
             raise NotOpened(hello["failed"])
         self.device = DeviceInfo(**{**hello["device"], "features": tuple(hello["device"]["features"])})
 
-    def ask(self, case: str, seed: int, limit_s: float, fault: str = "") -> Result:
+    def ask(self, question: Question, limit_s: float) -> Result:
         """Have one case run; `Died` where no result comes."""
-        self._say({"case": case, "seed": seed, "limit_s": limit_s, "fault": fault})
+        request = {"case": question.case.id, "seed": question.seed, "fault": question.fault}
+        self._say({**request, "limit_s": limit_s})
         # The worker's own watchdog comes first; this one is for a process that can't even run that.
         return result_from_json(self._hear(limit_s + 2 * GRACE_S))
 
@@ -132,14 +142,6 @@ class Worker:
         return self._printed.read().decode(errors="replace").strip()
 
 
-@dataclass(frozen=True)
-class Question:
-    """A case to be put, on the session as it is or with a fault of the catalogue."""
-
-    case: Case
-    fault: str = ""
-
-
 def run_isolated(
     cases: Sequence[Case],
     config: RuntimeConfig,
@@ -151,7 +153,7 @@ def run_isolated(
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
     """One result per case, in their order, whatever becomes of the processes that run them."""
-    pool = Pool(config, jobs, seed, limit_s)
+    pool = Pool(config, jobs, limit_s)
     results: dict[str, Result] = {}
 
     def done(question: Question, result: Result) -> None:
@@ -162,10 +164,10 @@ def run_isolated(
     for case in cases:
         exclusion = excluded(case.id, exclusions)
         if exclusion is None:
-            asked.append(Question(case))
+            asked.append(Question(case, seed))
         else:
             result = Result(case.id, case.check.operator, Verdict.EXCLUDED, messages=(str(exclusion),))
-            done(Question(case), result)
+            done(Question(case, seed), result)
     pool.run(asked, done)
     return [results[case.id] for case in cases]
 
@@ -173,8 +175,8 @@ def run_isolated(
 class Pool:
     """`jobs` workers that take questions in turn."""
 
-    def __init__(self, config: RuntimeConfig, jobs: int, seed: int, limit_s: float) -> None:
-        self._config, self._jobs, self._seed, self._limit_s = config, jobs, seed, limit_s
+    def __init__(self, config: RuntimeConfig, jobs: int, limit_s: float) -> None:
+        self._config, self._jobs, self._limit_s = config, jobs, limit_s
         self._lock = threading.Lock()
         self._workers: set[Worker] = set()
         self._stopped = ""
@@ -217,7 +219,7 @@ class Pool:
                     continue
                 started = time.perf_counter()
                 try:
-                    result = worker.ask(question.case.id, self._seed, self._limit_s, question.fault)
+                    result = worker.ask(question, self._limit_s)
                 except Died as death:
                     self._bury(worker)
                     worker = None

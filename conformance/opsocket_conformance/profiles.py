@@ -82,6 +82,7 @@ PROFILES: Final[tuple[Profile, ...]] = (
     _kv("kv-fp8", "8-bit float cache", "f8e4m3fn"),
     Profile("long-context", "beyond 4096 keys", (*_ATTENTION, "op:rope"), ("long",), (_ANY_DTYPE,)),
     Profile("sliding-window", "windows", _ATTENTION, ("window",), (_ANY_DTYPE,)),
+    Profile("mla", "latent attention", (*_ATTENTION, *_CACHE, "head_dim:576"), ("latent",), (_ANY_DTYPE,)),
     Profile(
         "moe",
         "mixture of experts",
@@ -95,6 +96,13 @@ PROFILES: Final[tuple[Profile, ...]] = (
         "LSE, and the merge of parts",
         _ATTENTION,
         ("lse", "op:merge_states"),
+        (_ANY_DTYPE,),
+    ),
+    Profile(
+        "capture",
+        "a decode step recorded once and replayed",
+        (*_ATTENTION, "op:cache_write", *_MODEL, "op:matmul", "deterministic"),
+        ("capture",),
         (_ANY_DTYPE,),
     ),
     Profile(

@@ -19,6 +19,8 @@ Float64 = npt.NDArray[np.float64]
 U = roundoff("f32")
 U_EXP = {"exact": 4 * U, "approx": 2.0**-12}
 U_TANH = {"exact": 4 * U, "approx": 2.0**-12}
+STEP = {"f32": 2.0**-126, "bf16": 2.0**-126, "f16": 2.0**-25}
+"""What rounding to a type loses at most, in absolute terms, below its normal range."""
 TIE = 4 * U
 """How near to a tie, relative to the quotient x / s, a code may fall either way."""
 
@@ -53,8 +55,28 @@ def growth(n: npt.ArrayLike) -> Float64:
 
 
 def accumulator(numerics: Numerics) -> float:
-    """u of the running sums in matrix products."""
-    return roundoff(numerics.accumulate)
+    """u of the running sums in matrix products; what is cut off instead of rounded loses up to twice as much."""
+    return roundoff("f64" if numerics.accumulate == "f64" else "f32")
+
+
+def accumulation(numerics: Numerics, n: npt.ArrayLike, others: int) -> Float64:
+    """What a running sum of n products may lose, relative to the sum of their sizes, and `others` roundings with it.
+
+    Truncation leans one way, so that its steps add up; rounding to nearest, which may always take its place, does not.
+    """
+    u = accumulator(numerics)
+    lost = growth(n) * u
+    if numerics.accumulate == "f32_truncating":
+        steps = np.ceil(np.asarray(n, np.float64) / numerics.accumulate_step)
+        lost = np.maximum(lost, 2 * u * steps)
+    summed: Float64 = lost + others * u
+    return summed
+
+
+def of_random_sign(squares: Float64, sizes: Float64) -> Float64:
+    """A sum of errors of random sign that are at most 1 relative to their terms: sum t^2 and sum |t| of the terms."""
+    grown: Float64 = np.minimum(6 * np.sqrt(np.maximum(squares, 0.0)), sizes)
+    return grown
 
 
 def rounded_once(ref: Float64, dtype: str) -> Bound:

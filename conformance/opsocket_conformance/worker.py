@@ -50,7 +50,7 @@ def main(requests: IO[str], answers: IO[str]) -> None:
     answer({"device": asdict(session.device)})
 
     from opsocket_conformance.case import parse_case
-    from opsocket_conformance.operators import CHECKS
+    from opsocket_conformance.checks import CHECKS
     from opsocket_conformance.runner import run_case
 
     with session:

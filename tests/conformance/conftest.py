@@ -10,9 +10,12 @@ import pytest
 import opsocket
 from opsocket.operators import Session
 from opsocket_conformance.case import parse_case
-from opsocket_conformance.operators import CHECKS
+from opsocket_conformance.checks import CHECKS
+from opsocket_conformance.planned import plan_run, why_red
 from opsocket_conformance.power.fault import Fault, FaultySession
-from opsocket_conformance.runner import run_case
+from opsocket_conformance.profiles import PROFILES, hold
+from opsocket_conformance.report import data
+from opsocket_conformance.runner import run, run_case
 from opsocket_conformance.verdicts import Result
 
 
@@ -36,3 +39,21 @@ def judge(session) -> Callable[..., Result]:
         return run_case(parse_case(case_id, CHECKS), under_test, seed, 60.0)
 
     return judge
+
+
+@pytest.fixture(scope="session")
+def make_report(session) -> Callable[..., dict[str, Any]]:
+    """make_report(text) -> the sealed report of a real run of the smoke cases whose ids contain it."""
+
+    def make_report(text: str, change: Callable[[list[Result]], None] = lambda results: None) -> dict[str, Any]:
+        planned = plan_run("smoke", (), text=text)
+        results = run(planned.cases, session)
+        change(results)
+        by_id = {result.case: result for result in results}
+        held = [hold(profile, planned.pool, by_id) for profile in PROFILES]
+        asked = data.Run("cpu", {}, "smoke", 0, (), "", text)
+        reason = why_red(results, held, asked=False, whole=not text)
+        info, device = session.backend.info, session.device
+        return data.build(asked, info, device, planned.cases, results, held, reason, 1.5)
+
+    return make_report

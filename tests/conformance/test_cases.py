@@ -13,7 +13,7 @@ from opsocket.operators import ContractError
 from opsocket_conformance.case import TIERS, Case, parse_case, shard
 from opsocket_conformance.cases import all_cases, cases_of
 from opsocket_conformance.cover import cover, coverage
-from opsocket_conformance.operators import CHECKS
+from opsocket_conformance.checks import CHECKS
 from opsocket_conformance.operators.attention.batches import BATCHES
 from opsocket_conformance.operators.attention.knobs import Attention
 from opsocket_conformance.operators.attention.probes import KNOBS, feasible
@@ -23,9 +23,9 @@ from opsocket_conformance.profiles import PROFILES, find_profiles
 from opsocket_conformance.runner import run_case
 
 OPERATORS = {
-    "add", "argmax", "attention", "cache_copy_blocks", "cache_move", "cache_read", "cache_write", "embedding",
-    "grouped_matmul", "matmul", "merge_states", "moe_route", "quantize_activation", "rms_norm", "rope", "sample",
-    "silu_mul", "take_rows",
+    "add", "argmax", "attention", "cache_copy_blocks", "cache_move", "cache_read", "cache_write", "capture",
+    "embedding", "grouped_matmul", "matmul", "merge_states", "moe_route", "quantize_activation", "rms_norm", "rope",
+    "sample", "silu_mul", "take_rows",
 }  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def test_every_profile_asks_for_what_its_name_says():
             assert members, (tier, profile.name)
     decoder = find_profiles(["decoder"])[0]
     operators = {case.check.operator for case in cases_of("default") if decoder.includes(case.check.features())}
-    assert operators == OPERATORS - {"merge_states", "grouped_matmul", "quantize_activation", "moe_route"}
+    assert operators == OPERATORS - {"capture", "merge_states", "grouped_matmul", "quantize_activation", "moe_route"}
     batches = {
         c.check.batch
         for c in cases_of("default")

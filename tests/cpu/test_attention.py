@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from opsocket.operators import (
     AttentionBatch,
     AttentionSpec,
-    CacheReadSpec,
     CacheSpec,
     CacheWriteSpec,
     KVFormat,
@@ -263,26 +262,6 @@ def test_values_may_be_a_view_of_keys(session: Any, attention_reference: Any):
     v = array[..., :5].contiguous()
     got, _ = session.plan(Request(spec), batch).run(session.upload(q), Ragged(array, v))
     want, _ = attention_reference(spec, batch, q, [k], [k[..., :5]])
-    _close(session.download(got), want, "f32")
-
-
-@pytest.mark.parametrize("code", ["f32", "bf16", "i8", "f8e4m3fn"])
-def test_latent_cache(session: Any, poisoned_cache: Any, deal_blocks: Any, attention_reference: Any, code: str):
-    rng, n, kv_len = np.random.default_rng(7), 3, 21
-    fmt = KVFormat(code, "none" if code in ("f32", "bf16") else "token_head")
-    cache_spec = CacheSpec(8, 4, 1, 24, 16, fmt, None, kind="latent")
-    cache = poisoned_cache(cache_spec)
-    table, slots = deal_blocks(rng, [kv_len], 4, 8)
-    k = rng.standard_normal((kv_len, 1, 24)).astype(np.float32)
-    session.plan(Request(CacheWriteSpec(), cache_spec), SlotBatch(slots[0])).run(cache, session.upload(k), None)
-    spec = _spec(num_q_heads=5, num_kv_heads=1, head_dim_qk=24, head_dim_vo=16)
-    batch = AttentionBatch(np.array([0, n]), np.array([kv_len]), table)
-    q = rng.standard_normal((n, 5, 24)).astype(np.float32)
-    got, _ = session.plan(Request(spec, cache_spec), batch).run(session.upload(q), cache)
-    held, none = session.plan(Request(CacheReadSpec(), cache_spec), SlotBatch(slots[0])).run(cache)
-    held = session.download(held)
-    assert none is None
-    want, _ = attention_reference(spec, batch, q, [held], [held[..., :16]])
     _close(session.download(got), want, "f32")
 
 

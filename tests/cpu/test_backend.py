@@ -121,6 +121,13 @@ def test_numerics_that_f32_satisfies_are_served(session: Any, probabilities: Any
     assert session.supports(Request(spec)).tier == "native"
 
 
+@pytest.mark.parametrize("dequantized", ["f32", "f16", "bf16"])
+def test_sums_may_be_better_than_a_matrix_units_and_dequantized_values_exact(session: Any, dequantized: Any):
+    numerics = Numerics(accumulate="f32_truncating", accumulate_step=16, dequantized=dequantized)
+    for spec in (AttentionSpec(4, 2, 8, 8, 1.0, numerics=numerics), MatmulSpec("q4_0", 8, 32, numerics=numerics)):
+        assert session.supports(Request(spec)).tier == "native"
+
+
 def test_who_serves_what():
     device = DeviceInfo("cpu", 0, "another", "aarch64", 1 << 30)
     from opsocket_cpu.backend import CpuBackend

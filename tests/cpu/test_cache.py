@@ -281,7 +281,6 @@ def test_more_than_the_memory_is_a_resource_error(session: Any):
         (_spec(KVFormat("f32"), v=KVFormat("i4", "head", zero_point=True)), "cache.v.zero_point"),
         (_spec(KVFormat("i4", "head"), head_dim_k=7), "cache.head_dim_k"),
         (_spec(KVFormat("i2", "head"), head_dim_v=6), "cache.head_dim_v"),
-        (_spec(KVFormat("f16"), kind="latent", v=None, num_kv_heads=1, head_dim_v=9), "cache.head_dim_v"),
     ],
 )
 def test_what_no_layout_holds_is_refused_everywhere_for_the_same_reason(session: Any, cache: CacheSpec, field: str):

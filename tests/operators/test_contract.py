@@ -57,6 +57,16 @@ def test_what_holds_cores_rules_can_not_be_overridden(base, name):
         type("Override", (base,), {name: lambda self, *args, **kwargs: None, "__module__": "plugin"})
 
 
+@pytest.mark.parametrize(("slip", "hook"), [("_updaet", "_update"), ("_setupp", "_setup"), ("_rnu", None)])
+def test_a_misspelt_kernel_hook_is_refused_before_it_is_never_called(slip, hook):
+    members = {slip: lambda self: None, "__module__": "plugin"}
+    if hook is None:
+        type("Helper", (AddPlan,), members)
+        return
+    with pytest.raises(PluginError, match=f"'{slip}' is never called; was '{hook}' meant"):
+        type("Slip", (AddPlan,), members)
+
+
 def test_helpers_and_added_defaults_are_free():
     class Fine(Provider):
         name = "fine"

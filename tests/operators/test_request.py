@@ -47,7 +47,12 @@ kv_formats = st.one_of(
     ),
     st.builds(KVFormat, st.sampled_from(["f8e4m3fn", "f8e4m3fnuz"]), st.sampled_from(["none", "tensor", "token_head"])),
 )
-caches = st.builds(CacheSpec, sizes, sizes, sizes, sizes, sizes, kv_formats, kv_formats)
+caches = st.one_of(
+    st.builds(CacheSpec, sizes, sizes, sizes, sizes, sizes, kv_formats, kv_formats),
+    st.builds(
+        CacheSpec, sizes, sizes, st.just(1), st.just(576), st.just(512), kv_formats, st.none(), st.just("latent")
+    ),
+)
 layouts = st.builds(
     CacheLayout,
     st.text(max_size=9),
@@ -55,7 +60,15 @@ layouts = st.builds(
     sizes,
     sizes,
 )
-numerics = st.builds(Numerics, floats, st.sampled_from(["exact", "approx"]), st.sampled_from(["exact", "approx"]))
+numerics = st.builds(
+    lambda *choices, steps: Numerics(*choices[:4], steps if choices[3] == "f32_truncating" else 1, choices[4]),
+    floats,
+    st.sampled_from(["exact", "approx"]),
+    st.sampled_from(["exact", "approx"]),
+    st.sampled_from(["f32", "f64", "f32_truncating"]),
+    floats,
+    steps=st.integers(1, 64),
+)
 attention = st.builds(
     lambda group, heads, **kw: AttentionSpec(group * heads, heads, **kw),
     st.integers(1, 8),
@@ -167,6 +180,15 @@ def test_bad_json_names_the_place(text, argument):
         (lambda: KVFormat("f8e4m3fn", zero_point=True), "zero_point"),
         (lambda: CacheSpec(1, 0, 1, 1, 1, KVFormat("f16"), KVFormat("f16")), "block_size"),
         (lambda: CacheSpec(1, 1, 1, 1, 1, KVFormat("f16"), None), "v"),
+        (lambda: CacheSpec(1, 1, 1, 8, 8, KVFormat("f16"), KVFormat("f16"), "mla"), "kind"),
+        (lambda: CacheSpec(1, 1, 1, 8, 8, KVFormat("f16"), KVFormat("f16"), "latent"), "v"),
+        (lambda: CacheSpec(1, 1, 2, 8, 8, KVFormat("f16"), None, "latent"), "num_kv_heads"),
+        (lambda: CacheSpec(1, 1, 1, 8, 9, KVFormat("f16"), None, "latent"), "head_dim_v"),
+        (lambda: Numerics("f64"), "numerics.probabilities"),
+        (lambda: Numerics(accumulate="bf16"), "numerics.accumulate"),
+        (lambda: Numerics(accumulate="f32_truncating", accumulate_step=0), "numerics.accumulate_step"),
+        (lambda: Numerics(accumulate_step=16), "numerics.accumulate_step"),
+        (lambda: Numerics(dequantized="i8"), "numerics.dequantized"),
         (lambda: MatmulSpec("q4_O", 64, 64), "format"),
         (lambda: Bounds(max_tokens=-1), "bounds.max_tokens"),
         (lambda: Request(AddSpec(4), CacheSpec(1, 1, 1, 1, 1, KVFormat("f16"), KVFormat("f16"))), "cache"),

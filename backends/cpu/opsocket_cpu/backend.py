@@ -12,6 +12,7 @@ import opsocket
 from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Provider, Session, SessionOptions
 from opsocket.operators.composed import ComposedProvider
 from opsocket_cpu import host
+from opsocket_cpu.graph import CpuGraph
 from opsocket_cpu.torch_provider.provider import TorchProvider
 
 
@@ -19,6 +20,7 @@ class CpuBackend(Backend):
     """Always present where torch is installed; torch itself is imported by `open` and by kernels, not before."""
 
     info = BackendInfo("cpu", opsocket.__version__, ">=1.0,<2", "the CPU's own")
+    graph_type = CpuGraph
 
     def __init__(self) -> None:
         # Before torch loads its OpenMP runtime, which reads this once: threads that spin for long while they wait for

@@ -27,9 +27,6 @@ def refusals(cache: CacheSpec, layout: CacheLayout | None = None) -> tuple[Reaso
         if dim % per_byte:
             want = f"a multiple of {per_byte} for {fmt.code}"
             reasons.append(Reason("head_dim", f"cache.head_dim_{name}", dim, want))
-    if cache.kind == "latent" and cache.head_dim_v > cache.head_dim_k:
-        want = f"at most head_dim_k={cache.head_dim_k}"
-        reasons.append(Reason("head_dim", "cache.head_dim_v", cache.head_dim_v, want))
     if not reasons and layout is not None and layout != planar(cache):
         reasons.append(Reason("layout", "layout", layout.id, [planar(cache).id]))
     return tuple(reasons)

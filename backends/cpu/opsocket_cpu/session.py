@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -14,11 +12,11 @@ from opsocket.operators import (
     CacheSpec,
     ContractError,
     DeviceInfo,
-    KVFormat,
     Memory,
     ResourceError,
     SessionOptions,
     Unsupported,
+    static_scale,
 )
 from opsocket.operators.torch_session import TorchSession
 from opsocket_cpu import host, layouts
@@ -49,8 +47,8 @@ class CpuSession(TorchSession):
             raise Unsupported(reasons, request=cache, backend=str(self.device))
         layout = layouts.planar(cache)
         scales = {
-            "k_scale": self._static_scale("k_scale", cache.k, k_scale, cache.num_kv_heads, cache.head_dim_k),
-            "v_scale": self._static_scale("v_scale", cache.v, v_scale, cache.num_kv_heads, cache.head_dim_v),
+            "k_scale": self._scale(static_scale("k", cache, k_scale)),
+            "v_scale": self._scale(static_scale("v", cache, v_scale)),
         }
         need, have = cache.num_blocks * layout.bytes_per_block, host.available_bytes()
         if need > have:
@@ -70,20 +68,6 @@ class CpuSession(TorchSession):
         array.view(torch.uint8).zero_()
         return array
 
-    def _static_scale(
-        self, name: str, fmt: KVFormat | None, scale: Any, num_heads: int, head_dim: int
-    ) -> torch.Tensor | None:
-        if fmt is None or not fmt.is_static:
-            if scale is not None:
-                raise ContractError(name, "None: the format has no static scale", "an array")
-            return None
-        if scale is None:
-            raise ContractError(name, f"f32 scales for granularity {fmt.granularity!r}", None)
-        shape = {"tensor": (1,), "head": (num_heads,), "channel": (num_heads, head_dim)}[fmt.granularity]
-        values = np.asarray(scale)
-        if values.dtype != np.float32 or values.shape != shape:
-            raise ContractError(name, f"f32 {list(shape)}", f"{values.dtype} {list(values.shape)}")
-        good = np.isfinite(values) & (values > 0)
-        if not good.all():
-            raise ContractError(name, "positive finite numbers", float(values[~good][0]))
-        return torch.from_numpy(values.copy())
+    @staticmethod
+    def _scale(values: np.ndarray | None) -> torch.Tensor | None:
+        return None if values is None else torch.from_numpy(values)

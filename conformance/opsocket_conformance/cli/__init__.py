@@ -25,7 +25,7 @@ _FILE = click.File("w", encoding="utf-8")
 class _Subcommands(click.Group):
     """Subcommands by name, each imported when it is asked for."""
 
-    modules: Final = {"compare": "compare"}
+    modules: Final = {"compare": "compare", "fuzz": "fuzz", "stability": "stability"}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self.modules)
@@ -161,7 +161,7 @@ def _planned(
     """The cases of this run, and all those of its tier and profiles, by which a profile is complete or not."""
     from opsocket_conformance.case import parse_case, shard
     from opsocket_conformance.cases import cases_of
-    from opsocket_conformance.operators import CHECKS
+    from opsocket_conformance.checks import CHECKS
 
     pool = list(cases_of(tier))
     if wanted:

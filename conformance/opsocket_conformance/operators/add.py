@@ -18,6 +18,7 @@ from opsocket_conformance.findings import Float64
 from opsocket_conformance.floats import round_to
 from opsocket_conformance.guard import judge_only
 from opsocket_conformance.operators.activations import DTYPES, WIDTHS, ActivationCheck
+from opsocket_conformance.operators.rounding import check_exactly_rounded
 from opsocket_conformance.tolerance import (
     rounded_once,
 )
@@ -38,6 +39,7 @@ class Add(ActivationCheck):
         bench.check_padding("out", given, y, self.t)
         want = add(a.astype(np.float64), b.astype(np.float64))
         bench.compare("y", bench.get(y), want, rounded_once(want, self.dtype))
+        check_exactly_rounded(bench, "y", bench.get(y), want, self.dtype)
 
 
 @judge_only
@@ -50,3 +52,5 @@ def cases() -> Iterator[Case]:
     for dtype in DTYPES:
         for width, t in WIDTHS:
             yield Case(Add(t, dtype, width), 0, "smoke" if width == 536 else "default")
+        for t, width in ((67, 64), (5, 1000), (19, 97)):
+            yield Case(Add(t, dtype, width))

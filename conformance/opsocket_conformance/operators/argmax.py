@@ -23,7 +23,8 @@ from opsocket_conformance.operators.activations import DTYPES
 
 @dataclass(frozen=True)
 class Argmax(Check):
-    """b rows of v logits. x: "normal"; "ties": several largest; "infinite": -inf among them, one row all -inf."""
+    """b rows of v logits. x: "normal"; "ties": several largest; "infinite": -inf among them, one row all -inf;
+    "late": the largest among the last, in the last row the very last; "close": the largest by one step of the type."""
 
     name: ClassVar[str] = "argmax"
     shown: ClassVar[tuple[str, ...]] = ("b", "v", "dtype", "x")
@@ -49,7 +50,14 @@ class Argmax(Check):
         if self.x == "infinite":
             logits[:, rng.choice(self.v, self.v // 2, replace=False)] = -np.inf
             logits[1] = -np.inf
-            logits[2, self.v - 1] = np.inf
+            logits[2 % self.b, self.v - 1] = np.inf
+        if self.x in ("late", "close"):
+            place = rng.integers(self.v - self.v // 8 - 1, self.v, self.b)
+            place[-1] = self.v - 1
+            if self.x == "close":
+                logits[np.arange(self.b), place // 2] = 8.0
+            step = {"f32": 2.0**-20, "f16": 2.0**-7, "bf16": 2.0**-4}[self.dtype]
+            logits[np.arange(self.b), place] = 8.0 + (step if self.x == "close" else 1.0)
         given = bench.out("out", (self.b,), "i64")
         ids = bench.run(plan, bench.put("logits", logits, self.dtype), out=given)
         bench.check_padding("out", given, ids, self.b)
@@ -71,4 +79,7 @@ def cases() -> Iterator[Case]:
         for x in ("normal", "ties", "infinite"):
             yield Case(Argmax(dtype=dtype, x=x), 0, "smoke" if x == "ties" else "default")
         yield Case(Argmax(2, 49152, dtype))
+        for b, v in ((5, 1009), (3, 70001), (67, 33), (2, 8192)):
+            for x in ("late", "close", "infinite"):
+                yield Case(Argmax(b, v, dtype, x))
         yield Case(Argmax(1, 1, dtype))

@@ -30,7 +30,8 @@ from opsocket_conformance.tolerance import (
 
 @dataclass(frozen=True)
 class MoERoute(ActivationCheck):
-    """experts, k, renormalize: as in `MoERouteSpec`. x: "normal", "ties": equal logits, "peaky": one far above."""
+    """experts, k, renormalize: as in `MoERouteSpec`. x: "normal", "ties": equal logits, "peaky": one far above;
+    "far": hundreds apart, beyond exp's range; "close": near each other, but not for f32."""
 
     name: ClassVar[str] = "moe_route"
     experts: int = 23
@@ -41,10 +42,16 @@ class MoERoute(ActivationCheck):
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         plan = bench.plan(Request(MoERouteSpec(self.experts, self.k, self.renormalize, self.dtype)))
         # Distinct logits are far enough apart for f32 probabilities to keep their order.
-        steps = np.stack([rng.permutation(self.experts) for _ in range(self.t)]).astype(np.float64)
+        drawn = [rng.permutation(self.experts) for _ in range(self.t)]
+        steps = np.array(drawn, np.float64).reshape(self.t, self.experts)
         if self.x == "ties":
             steps //= 3
         logits = steps / 8 - 1
+        if self.x == "far":
+            logits[:, ::3] += 100
+            logits[:, 1::3] -= 150
+        if self.x == "close":
+            logits = 1 + steps * (2.0**-7 if self.dtype == "bf16" else 2.0**-10)
         if self.x == "peaky":
             logits[:, self.experts // 2] += 30
         given = round_to(logits, self.dtype)
@@ -79,7 +86,7 @@ def tolerance(ref: Float64, logits: Float64) -> Bound:
 
 def cases() -> Iterator[Case]:
     for dtype in DTYPES:
-        for x in ("normal", "ties", "peaky"):
+        for x in ("normal", "ties", "peaky", "far", "close"):
             for experts, k, renormalize in ((23, 4, True), (8, 2, False), (128, 8, True), (5, 5, False), (3, 1, True)):
                 check = MoERoute(7, dtype, experts, k, renormalize, x)
                 yield Case(check, 0, "smoke" if (experts, x) == (23, "normal") else "default")

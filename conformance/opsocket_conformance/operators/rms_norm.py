@@ -18,12 +18,15 @@ from opsocket_conformance.findings import Float64
 from opsocket_conformance.floats import round_to
 from opsocket_conformance.guard import judge_only
 from opsocket_conformance.operators.activations import DTYPES, ActivationCheck
+from opsocket_conformance.operators.rounding import check_exactly_rounded, check_rounded_once
 from opsocket_conformance.tolerance import (
     Bound,
     U,
-    bound,
     growth,
     rounded_once,
+)
+from opsocket_conformance.tolerance import (
+    bound as bound_of,
 )
 
 
@@ -62,12 +65,17 @@ class RMSNorm(ActivationCheck):
             y, added = result
             total = exact + residual.astype(np.float64)
             bench.compare("x + residual", bench.get(added), total, rounded_once(total, self.dtype))
+            check_exactly_rounded(bench, "x + residual", bench.get(added), total, self.dtype)
             exact = bench.get(added)
         else:
             y = result
         bench.check_padding("out", given, y, self.t)
         want = rms_norm(exact, weight.astype(np.float64), self.eps)
-        bench.compare("y", bench.get(y), want, tolerance(want, self.width, self.dtype))
+        bound = tolerance(want, self.width, self.dtype)
+        bench.compare("y", bench.get(y), want, bound)
+        check_rounded_once(bench, "y", bench.get(y), want, bound, self.dtype)
+        larger = rms_norm(exact, weight.astype(np.float64), 1.1 * self.eps)
+        bench.read_filter("eps +10%", bench.get(y), want, larger, bound)
 
 
 @judge_only
@@ -79,7 +87,7 @@ def rms_norm(x: Float64, weight: Float64, eps: float) -> Float64:
 
 def tolerance(ref: Float64, width: int, dtype: str) -> Bound:
     """The mean of squares has no cancellation: relative g(K) u; its root halves that."""
-    return bound(ref, (growth(width) / 2 + 5) * U * np.abs(ref), dtype)
+    return bound_of(ref, (growth(width) / 2 + 5) * U * np.abs(ref), dtype)
 
 
 def cases() -> Iterator[Case]:
@@ -93,5 +101,11 @@ def cases() -> Iterator[Case]:
         yield Case(RMSNorm(7, dtype, 128, heads=3, strided=True))
         yield Case(RMSNorm(7, dtype, strided=True))
         yield Case(RMSNorm(3, dtype, 8192, eps=1e-6))
+        for width, eps in ((320, 1e-6), (576, 1e-3), (64, 0.0)):
+            yield Case(RMSNorm(5, dtype, width, eps=eps, x="small"))
+            yield Case(RMSNorm(5, dtype, width, residual=True, eps=eps))
+        yield Case(RMSNorm(3, dtype, 5120))
+        yield Case(RMSNorm(2, dtype, 12289, residual=True))
+        yield Case(RMSNorm(67, dtype, 128, heads=2, x="outlier"))
         yield Case(RMSNorm(2, dtype, 1))
         yield Case(RMSNorm(0, dtype))

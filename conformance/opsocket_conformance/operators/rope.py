@@ -21,23 +21,29 @@ from opsocket_conformance.findings import Float64
 from opsocket_conformance.floats import round_to
 from opsocket_conformance.guard import judge_only
 from opsocket_conformance.operators.activations import DTYPES, ActivationCheck
+from opsocket_conformance.operators.rounding import check_rounded_once
 from opsocket_conformance.tolerance import (
     Bound,
     U,
-    bound,
+)
+from opsocket_conformance.tolerance import (
+    bound as bound_of,
 )
 
 _SCALINGS = {
     "linear": RopeScaling("linear", 4.0),
     "llama3": RopeScaling("llama3", 8.0, 8192, 1.0, 4.0),
     "yarn": RopeScaling("yarn", 16.0, 4096, attention_factor=1.2772588722239782),
+    "yarn_other": RopeScaling("yarn", 4.0, 32768, beta_fast=24.0, beta_slow=2.0, attention_factor=0.9),
+    "llama3_other": RopeScaling("llama3", 4.0, 2048, 1.5, 6.0),
 }
 
 
 @dataclass(frozen=True)
 class Rope(ActivationCheck):
     """heads, d, rotary, theta, interleaved, factors: as in `RopeSpec` (rotary 0: all of d). scaling: "", "linear",
-    "llama3" or "yarn". far: the largest position."""
+    "llama3" or "yarn", the latter two with other numbers as "llama3_other" and "yarn_other". far: the largest
+    position."""
 
     name: ClassVar[str] = "rope"
     heads: int = 3
@@ -74,7 +80,9 @@ class Rope(ActivationCheck):
         bench.check_padding("out", given, y, self.t)
         exact = None if factors is None else factors.astype(np.float64)
         want, radius, angle = rope(x.astype(np.float64), positions, spec, exact)
-        bench.compare("y", bench.get(y), want, tolerance(want, radius, angle, self.dtype))
+        bound = tolerance(want, radius, angle, self.dtype)
+        bench.compare("y", bench.get(y), want, bound)
+        check_rounded_once(bench, "y", bench.get(y), want, bound, self.dtype)
         rest = bench.get(y)[..., rotary:]
         bench.same("channels at or past rotary_dim", rest, x[..., rotary:].astype(np.float64))
 
@@ -143,7 +151,7 @@ def _yarn(base: Float64, spec: RopeSpec, scaling: RopeScaling) -> Float64:
 
 def tolerance(ref: Float64, radius: Float64, angle: Float64, dtype: str) -> Bound:
     """Two products and a sum in f32, cos and sin within 2 units in the last place; angles in f64. radius: |a| + |b|."""
-    return bound(ref, (6 * U + 2.0**-50 * np.abs(angle)) * radius, dtype)
+    return bound_of(ref, (6 * U + 2.0**-50 * np.abs(angle)) * radius, dtype)
 
 
 def cases() -> Iterator[Case]:
@@ -152,6 +160,11 @@ def cases() -> Iterator[Case]:
             yield Case(Rope(7, dtype, interleaved=interleaved), 0, "smoke")
             for scaling in ("linear", "llama3", "yarn"):
                 yield Case(Rope(11, dtype, 5, 128, theta=500000.0, interleaved=interleaved, scaling=scaling, far=8000))
+            for scaling in ("linear", "llama3_other", "yarn_other"):
+                yield Case(Rope(5, dtype, 2, 80, 64, interleaved=interleaved, scaling=scaling, far=70000))
+            yield Case(Rope(5, dtype, 3, 128, 64, factors=True, interleaved=interleaved, far=5000))
+            yield Case(Rope(67, dtype, 1, 64, interleaved=interleaved, far=40000))
+            yield Case(Rope(5, dtype, 2, 128, strided=True, interleaved=interleaved))
             yield Case(Rope(7, dtype, 3, 96, 32, interleaved=interleaved))
             yield Case(Rope(7, dtype, factors=True, interleaved=interleaved))
             yield Case(Rope(7, dtype, 2, 80, theta=1e6, interleaved=interleaved, far=131071))

@@ -21,8 +21,8 @@ from opsocket_conformance.floats import round_to
 from opsocket_conformance.guard import judge_only
 from opsocket_conformance.operators.activations import DTYPES
 
-_MARGIN = 1e-5
-
+MARGIN = 1e-5
+"""In probability: decisions nearer than this to a boundary are asked of nobody."""
 
 _ATTEMPTS = 200
 
@@ -30,7 +30,8 @@ _ATTEMPTS = 200
 @dataclass(frozen=True)
 class Sample(Check):
     """b rows of v logits, each with settings of its own. how: the setting that is tried: "plain", "greedy", "top_k",
-    "top_p", "min_p", "penalties", or "all" together."""
+    "top_p", "min_p", "penalties", or "all" together; "history": half of all tokens, the likely ones among them, are in
+    it, and every other row is greedy."""
 
     name: ClassVar[str] = "sample"
     shown: ClassVar[tuple[str, ...]] = ("b", "v", "dtype", "how")
@@ -64,14 +65,16 @@ class Sample(Check):
     ) -> tuple[SampleBatch, npt.NDArray[np.int64]]:
         """Settings, redrawn until no decision of any row is near a boundary."""
         for _ in range(_ATTEMPTS):
-            batch = self._settings(rng)
+            batch = self._settings(rng, logits)
             choices = [sample(row, batch, number) for number, row in enumerate(logits)]
-            if min(choice.margin for choice in choices) > _MARGIN:
+            if min(choice.margin for choice in choices) > MARGIN:
                 return batch, np.array([choice.token for choice in choices], np.int64)
         raise AssertionError(f"{_ATTEMPTS} draws of settings, and each had a row that rounding could decide")
 
-    def _settings(self, rng: np.random.Generator) -> SampleBatch:
+    def _settings(self, rng: np.random.Generator, logits: Float64) -> SampleBatch:
         b = self.b
+        if self.how == "history":
+            return self._long_history(rng, logits)
         ones, zeros = np.ones(b, np.float32), np.zeros(b, np.float32)
 
         def tried(name: str) -> bool:
@@ -97,6 +100,29 @@ class Sample(Check):
             history_indptr=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             history_ids=np.concatenate([*ids, np.empty(0, np.int64)]).astype(np.int64),
             history_counts=rng.integers(1, 5, int(lengths.sum())).astype(np.int32),
+        )
+
+    def _long_history(self, rng: np.random.Generator, logits: Float64) -> SampleBatch:
+        half = self.v // 2
+        likely = np.argsort(-logits, axis=-1)[:, :8]
+        ids = np.stack([np.union1d(rng.choice(self.v, half, replace=False), row)[:half] for row in likely])
+        ones, zeros = np.ones(self.b, np.float32), np.zeros(self.b, np.float32)
+
+        def between(low: float, high: float) -> npt.NDArray[np.float32]:
+            return rng.uniform(low, high, self.b).astype(np.float32)
+
+        return SampleBatch(
+            temperature=np.where(np.arange(self.b) % 2 == 0, 0.0, between(0.8, 2.0)).astype(np.float32),
+            top_k=np.zeros(self.b, np.int32),
+            top_p=ones,
+            min_p=zeros,
+            uniform=between(0.0, 0.999),
+            repetition=between(1.2, 2.0),
+            presence=between(-0.5, 1.0),
+            frequency=between(-0.3, 0.6),
+            history_indptr=np.arange(self.b + 1) * half,
+            history_ids=ids.ravel().astype(np.int64),
+            history_counts=rng.integers(1, 5, self.b * half).astype(np.int32),
         )
 
 
@@ -159,5 +185,10 @@ def cases() -> Iterator[Case]:
     for dtype in DTYPES:
         for how in ("plain", "greedy", "top_k", "top_p", "min_p", "penalties", "all"):
             yield Case(Sample(dtype=dtype, how=how), 0, "smoke" if how == "all" else "default")
+        for b, v in ((9, 211), (23, 97), (4, 1031)):
+            yield Case(Sample(b, v, dtype, "history"))
+        for v in (4099, 40009):
+            for how in ("top_k", "greedy"):
+                yield Case(Sample(5, v, dtype, how))
         for draw in range(1, 6):
             yield Case(Sample(23, 97, dtype), draw)

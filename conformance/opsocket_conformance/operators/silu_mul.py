@@ -18,11 +18,14 @@ from opsocket_conformance.findings import Float64
 from opsocket_conformance.floats import round_to
 from opsocket_conformance.guard import judge_only
 from opsocket_conformance.operators.activations import DTYPES, WIDTHS, ActivationCheck
+from opsocket_conformance.operators.rounding import check_rounded_once
 from opsocket_conformance.tolerance import (
     U_EXP,
     Bound,
     U,
-    bound,
+)
+from opsocket_conformance.tolerance import (
+    bound as bound_of,
 )
 
 
@@ -46,7 +49,9 @@ class SiluMul(ActivationCheck):
         bench.check_padding("out", given, y, self.t)
         g, u = gate.astype(np.float64), up.astype(np.float64)
         want = silu_mul(g, u)
-        bench.compare("y", bench.get(y), want, tolerance(g, u, want, self.dtype))
+        bound = tolerance(g, u, want, self.dtype)
+        bench.compare("y", bench.get(y), want, bound)
+        check_rounded_once(bench, "y", bench.get(y), want, bound, self.dtype)
 
 
 @judge_only
@@ -61,7 +66,7 @@ def silu_mul(gate: Float64, up: Float64) -> Float64:
 def tolerance(gate: Float64, up: Float64, ref: Float64, dtype: str) -> Bound:
     """exp(-g) overflows f32 where sigmoid(g) falls below its normal range: that sigmoid may be 0."""
     flushed = np.abs(gate * up) * 2.0**-126
-    return bound(ref, (U_EXP["exact"] + 4 * U) * np.abs(ref) + flushed, dtype)
+    return bound_of(ref, (U_EXP["exact"] + 4 * U) * np.abs(ref) + flushed, dtype)
 
 
 def cases() -> Iterator[Case]:
@@ -70,3 +75,6 @@ def cases() -> Iterator[Case]:
             yield Case(SiluMul(t, dtype, width), 0, "smoke" if width == 536 else "default")
         yield Case(SiluMul(7, dtype, x="wide"))
         yield Case(SiluMul(7, dtype, strided=True))
+        for t, width in ((67, 64), (3, 1031)):
+            yield Case(SiluMul(t, dtype, width, "wide"))
+            yield Case(SiluMul(t, dtype, width, strided=True))

@@ -44,6 +44,15 @@ def _arg(argument: str, make: Callable[[Bench, Any], Any], of: str = "") -> Brea
     return Breach(argument, change)
 
 
+def _arg_without_out(argument: str, make: Callable[[Bench, Any], Any]) -> Breach:
+    """As `_arg`, where `out` would no longer fit either: it is the operator's to make."""
+
+    def change(bench: Bench, call: Call) -> None:
+        call.args[argument], call.args["out"] = make(bench, call.args[argument]), None
+
+    return Breach(argument, change)
+
+
 def _tensor(argument: str, make: Callable[[np.ndarray], np.ndarray | None]) -> Breach:
     """One tensor of a weight replaced, or taken away."""
 
@@ -151,7 +160,7 @@ _ATTENTION: dict[str, Breach] = {
     "q_dtype": _arg("q", _other_float),
     "q_rank": _arg("q", _FLATTER),
     "q_head_dim": _arg("q", _WIDER),
-    "q_rows": _arg("q", _SHORTER),
+    "q_rows": _arg_without_out("q", _SHORTER),
     "q_not_an_array": _arg("array", _host, "q"),
     "out_dtype": _arg("out", _other_float),
     "out_rows": _arg("out", _LONGER),
@@ -320,7 +329,7 @@ BREACHES: Final[Mapping[str, Mapping[str, Breach]]] = {
         "repetition_of_0": _batch("repetition", "repetition", _edited(0, 0.0)),
         "history_beyond": _batch("history_ids", "history_ids", _edited(0, 64)),
         "history_falls": _batch("history_indptr", "history_indptr", _edited(1, 9)),
-        "logits_rows": _arg("logits", _LONGER),
+        "logits_rows": _arg_without_out("logits", _LONGER),
         "out_dtype": _arg("out", _as("i32")),
     },
 }

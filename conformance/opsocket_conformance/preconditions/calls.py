@@ -65,6 +65,12 @@ def _array(bench: Bench, rng: np.random.Generator, shape: tuple[int, ...], dtype
     return bench.session.upload(round_to(rng.standard_normal(shape), dtype), dtype)
 
 
+def _asked(bench: Bench, request: Request) -> Request:
+    """The request, after asking whether it is served: arrays of a type that a backend lacks can't be made."""
+    bench.plan(request)
+    return request
+
+
 def _attention(**fields: Any) -> Make:
     def make(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
         scene = build(Attention(q=dtype, **fields), rng)
@@ -82,10 +88,9 @@ def _attention(**fields: Any) -> Make:
 
 
 def _merge(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
+    request = _asked(bench, Request(MergeStatesSpec(3, 64, dtype, dtype)))
     args = {"outs": _array(bench, rng, (2, 5, 3, 64), dtype), "lses": _array(bench, rng, (2, 5, 3), "f32")}
-    return Call(
-        Request(MergeStatesSpec(3, 64, dtype, dtype)), None, args | {"out": bench.out("out", (5, 3, 64), dtype)}
-    )
+    return Call(request, None, args | {"out": bench.out("out", (5, 3, 64), dtype)})
 
 
 def _cache(bench: Bench, rng: np.random.Generator, dtype: str, blocks: int = 5) -> Cache:
@@ -123,7 +128,7 @@ def _cache_copy_blocks(bench: Bench, rng: np.random.Generator, dtype: str) -> Ca
 
 def _matmul(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
     spec = MatmulSpec(dtype, 24, 64, dtype, dtype, bias=True)
-    request = Request(spec, bounds=Bounds(max_tokens=5))
+    request = _asked(bench, Request(spec, bounds=Bounds(max_tokens=5)))
     tensors = random_weight(rng, get_format(dtype), 24, 64)
     args = {"x": _array(bench, rng, (5, 64), dtype), "packed": bench.prepare(bench.plan(request), tensors)}
     args |= {"bias": _array(bench, rng, (24,), "f32"), "out": bench.out("out", (5, 24), dtype)}
@@ -147,56 +152,59 @@ def _embedding(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
 
 
 def _quantize_activation(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
-    return Call(Request(QuantizeActivationSpec(64, "i8_token", dtype)), None, {"x": _array(bench, rng, (5, 64), dtype)})
+    request = _asked(bench, Request(QuantizeActivationSpec(64, "i8_token", dtype)))
+    return Call(request, None, {"x": _array(bench, rng, (5, 64), dtype)})
 
 
 def _rms_norm(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
+    request = _asked(bench, Request(RMSNormSpec(64, 1e-5, dtype, residual=True)))
     args = {"x": _array(bench, rng, (5, 64), dtype), "weight": _array(bench, rng, (64,), "f32")}
     args |= {"residual": _array(bench, rng, (5, 64), dtype), "out": bench.out("out", (5, 64), dtype)}
-    return Call(Request(RMSNormSpec(64, 1e-5, dtype, residual=True)), None, args)
+    return Call(request, None, args)
 
 
 def _rope(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
-    args = {
-        "x": _array(bench, rng, (5, 3, 64), dtype),
-        "positions": bench.session.upload(np.arange(5)),
-        "factors": None,
-    }
-    return Call(
-        Request(RopeSpec(3, 64, 64, 1e4, dtype=dtype)), None, args | {"out": bench.out("out", (5, 3, 64), dtype)}
-    )
+    request = _asked(bench, Request(RopeSpec(3, 64, 64, 1e4, dtype=dtype)))
+    args = {"x": _array(bench, rng, (5, 3, 64), dtype), "positions": bench.session.upload(np.arange(5))}
+    return Call(request, None, args | {"factors": None, "out": bench.out("out", (5, 3, 64), dtype)})
 
 
 def _silu_mul(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
+    request = _asked(bench, Request(SiluMulSpec(64, dtype)))
     args = {name: _array(bench, rng, (5, 64), dtype) for name in ("gate", "up")}
-    return Call(Request(SiluMulSpec(64, dtype)), None, args | {"out": bench.out("out", (5, 64), dtype)})
+    return Call(request, None, args | {"out": bench.out("out", (5, 64), dtype)})
 
 
 def _add(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
+    request = _asked(bench, Request(AddSpec(64, dtype)))
     args = {name: _array(bench, rng, (5, 64), dtype) for name in ("a", "b")}
-    return Call(Request(AddSpec(64, dtype)), None, args | {"out": bench.out("out", (5, 64), dtype)})
+    return Call(request, None, args | {"out": bench.out("out", (5, 64), dtype)})
 
 
 def _take_rows(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
+    request = _asked(bench, Request(TakeRowsSpec(64, dtype)))
     args = {"x": _array(bench, rng, (5, 64), dtype), "rows": bench.session.upload(np.array([4, 0, 4]))}
-    return Call(Request(TakeRowsSpec(64, dtype)), None, args | {"out": bench.out("out", (3, 64), dtype)})
+    return Call(request, None, args | {"out": bench.out("out", (3, 64), dtype)})
 
 
 def _moe_route(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
-    return Call(Request(MoERouteSpec(8, 2, True, dtype)), None, {"logits": _array(bench, rng, (5, 8), dtype)})
+    request = _asked(bench, Request(MoERouteSpec(8, 2, True, dtype)))
+    return Call(request, None, {"logits": _array(bench, rng, (5, 8), dtype)})
 
 
 def _argmax(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
+    request = _asked(bench, Request(ArgmaxSpec(64, dtype)))
     args = {"logits": _array(bench, rng, (5, 64), dtype), "out": bench.out("out", (5,), "i64")}
-    return Call(Request(ArgmaxSpec(64, dtype)), None, args)
+    return Call(request, None, args)
 
 
 def _sample(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
+    request = _asked(bench, Request(SampleSpec(64, dtype), bounds=Bounds(max_batch=2)))
     ones, zeros = np.ones(2, np.float32), np.zeros(2, np.float32)
     indptr, ids, counts = np.array([0, 1, 3]), np.array([5, 0, 63]), np.array([1, 2, 1])
     batch = SampleBatch(ones, np.zeros(2, np.int32), ones, zeros, zeros, ones, zeros, zeros, indptr, ids, counts)
     args = {"logits": _array(bench, rng, (2, 64), dtype), "out": bench.out("out", (2,), "i64")}
-    return Call(Request(SampleSpec(64, dtype), bounds=Bounds(max_batch=2)), batch, args)
+    return Call(request, batch, args)
 
 
 CALLS: Final[Mapping[str, Make]] = {

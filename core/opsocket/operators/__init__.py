@@ -37,7 +37,9 @@ from opsocket.operators.cache import (
     CacheWriteSpec,
     MoveBatch,
     SlotBatch,
+    static_scale,
 )
+from opsocket.operators.capture import CaptureLevel, CommandList, Graph
 from opsocket.operators.dtypes import FLOAT_DTYPES, DType, dtype_info
 from opsocket.operators.errors import (
     BackendError,
@@ -109,12 +111,15 @@ __all__ = [
     "CacheSpec",
     "CacheWritePlan",
     "CacheWriteSpec",
+    "CaptureLevel",
+    "CommandList",
     "ContractError",
     "DType",
     "DeviceInfo",
     "EmbeddingPlan",
     "EmbeddingSpec",
     "FormatError",
+    "Graph",
     "GroupedMatmulPlan",
     "GroupedMatmulSpec",
     "KVFormat",
@@ -159,4 +164,5 @@ __all__ = [
     "TakeRowsSpec",
     "Unsupported",
     "dtype_info",
+    "static_scale",
 ]

@@ -20,6 +20,7 @@ import numpy as np
 
 from opsocket.operators.backend import Array, Plan
 from opsocket.operators.cache import Cache, check_cache
+from opsocket.operators.capture import CaptureLevel
 from opsocket.operators.dtypes import check_float
 from opsocket.operators.errors import ContractError
 from opsocket.operators.numerics import DEFAULT_NUMERICS, Numerics
@@ -148,35 +149,55 @@ class AttentionPlan(Plan):
     ) -> tuple[Array, Array | None]:
         spec, session = self.spec, self.session
         rows, _, _ = check_array(session, "q", q, spec.q_dtype, (None, spec.num_q_heads, spec.head_dim_qk))
-        if self.batch is not None and rows < int(self.batch.q_indptr[-1]):
-            raise ContractError("q", f"at least q_indptr[B]={int(self.batch.q_indptr[-1])} rows", rows)
+        keys = None
         if self.request.cache is not None:
             check_cache("kv", kv, self.request)
         else:
-            self._check_ragged(kv)
+            keys = self._check_ragged(kv)
         check_optional(session, "sinks", sinks, spec.sinks, "f32", (spec.num_q_heads,), 1)
         check_optional(session, "alibi", alibi, spec.alibi, "f32", (spec.num_q_heads,), 1)
         check_optional(session, "tree_mask", tree_mask, spec.mask == "tree", "u8", (None,), 1)
-        if tree_mask is not None and self.batch is not None:
-            have, need = session.describe(tree_mask).shape[0], int(self.batch.mask_indptr[-1])
-            if have < need:
-                raise ContractError("tree_mask", f"at least mask_indptr[B]={need} bytes", have)
         if out is not None:
             check_array(session, "out", out, spec.out_dtype, (rows, spec.num_q_heads, spec.head_dim_vo))
         if lse_out is not None:
             check_optional(session, "lse_out", lse_out, spec.want_lse, "f32", (rows, spec.num_q_heads))
-        result: tuple[Array, Array | None] = self._call(self._run, q, kv, sinks, alibi, tree_mask, out, lse_out)
+        mask_bytes = None if tree_mask is None else session.describe(tree_mask).shape[0]
+        outs = {"out": out, "lse_out": lse_out} if spec.want_lse else {"out": out}
+        result: tuple[Array, Array | None] = self._call(
+            self._run, q, kv, sinks, alibi, tree_mask, out, lse_out, room=(rows, keys, mask_bytes), outs=outs
+        )
         return result
 
-    def _check_ragged(self, kv: Any) -> None:
+    def _check_room(self, batch: Any, *room: Any) -> None:
+        rows, keys, mask_bytes = room
+        for argument, starts, have, what in (
+            ("q", "q_indptr", rows, "rows"),
+            ("kv.k", "kv_indptr", keys, "rows"),
+            ("tree_mask", "mask_indptr", mask_bytes, "bytes"),
+        ):
+            if have is not None and have < (need := int(getattr(batch, starts)[-1])):
+                raise ContractError(argument, f"at least {starts}[B]={need} {what}", have)
+
+    def _check_level(self, batch: Any, captured: Any, level: CaptureLevel) -> None:
+        q_lens, before = np.diff(batch.q_indptr), np.diff(captured.q_indptr)
+        if q_lens.size > before.size:
+            raise ContractError("q_indptr", f"at most {before.size} sequences, as captured", q_lens.size)
+        if level == "any":
+            return
+        want = 1 if level == "decode" else int(before.max(initial=0))
+        if (other := q_lens[(q_lens != 0) & (q_lens != want)]).size:
+            raise ContractError(
+                "q_indptr", f"{want} or 0 queries of each sequence: captured as {level!r}", int(other[0])
+            )
+
+    def _check_ragged(self, kv: Any) -> int:
         spec = self.spec
         if not isinstance(kv, Ragged):
             raise ContractError("kv", "Ragged(k, v): the request has no cache", type(kv).__name__)
         shape = (None, spec.num_kv_heads, spec.head_dim_qk)
         rows = check_array(self.session, "kv.k", kv.k, spec.kv_dtype, shape)[0]
         check_array(self.session, "kv.v", kv.v, spec.kv_dtype, (rows, spec.num_kv_heads, spec.head_dim_vo))
-        if self.batch is not None and rows < int(self.batch.kv_indptr[-1]):
-            raise ContractError("kv.k", f"at least kv_indptr[B]={int(self.batch.kv_indptr[-1])} rows", rows)
+        return rows
 
     @abstractmethod
     def _run(
@@ -303,7 +324,7 @@ class MergeStatesPlan(Plan):
         check_array(self.session, "lses", lses, "f32", (parts, rows, spec.num_heads))
         if out is not None:
             check_array(self.session, "out", out, spec.out_dtype, (rows, spec.num_heads, spec.head_dim))
-        result: tuple[Array, Array] = self._call(self._run, outs, lses, out)
+        result: tuple[Array, Array] = self._call(self._run, outs, lses, out, outs={"out": out})
         return result
 
     @abstractmethod

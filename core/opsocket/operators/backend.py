@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 
+from opsocket.operators.capture import Call, CaptureLevel, Graph
 from opsocket.operators.contract import Checked
 from opsocket.operators.errors import BackendError, ContractError, OpsocketError, PluginError, Reason, Unsupported
 from opsocket.operators.layout import CacheLayout, CacheSpec
@@ -74,13 +77,15 @@ Tier = Literal["native", "composed", "none"]
 class Support:
     """The answer to "can you do this". native: one kernel; composed: several general ones; none: see `reasons`.
 
-    passed_over: for each provider asked before the one that serves, why it does not.
+    passed_over: for each provider asked before the one that serves, why it does not. capture: with which batches a run
+    can be captured and replayed.
     """
 
     tier: Tier
     provider: str = ""
     reasons: tuple[Reason, ...] = ()
     passed_over: tuple[tuple[str, tuple[Reason, ...]], ...] = ()
+    capture: CaptureLevel = "never"
 
     def __bool__(self) -> bool:
         return self.tier != "none"
@@ -108,17 +113,20 @@ class Plan(Checked, ABC):
 
     A kernel is a subclass of one operator's plan class (`AttentionPlan`, `MatmulPlan`, ...) that implements `_run`,
     and `_update` where the operator takes a batch. Core validates before either is called. spec_type: the operator's.
+    capture_level: the kernel's own, in a native graph; a `CommandList` takes any kernel.
     """
 
     spec_type: ClassVar[type[Spec] | None] = None
     batch_type: ClassVar[type | None] = None
-    _sealed = ("run", "update", "_call", "spec_type", "batch_type")
+    capture_level: ClassVar[CaptureLevel] = "never"
+    _sealed = ("run", "update", "launch", "_call", "_check_room", "_check_level", "spec_type", "batch_type")
 
     def __init__(self, session: Session, request: Request, provider: str) -> None:
         self.session = session
         self.request = request
         self.provider = provider
         self.batch: Any = None
+        self._graphs: WeakSet[Graph] = WeakSet()
         self._setup()
 
     def _setup(self) -> None:
@@ -130,20 +138,59 @@ class Plan(Checked, ABC):
     def _validate_batch(self, batch: Any) -> None:
         """Core's check of a batch on its host arrays; each operator has its own."""
 
+    def _check_room(self, batch: Any, *room: Any) -> None:
+        """Core's check of a batch against the arrays of a run, given as what they have room for."""
+
+    def _check_level(self, batch: Any, captured: Any, level: CaptureLevel) -> None:
+        """Core's check of a batch against the one that a run was captured with."""
+
     def update(self, batch: Any) -> None:
-        """Give the plan this step's batch. A refused batch leaves the plan as it was."""
+        """Give the plan this step's batch. A refused batch leaves the plan as it was.
+
+        What a living graph has recorded of this plan must be able to run with it: `ContractError` where the recorded
+        arrays have no room for the batch, or the kernel's capture level does not allow it.
+        """
         if self.batch_type is None:
             raise ContractError("batch", f"None: {self.request.op} takes no batch", type(batch).__name__)
         if not isinstance(batch, self.batch_type):
             raise ContractError("batch", self.batch_type.__name__, type(batch).__name__)
+        if self.session.capturing is not None:
+            raise ContractError("batch", "no update under capture: a replay knows one batch of each plan", "an update")
         self._validate_batch(batch)
+        for graph in self._graphs:
+            for call in graph.calls_of(self):
+                self._check_room(batch, *call.room)
+                self._check_level(batch, call.batch, graph.level(type(self)))
         self._update(batch)
         self.batch = batch
 
-    def _call(self, kernel: Callable[..., Any], *args: Any) -> Any:
-        """Run the kernel: report it to the session's observer, and wrap what it raises of its own."""
-        if self.batch is None and self.batch_type is not None:
-            raise ContractError("batch", "plan.update(batch) before run", None)
+    def _call(
+        self,
+        kernel: Callable[..., Any],
+        *args: Any,
+        room: tuple[Any, ...] = (),
+        outs: Mapping[str, Array] | None = None,
+    ) -> Any:
+        """Run the kernel on validated arguments, and have it recorded where the session captures.
+
+        room: what `_check_room` counts in the arrays. outs: the output arrays that `run` could be given, by name.
+        """
+        if self.batch_type is not None:
+            if self.batch is None:
+                raise ContractError("batch", "plan.update(batch) before run", None)
+            self._check_room(self.batch, *room)
+        graph = self.session.capturing
+        if graph is None:
+            return self.launch(kernel, args)
+        level = graph.check_run(self, outs or {})
+        self._check_level(self.batch, self.batch, level)
+        result = self.launch(kernel, args)
+        graph.calls.append(Call(self, kernel, args, room, deepcopy(self.batch), result))
+        self._graphs.add(graph)
+        return result
+
+    def launch(self, kernel: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Call the kernel: report it to the session's observer, and wrap what it raises of its own."""
         observer = self.session.observer
         try:
             if observer is None:
@@ -203,9 +250,13 @@ def _check_answer(provider: Provider, request: Request, answer: object) -> None:
 
 
 class Backend(Checked, ABC):
-    """A kind of chip and how to open one. Construction is cheap and touches no device."""
+    """A kind of chip and how to open one. Construction is cheap and touches no device.
+
+    graph_type: how its sessions, which are `in_place`, capture runs and replay them; None: they can't.
+    """
 
     info: ClassVar[BackendInfo]
+    graph_type: ClassVar[type[Graph] | None] = None
     _sealed = ("pick", "supports")
 
     @abstractmethod
@@ -238,7 +289,8 @@ class Backend(Checked, ABC):
             answer = provider.pick(device, request)
             _check_answer(provider, request, answer)
             if isinstance(answer, Pick):
-                return Support(answer.tier, provider.name, (), tuple(passed_over)), answer.plan
+                capture = "never" if self.graph_type is None else self.graph_type.level(answer.plan)
+                return Support(answer.tier, provider.name, (), tuple(passed_over), capture), answer.plan
             passed_over.append((provider.name, answer))
         reasons = dict.fromkeys(reason for _, rs in passed_over for reason in rs)
         # That another library has no such operator at all is no news where one has it and says what is in the way.
@@ -266,12 +318,13 @@ class Session(Checked, ABC):
     """One opened device: arrays, caches, weights and plans that live there. Not shared between threads.
 
     array_type: the class of the arrays that operators take and return. in_place: whether `out=` and cache updates
-    happen in the arrays given (operators return them in any case).
+    happen in the arrays given (operators return them in any case). capturing: the graph being recorded, if any.
     """
 
     array_type: ClassVar[type]
     in_place: ClassVar[bool] = True
-    _sealed = ("plan", "supports", "prepare_weight", "cache_layouts")
+    capturing: Graph | None = None
+    _sealed = ("plan", "supports", "capture", "prepare_weight", "cache_layouts")
 
     def __init__(self, backend: Backend, device: DeviceInfo, options: SessionOptions) -> None:
         self.backend = backend
@@ -292,6 +345,17 @@ class Session(Checked, ABC):
         if batch is not None:
             plan.update(batch)
         return plan
+
+    def capture(self) -> Graph:
+        """`with session.capture() as graph:` records the runs inside; `Unsupported` where the session can't.
+
+        Every output that a run in the block can be given (`out=`) is given, and no plan is updated there.
+        `supports(request).capture` says with which batches a request's runs can be captured.
+        """
+        if self.backend.graph_type is None or not self.in_place:
+            reason = Reason("capture", "capture", "never", f"a backend whose sessions capture; {self.device} has none")
+            raise Unsupported([reason], backend=str(self.device))
+        return self.backend.graph_type(self)
 
     def prepare_weight(self, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
         """A weight in the layout of the kernel that serves `request` (matmul, grouped_matmul, embedding); at load.

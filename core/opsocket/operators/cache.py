@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -44,6 +44,28 @@ def check_cache(name: str, cache: object, request: Request) -> Cache:
     if request.layout is not None and cache.layout != request.layout:
         raise ContractError(name, f"layout {request.layout.id!r}", f"layout {cache.layout.id!r}")
     return cache
+
+
+def static_scale(name: Literal["k", "v"], cache: CacheSpec, scale: object) -> np.ndarray | None:
+    """A copy of the f32 scale that `allocate_cache` was given for K or V: [1], [Hkv] or [Hkv, D] by granularity.
+
+    None where the format has no static scale. `ContractError` where one is missing, too many, or no positive numbers.
+    """
+    fmt, dim = (cache.k, cache.head_dim_k) if name == "k" else (cache.v, cache.head_dim_v)
+    if fmt is None or not fmt.is_static:
+        if scale is not None:
+            raise ContractError(f"{name}_scale", "None: the format has no static scale", "an array")
+        return None
+    if scale is None:
+        raise ContractError(f"{name}_scale", f"f32 scales for granularity {fmt.granularity!r}", None)
+    shapes = {"tensor": (1,), "head": (cache.num_kv_heads,), "channel": (cache.num_kv_heads, dim)}
+    values, shape = np.asarray(scale), shapes[fmt.granularity]
+    if values.dtype != np.float32 or values.shape != shape:
+        raise ContractError(f"{name}_scale", f"f32 {list(shape)}", f"{values.dtype} {list(values.shape)}")
+    good = np.isfinite(values) & (values > 0)
+    if not good.all():
+        raise ContractError(f"{name}_scale", "positive finite numbers", float(values[~good][0]))
+    return values.copy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +134,10 @@ class _CachePlan(Plan):
 
 
 class CacheWritePlan(_CachePlan):
-    """run(cache, k[T, Hkv, Dk], v[T, Hkv, Dv] or None for latent) -> cache. Batch: `SlotBatch`; quantizes on write."""
+    """run(cache, k[T, Hkv, Dk], v[T, Hkv, Dv]) -> cache. Batch: `SlotBatch`; quantizes on write.
+
+    kind "latent": k[T, 1, Dk] are the latent vectors, v is None, and a token_head scale is that of the whole vector.
+    """
 
     spec_type = CacheWriteSpec
     batch_type = SlotBatch
@@ -133,17 +158,22 @@ class CacheWritePlan(_CachePlan):
             )
         if v is not None:
             check_array(self.session, "v", v, dtype, (rows, spec.num_kv_heads, spec.head_dim_v))
-        if self.batch is not None and rows < len(self.batch.slots):
-            raise ContractError("k", f"at least {len(self.batch.slots)} rows, one for each slot", rows)
-        result: Cache = self._call(self._run, cache, k, v)
+        result: Cache = self._call(self._run, cache, k, v, room=(rows,))
         return result
+
+    def _check_room(self, batch: Any, *room: Any) -> None:
+        if room[0] < len(batch.slots):
+            raise ContractError("k", f"at least {len(batch.slots)} rows, one for each slot", room[0])
 
     @abstractmethod
     def _run(self, cache: Cache, k: Array, v: Array | None) -> Cache: ...
 
 
 class CacheReadPlan(_CachePlan):
-    """run(cache) -> k[S, Hkv, Dk], v[S, Hkv, Dv] or None, dequantized, in the order of the batch's slots."""
+    """run(cache) -> k[S, Hkv, Dk], v[S, Hkv, Dv], dequantized, in the order of the batch's slots.
+
+    kind "latent": v is None; the values are k[..., :head_dim_v].
+    """
 
     spec_type = CacheReadSpec
     batch_type = SlotBatch
@@ -204,12 +234,11 @@ class CacheCopyBlocksPlan(_CachePlan):
             raise ContractError("src", "a Cache", type(src).__name__)
         if replace(src.spec, num_blocks=dst.spec.num_blocks) != dst.spec or src.layout.id != dst.layout.id:
             raise ContractError("src", f"{dst.spec} in layout {dst.layout.id!r}", f"{src.spec} in {src.layout.id!r}")
-        if self.batch is not None:
-            check_slots(
-                "pairs[:, 0]", np.asarray(self.batch.pairs)[:, 0], src.spec.num_blocks, unique=False, skip=False
-            )
-        result: Cache = self._call(self._run, src, dst)
+        result: Cache = self._call(self._run, src, dst, room=(src.spec.num_blocks,))
         return result
+
+    def _check_room(self, batch: Any, *room: Any) -> None:
+        check_slots("pairs[:, 0]", np.asarray(batch.pairs)[:, 0], room[0], unique=False, skip=False)
 
     @abstractmethod
     def _run(self, src: Cache, dst: Cache) -> Cache: ...

@@ -14,6 +14,7 @@ from opsocket.operators.backend import DeviceInfo, Pick, Provider
 from opsocket.operators.errors import Reason
 from opsocket.operators.model import AddSpec, MoERouteSpec, RMSNormSpec, RopeSpec, SiluMulSpec, TakeRowsSpec
 from opsocket.operators.request import Request, Spec
+from opsocket.operators.rope_frequencies import undefined
 from opsocket.operators.sampling import ArgmaxSpec, SampleSpec
 
 _KERNELS: Final[dict[type[Spec], tuple[str, str]]] = {
@@ -39,23 +40,7 @@ class ComposedProvider(Provider):
             return (Reason("operator", "op", request.op, sorted(spec.op for spec in _KERNELS)),)
         if importlib.util.find_spec("torch") is None:
             return (Reason("package", "torch", None, "the package torch installed"),)
-        if isinstance(request.spec, RopeSpec) and (reasons := _undefined(request.spec)):
+        if isinstance(request.spec, RopeSpec) and (reasons := undefined(request.spec)):
             return reasons
         module, name = kernel
         return Pick(getattr(importlib.import_module(f"opsocket.operators.{module}"), name), "composed")
-
-
-def _undefined(spec: RopeSpec) -> tuple[Reason, ...]:
-    """Scalings whose formula divides by zero."""
-    scaling = spec.scaling
-    reasons = []
-    if scaling is not None and scaling.kind == "llama3" and scaling.low_freq_factor == scaling.high_freq_factor:
-        got, want = scaling.high_freq_factor, "another number than low_freq_factor"
-        reasons.append(Reason("scaling", "scaling.high_freq_factor", got, want))
-    if scaling is not None and scaling.kind == "yarn":
-        if spec.theta == 1:
-            reasons.append(Reason("scaling", "theta", spec.theta, "another number than 1 with yarn"))
-        for name in ("beta_fast", "beta_slow"):
-            if not getattr(scaling, name) > 0:
-                reasons.append(Reason("scaling", f"scaling.{name}", getattr(scaling, name), "a positive number"))
-    return tuple(reasons)

@@ -29,8 +29,8 @@ class Checked:
         for name, member in vars(cls).items():
             base = _inherited(cls, name)
             if base is None:
-                if not name.startswith("_") and _callable(member):
-                    raise _broken(cls, f"method {name!r} is not part of the interface{_nearest(name, cls)}")
+                if _callable(member) and not name.startswith("__"):
+                    _check_new(cls, name)
                 continue
             if any(name in vars_of for vars_of in (getattr(b, "_sealed", ()) for b in cls.__mro__[1:])):
                 raise _broken(cls, f"{name!r} is the interface's own and can't be overridden")
@@ -74,12 +74,17 @@ def _check_signature(cls: type, name: str, base: Any, override: Any) -> None:
             raise _broken(cls, f"{name}: parameter {q.name!r} is not in the interface and has no default")
 
 
-def _nearest(name: str, cls: type) -> str:
+def _check_new(cls: type, name: str) -> None:
+    """A method that no base has: a private helper, and not one whose name is a hook's but for a slip."""
     import difflib
 
     known = {n for b in cls.__mro__[1:] for n, m in vars(b).items() if not n.startswith("__") and _callable(m)}
-    close = difflib.get_close_matches(name, sorted(known), 1, 0.5)
-    return f"; was {close[0]!r} meant?" if close else " (helpers are named with a leading underscore)"
+    close = difflib.get_close_matches(name, sorted(known), 1, 0.85 if name.startswith("_") else 0.5)
+    if not name.startswith("_"):
+        meant = f"; was {close[0]!r} meant?" if close else " (helpers are named with a leading underscore)"
+        raise _broken(cls, f"method {name!r} is not part of the interface{meant}")
+    if close:
+        raise _broken(cls, f"method {name!r} is never called; was {close[0]!r} meant? (else name the helper otherwise)")
 
 
 def _broken(cls: type, cause: str) -> PluginError:

@@ -67,8 +67,9 @@ class KVFormat:
 class CacheSpec:
     """The logical cache of one layer: `num_blocks` blocks of `block_size` tokens.
 
-    kind "latent" (MLA): one logical vector of head_dim_k per token, num_kv_heads = 1, v = None; V is its first
-    head_dim_v channels.
+    kind "latent" (multi-head latent attention, DeepSeek-AI 2024, with W_UK and W_UV absorbed into the projections of q
+    and of the output): one logical vector of head_dim_k per token, the compressed KV first and the rotary key after it;
+    num_kv_heads = 1, v = None, and V is its first head_dim_v channels. Every query head reads it.
     """
 
     num_blocks: int
@@ -84,10 +85,19 @@ class CacheSpec:
         for name in ("num_blocks", "block_size", "num_kv_heads", "head_dim_k", "head_dim_v"):
             if getattr(self, name) < 1:
                 raise ContractError(name, "at least 1", getattr(self, name))
+        if self.kind not in ("kv", "latent"):
+            raise ContractError("kind", "one of ['kv', 'latent']", repr(self.kind))
         if self.kind == "kv" and self.v is None:
             raise ContractError("v", "a KVFormat for kind 'kv'", None)
-        if self.kind == "latent" and (self.v is not None or self.num_kv_heads != 1):
-            raise ContractError("v, num_kv_heads", "None and 1 for kind 'latent'", (self.v, self.num_kv_heads))
+        if self.kind == "latent":
+            if self.v is not None:
+                raise ContractError("v", "None for kind 'latent': V is part of the latent vector", self.v)
+            if self.num_kv_heads != 1:
+                raise ContractError("num_kv_heads", "1 for kind 'latent'", self.num_kv_heads)
+            if self.head_dim_v > self.head_dim_k:
+                raise ContractError(
+                    "head_dim_v", f"at most head_dim_k={self.head_dim_k} for kind 'latent'", self.head_dim_v
+                )
 
     @property
     def num_slots(self) -> int:

@@ -167,7 +167,7 @@ class MatmulPlan(_WeightPlan):
         check_optional(self.session, "bias", bias, spec.bias, "f32", (spec.n,), 1)
         if out is not None:
             check_array(self.session, "out", out, spec.out_dtype, (rows, spec.n), 1)
-        return self._call(self._run, x, packed, bias, out)
+        return self._call(self._run, x, packed, bias, out, outs={"out": out})
 
     @abstractmethod
     def _run(self, x: Array, packed: PackedWeight, bias: Array | None, out: Array | None) -> Array: ...
@@ -210,7 +210,7 @@ class GroupedMatmulPlan(_WeightPlan):
         check_optional(self.session, "bias", bias, spec.bias, "f32", (spec.num_experts, spec.n), 1)
         if out is not None:
             check_array(self.session, "out", out, spec.out_dtype, (rows, spec.n), 1)
-        return self._call(self._run, x, packed, expert_offsets, bias, out)
+        return self._call(self._run, x, packed, expert_offsets, bias, out, outs={"out": out})
 
     @abstractmethod
     def _run(
@@ -239,7 +239,7 @@ class EmbeddingPlan(_WeightPlan):
                 raise ContractError("ids", f"0 to {spec.n - 1}", f"{host.min()} to {host.max()}")
         if out is not None:
             check_array(self.session, "out", out, spec.out_dtype, (rows, spec.k), 1)
-        return self._call(self._run, ids, packed, out)
+        return self._call(self._run, ids, packed, out, outs={"out": out})
 
     @abstractmethod
     def _run(self, ids: Array, packed: PackedWeight, out: Array | None) -> Array: ...

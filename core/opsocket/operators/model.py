@@ -64,7 +64,7 @@ class RMSNormPlan(Plan):
         check_optional(self.session, "residual", residual, spec.residual, spec.dtype, got, 1)
         if out is not None:
             check_array(self.session, "out", out, spec.dtype, got)
-        return self._call(self._run, x, weight, residual, out)
+        return self._call(self._run, x, weight, residual, out, outs={"out": out})
 
     @abstractmethod
     def _run(
@@ -143,7 +143,7 @@ class RopePlan(Plan):
         check_optional(self.session, "factors", factors, spec.factors, "f32", (spec.rotary_dim // 2,), 1)
         if out is not None:
             check_array(self.session, "out", out, spec.dtype, got)
-        return self._call(self._run, x, positions, factors, out)
+        return self._call(self._run, x, positions, factors, out, outs={"out": out})
 
     @abstractmethod
     def _run(self, x: Array, positions: Array, factors: Array | None, out: Array | None) -> Array: ...
@@ -174,7 +174,7 @@ class SiluMulPlan(Plan):
         check_array(self.session, "up", up, spec.dtype, got, 1)
         if out is not None:
             check_array(self.session, "out", out, spec.dtype, got, 1)
-        return self._call(self._run, gate, up, out)
+        return self._call(self._run, gate, up, out, outs={"out": out})
 
     @abstractmethod
     def _run(self, gate: Array, up: Array, out: Array | None) -> Array: ...
@@ -205,7 +205,7 @@ class AddPlan(Plan):
         check_array(self.session, "b", b, spec.dtype, got, 1)
         if out is not None:
             check_array(self.session, "out", out, spec.dtype, got, 1)
-        return self._call(self._run, a, b, out)
+        return self._call(self._run, a, b, out, outs={"out": out})
 
     @abstractmethod
     def _run(self, a: Array, b: Array, out: Array | None) -> Array: ...
@@ -240,7 +240,7 @@ class TakeRowsPlan(Plan):
                 raise ContractError("rows", f"0 to {height - 1}", f"{host.min()} to {host.max()}")
         if out is not None:
             check_array(self.session, "out", out, spec.dtype, (count, spec.width), 1)
-        return self._call(self._run, x, rows, out)
+        return self._call(self._run, x, rows, out, outs={"out": out})
 
     @abstractmethod
     def _run(self, x: Array, rows: Array, out: Array | None) -> Array: ...

@@ -41,7 +41,7 @@ class ArgmaxPlan(Plan):
         rows, _ = check_array(self.session, "logits", logits, spec.dtype, (None, spec.width), 1)
         if out is not None:
             check_array(self.session, "out", out, "i64", (rows,), 1)
-        return self._call(self._run, logits, out)
+        return self._call(self._run, logits, out, outs={"out": out})
 
     @abstractmethod
     def _run(self, logits: Array, out: Array | None) -> Array: ...
@@ -130,11 +130,14 @@ class SamplePlan(Plan):
     def run(self, logits: Array, *, out: Array | None = None) -> Array:
         spec = self.request.spec
         assert isinstance(spec, SampleSpec)
-        rows = None if self.batch is None else len(self.batch.temperature)
-        check_array(self.session, "logits", logits, spec.dtype, (rows, spec.width), 1)
+        rows, _ = check_array(self.session, "logits", logits, spec.dtype, (None, spec.width), 1)
         if out is not None:
             check_array(self.session, "out", out, "i64", (rows,), 1)
-        return self._call(self._run, logits, out)
+        return self._call(self._run, logits, out, room=(rows,), outs={"out": out})
+
+    def _check_room(self, batch: Any, *room: Any) -> None:
+        if room[0] != len(batch.temperature):
+            raise ContractError("logits", f"{len(batch.temperature)} rows, one for each request", room[0])
 
     @abstractmethod
     def _run(self, logits: Array, out: Array | None) -> Array: ...

@@ -32,8 +32,8 @@ def refusals(request: Request) -> tuple[Reason, ...]:
         reasons += _weight(request.spec.weight_format, request.spec.n, request.spec.k)
     if isinstance(request.spec, AttentionSpec | MatmulSpec | GroupedMatmulSpec):
         accumulate = request.spec.numerics.accumulate
-        if accumulate != "f32":
-            reasons.append(Reason("accumulate", "numerics.accumulate", accumulate, "f32"))
+        if accumulate == "f64":
+            reasons.append(Reason("accumulate", "numerics.accumulate", accumulate, ["f32", "f32_truncating"]))
     return tuple(reasons)
 
 

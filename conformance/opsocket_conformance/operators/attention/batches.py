@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass
 from typing import Final
+
+from opsocket.operators import ContractError
+
+MAX_ROWS, MAX_Q_LEN, MAX_KV_LEN, MAX_START, MAX_TOKENS = 32, 128, 20000, 100000, 40000
+"""What a literal may name: within the bounds of every scene, and in memory."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,14 @@ class Row:
     ahead: int = 0
     shared: int = 0
     start: int = 0
+
+    @property
+    def text(self) -> str:
+        """As a literal names it: q_len:kv_len:ahead:shared:start, zeros at the end left out."""
+        values = [self.q_len, self.kv_len, self.ahead, self.shared, self.start]
+        while len(values) > 2 and not values[-1]:
+            values.pop()
+        return ":".join(map(str, values))
 
 
 BATCHES: Final[Mapping[str, tuple[Row, ...]]] = {
@@ -38,3 +52,27 @@ BATCHES: Final[Mapping[str, tuple[Row, ...]]] = {
 }
 """By name. decode and edges have masked keys by `ahead`; tail is the plain step of an engine; short has more queries
 than keys; needle and longest reach beyond every split."""
+
+
+def rows_of(batch: str) -> tuple[Row, ...]:
+    """The rows of a batch: by its name in `BATCHES`, or of a literal such as r1:37:3+5:20, whose rows are
+    q_len:kv_len:ahead:shared:start. ContractError where it is neither, or beyond the bounds above."""
+    named = BATCHES.get(batch)
+    if named is not None:
+        return named
+    if re.fullmatch(r"r\d{1,6}(:\d{1,6}){1,4}(\+\d{1,6}(:\d{1,6}){1,4})*", batch) is None:
+        raise ContractError("case.batch", f"one of {sorted(BATCHES)}, or rows such as r1:37:3+5:20", repr(batch))
+    rows = tuple(Row(*map(int, part.split(":"))) for part in batch[1:].split("+"))
+    for number, row in enumerate(rows):
+        most = (MAX_Q_LEN, MAX_KV_LEN, row.kv_len, min(row.kv_len, rows[0].kv_len) if number else 0, MAX_START)
+        for value, limit, name in zip(astuple(row), most, ("q_len", "kv_len", "ahead", "shared", "start"), strict=True):
+            if value > limit:
+                raise ContractError("case.batch", f"{name} of row {number} at most {limit}", value)
+    if len(rows) > MAX_ROWS or sum(row.kv_len for row in rows) > MAX_TOKENS:
+        raise ContractError("case.batch", f"at most {MAX_ROWS} rows and {MAX_TOKENS} keys", repr(batch))
+    return rows
+
+
+def literal(rows: Iterable[Row]) -> str:
+    """The name of a batch of these rows, one or more."""
+    return "r" + "+".join(row.text for row in rows)

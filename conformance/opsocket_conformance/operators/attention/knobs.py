@@ -8,10 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from opsocket.operators import Array
+from opsocket.operators import Array, ContractError
 from opsocket_conformance.bench import Bench
 from opsocket_conformance.case import Check
 from opsocket_conformance.findings import Float64
+from opsocket_conformance.operators.attention.batches import rows_of
+from opsocket_conformance.operators.attention.distributions import DISTRIBUTIONS
 from opsocket_conformance.operators.attention.oracle import Problem, attention
 from opsocket_conformance.operators.attention.scene import Scene, build, fill
 from opsocket_conformance.operators.attention.tolerance import tolerance
@@ -23,9 +25,11 @@ PADDING_ROWS = 3
 @dataclass(frozen=True)
 class Attention(Check):
     """hq, hkv, d, dv: heads and head sizes (dv 0: as d). bs: block size, 0 for contiguous keys and values. q, kv, out:
-    types of activations, cache, output ("": as q). batch, x: names in `BATCHES`, `DISTRIBUTIONS`. left, right: window.
-    cap: softcap. lse: ask for it. prob, exp, tanh: the request's numerics. strided: rows of q are slices of wider ones.
-    fresh: let the operator make its output. exact: the host's lengths are. layout: which of the session's.
+    types of activations, cache, output ("": as q). batch: a name in `BATCHES`, or rows (`rows_of`). x: a name in
+    `DISTRIBUTIONS`. left, right: window.
+    cap: softcap. lse: ask for it. prob, exp, tanh, acc, step, deq: the request's numerics. strided: rows of q are slices of wider ones.
+    fresh: let the operator make its output. exact: the host's lengths are. layout: which of the session's. latent: V is
+    the first dv channels of K.
     """
 
     name: ClassVar[str] = "attention"
@@ -55,6 +59,15 @@ class Attention(Check):
     fresh: bool = False
     exact: bool = True
     layout: int = 0
+    latent: bool = False
+    acc: str = "f32"
+    step: int = 1
+    deq: str = "f32"
+
+    def __post_init__(self) -> None:
+        rows_of(self.batch)
+        if self.x not in DISTRIBUTIONS:
+            raise ContractError("case.x", f"one of {sorted(DISTRIBUTIONS)}", repr(self.x))
 
     @property
     def operator(self) -> str:
@@ -72,6 +85,7 @@ class Attention(Check):
             "long": self.batch in ("needle", "longest"),
             "contiguous": not self.bs,
             "layout": self.layout > 0,
+            "latent": self.latent,
             "mixed_cache": "+" in self.kv,
             "inexact_lengths": not self.exact,
             f"head_dim:{self.d}": self.d not in COMMON_HEAD_DIMS or self.dv not in (0, self.d),

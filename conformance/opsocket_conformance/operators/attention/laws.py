@@ -20,10 +20,10 @@ from opsocket.operators import (
     Request,
 )
 from opsocket_conformance.bench import Bench
-from opsocket_conformance.findings import Float64
+from opsocket_conformance.findings import Float64, Host
 from opsocket_conformance.operators import merge_states
-from opsocket_conformance.operators.attention.batches import BATCHES
-from opsocket_conformance.operators.attention.knobs import Attention
+from opsocket_conformance.operators.attention.batches import rows_of
+from opsocket_conformance.operators.attention.knobs import Attention, judge
 from opsocket_conformance.operators.attention.oracle import Problem, attention
 from opsocket_conformance.operators.attention.scene import Scene, build, fill, page
 from opsocket_conformance.operators.attention.tolerance import AttentionBounds, tolerance
@@ -64,14 +64,21 @@ def _call(
     return out, lse
 
 
+def _first(bench: Bench, scene: Scene) -> tuple[Cache | Ragged, Host]:
+    """The scene's keys and values on the device, and the output's bits of one right call: all else is held against
+    them, and they against the oracle."""
+    bench.plan(scene.request, scene.batch)
+    kv, keys, values = fill(bench, scene)
+    out, lse = _call(bench, scene.request, scene.batch, scene.q, kv, scene)
+    judge(bench, scene.problem(keys, values), bench.get(out), None if lse is None else bench.get(lse))
+    return kv, bench.bits(out)
+
+
 def _rerun(bench: Bench, scene: Scene, check: AttentionLaw, rng: np.random.Generator) -> None:
     """The same call twice, and once more by a new plan."""
-    bench.plan(scene.request, scene.batch)
-    kv, _, _ = fill(bench, scene)
+    kv, first = _first(bench, scene)
     plan = bench.plan(scene.request, scene.batch)
-    q = bench.put("q", scene.q, scene.spec.q_dtype)
-    operands = scene.operands(bench)
-    first = bench.bits(bench.run(plan, q, kv, **operands)[0])
+    q, operands = bench.put("q", scene.q, scene.spec.q_dtype), scene.operands(bench)
     for which in ("second run", "third run"):
         bench.same_bits(f"out of the {which}", bench.run(plan, q, kv, **operands)[0], first)
     bench.same_bits("out of a new plan", _call(bench, scene.request, scene.batch, scene.q, kv, scene)[0], first)
@@ -79,10 +86,8 @@ def _rerun(bench: Bench, scene: Scene, check: AttentionLaw, rng: np.random.Gener
 
 def _permuted_pages(bench: Bench, scene: Scene, check: AttentionLaw, rng: np.random.Generator) -> None:
     """The same tokens in other pages."""
-    bench.plan(scene.request, scene.batch)
-    kv, _, _ = fill(bench, scene)
-    first = bench.bits(_call(bench, scene.request, scene.batch, scene.q, kv, scene)[0])
-    page(scene, BATCHES[check.batch], rng)
+    _, first = _first(bench, scene)
+    page(scene, rows_of(check.batch), rng)
     kv, _, _ = fill(bench, scene)
     bench.same_bits("out", _call(bench, scene.request, scene.batch, scene.q, kv, scene)[0], first)
 
@@ -91,9 +96,7 @@ def _moved_cache(bench: Bench, scene: Scene, check: AttentionLaw, rng: np.random
     """The same blocks moved elsewhere by `cache_move`, within their cache."""
     cache = scene.request.cache
     assert cache is not None
-    bench.plan(scene.request, scene.batch)
-    kv, _, _ = fill(bench, scene)
-    first = bench.bits(_call(bench, scene.request, scene.batch, scene.q, kv, scene)[0])
+    kv, first = _first(bench, scene)
     place = rng.permutation(cache.num_blocks)
     offset = np.arange(cache.block_size)
     src = (np.arange(cache.num_blocks)[:, None] * cache.block_size + offset).ravel()
@@ -109,9 +112,7 @@ def _moved_cache(bench: Bench, scene: Scene, check: AttentionLaw, rng: np.random
 
 def _padded(bench: Bench, scene: Scene, check: AttentionLaw, rng: np.random.Generator) -> None:
     """More rows of q than the batch has, and a wider block table."""
-    bench.plan(scene.request, scene.batch)
-    kv, _, _ = fill(bench, scene)
-    first = bench.bits(_call(bench, scene.request, scene.batch, scene.q, kv, scene)[0])
+    kv, first = _first(bench, scene)
     q = np.concatenate([scene.q, np.full((5, *scene.q.shape[1:]), np.nan, np.float32)])
     table = np.asarray(scene.batch.block_table)
     wider = np.concatenate([table, np.full((len(table), 9), -7, np.int32)], axis=1)
@@ -120,16 +121,36 @@ def _padded(bench: Bench, scene: Scene, check: AttentionLaw, rng: np.random.Gene
 
 
 def _other_batch_before(bench: Bench, scene: Scene, check: AttentionLaw, rng: np.random.Generator) -> None:
-    """A plan that served another batch before serves this one as a new plan does: nothing of the old one stays."""
-    plan = bench.plan(scene.request, scene.batch)
-    kv, _, _ = fill(bench, scene)
-    first = bench.bits(_call(bench, scene.request, scene.batch, scene.q, kv, scene)[0])
-    shorter = replace(scene.batch, kv_lens=np.asarray(scene.batch.kv_lens) // 2, q_start=None)
+    """A plan that served another batch serves this one as a new plan does, and then the other one again: nothing of the
+    batch before stays. The other one has other lengths, other rows of q for each request, and other pages."""
+    kv, first = _first(bench, scene)
+    given, table = scene.batch, scene.batch.block_table
+    other = replace(
+        given,
+        q_indptr=np.concatenate([[0], np.cumsum(np.diff(given.q_indptr)[::-1])]).astype(np.int32),
+        kv_lens=np.asarray(given.kv_lens) // 2,
+        block_table=None if table is None else _pages_reversed(scene, np.array(table)),
+        q_start=None,
+    )
+    of_other = bench.bits(_call(bench, scene.request, other, scene.q, kv, scene)[0])
     q, operands = bench.put("q", scene.q, scene.spec.q_dtype), scene.operands(bench)
-    plan.update(shorter)
-    bench.run(plan, q, kv, **operands)
-    plan.update(scene.batch)
-    bench.same_bits("out", bench.run(plan, q, kv, **operands)[0], first)
+    plan = bench.plan(scene.request, other)
+    for what, batch, bits in (
+        ("another", other, of_other),
+        ("this", given, first),
+        ("the other again", other, of_other),
+    ):
+        plan.update(batch)
+        bench.same_bits(f"out of {what} batch", bench.run(plan, q, kv, **operands)[0], bits)
+
+
+def _pages_reversed(scene: Scene, table: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Each request's pages from the last to the first."""
+    assert scene.request.cache is not None
+    used = -(-np.asarray(scene.batch.kv_lens, np.int64) // scene.request.cache.block_size)
+    for row, count in zip(table, used, strict=True):
+        row[:count] = row[:count][::-1].copy()
+    return table
 
 
 def _q_starts(scene: Scene) -> npt.NDArray[np.int64]:

@@ -20,7 +20,8 @@ class Problem:
     """One attention call on host arrays.
 
     q f64[T, Hq, Dqk]; keys[r] f64[kv_len, Hkv, Dqk] and values[r] f64[kv_len, Hkv, Dvo] of request r, as the operator
-    sees them (dequantized); sinks, slopes f64[Hq] or None; tree_mask u8[bytes] or None.
+    sees them (dequantized); sinks, slopes f64[Hq] or None; tree_mask u8[bytes] or None. quantized: whether keys and
+    values had to be dequantized.
     """
 
     spec: AttentionSpec
@@ -31,6 +32,7 @@ class Problem:
     sinks: Float64 | None = None
     slopes: Float64 | None = None
     tree_mask: npt.NDArray[np.uint8] | None = None
+    quantized: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,8 @@ class Rows:
     Leading dimensions [Hkv, G, n] of n queries and G heads that share a KV head; last dimension the kv_len keys.
     raw: scale * q.k. magnitude: |scale| * sum |q||k|. capped: after softcap. bias: ALiBi. logits: all of it, -inf where
     masked. top: the largest of logits and sink (0 where neither is finite). weights: exp(logits - top). total: their
-    sum, the sink's included. sink: the sink's weight. values f64[Hkv, 1, kv_len, Dvo].
+    sum, the sink's included. sink: the sink's weight. queries f64[Hkv, G, n, Dqk]; keys f64[Hkv, 1, Dqk, kv_len]; values
+    f64[Hkv, 1, kv_len, Dvo].
     """
 
     first_row: int
@@ -53,6 +56,8 @@ class Rows:
     weights: Float64
     total: Float64
     sink: Float64
+    queries: Float64
+    keys: Float64
     values: Float64
 
     @property
@@ -144,7 +149,7 @@ def rows(problem: Problem) -> Iterator[Rows]:
         sink = np.zeros_like(top) if sinks is None else np.exp(sinks - top)
         total = weights.sum(axis=-1, keepdims=True) + sink
         magnitude = abs(spec.scale) * (np.abs(q) @ np.abs(k))
-        yield Rows(first, raw, magnitude, capped, bias, logits, top, weights, total, sink, v)
+        yield Rows(first, raw, magnitude, capped, bias, logits, top, weights, total, sink, q, k, v)
 
 
 def token_major(per_row: Float64) -> Float64:

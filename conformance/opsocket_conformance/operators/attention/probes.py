@@ -18,6 +18,7 @@ BATCHES: Final = (
 SHAPES: Final = ("normal", "flat", "peaky", "large", "offset", "onehot", "needle", "cancel")
 INT8: Final = ("i8.token_head", "i8.channel", "i8.token_head.f16", "i8.head", "i8.tensor")
 INT4: Final = ("i4.token_head", "i4.token_head.f16", "i4.channel")
+UNPINNED: Final = ("i8.token_head.f32.zero", "i4.channel.f32.zero")
 FP8: Final = ("f8e4m3fn", "f8e4m3fn.tensor", "f8e4m3fn.head", "f8e4m3fn.token_head", "f8e5m2")
 
 KNOBS: Final[Mapping[str, Sequence[Any]]] = {
@@ -49,6 +50,9 @@ KNOBS: Final[Mapping[str, Sequence[Any]]] = {
     "fresh": (False, True),
 }
 """All that the default tier pairs with each other; the coverage that reports print is over these."""
+
+TRIPLED: Final = ("q", "kv", "heads", "bs", "mask", "batch")
+"""Those that pick a kernel: the default tier has every triple of them."""
 
 _TREES = ("tail", "edges", "prefill", "verify", "shared", "chunk")
 
@@ -153,6 +157,10 @@ def _profiles() -> Iterator[Case]:
             "default", q=(q,), lse=(True,), heads=HEADS[:2], batch=("decode", "mixed", "short", "chunk", "shared"),
             x=("normal", "large", "offset", "peaky", "flat"),
         )  # fmt: skip
+        yield from _every(
+            "default", q=(q,), heads=HEADS[:3], d=(192, 256, 512), bs=(16, 0, 128), batch=("decode", "chunk", "mixed"),
+            x=("normal", "peaky", "needle"),
+        )  # fmt: skip
         yield from _every("default", q=(q,), batch=("needle",), heads=HEADS[:2], x=("needle", "flat", "onehot"))
         yield from _every("default", q=(q,), batch=("longest",), heads=HEADS[3:], x=("needle", "flat"))
 
@@ -178,12 +186,11 @@ def _laws() -> Iterator[Case]:
 
 
 def _combined() -> Iterator[Case]:
-    """Every pair of all knobs; in the full tier every triple of those that pick a kernel."""
+    """Every pair of all knobs, and every triple of those that pick a kernel."""
     for choice in cover(KNOBS, feasible):
         yield _attention("default", choice)
-    triples = ("q", "kv", "heads", "bs", "mask", "batch")
-    for choice in cover({name: KNOBS[name] for name in triples}, feasible, strength=3):
-        yield _attention("full", choice)
+    for choice in cover({name: KNOBS[name] for name in TRIPLED}, feasible, strength=3):
+        yield _attention("default", choice)
 
 
 def _probes() -> Iterator[Case]:
@@ -194,7 +201,14 @@ def _probes() -> Iterator[Case]:
         yield Case(Attention(kv=kv))
     for numerics in ({"exp": "approx"}, {"tanh": "approx", "cap": 20.0}, {"prob": "f16"}):
         yield Case(Attention(**numerics))
+    for q in ("bf16", "f16"):
+        for step in (1, 16):
+            yield Case(Attention(q=q, batch="chunk", acc="f32_truncating", step=step))
+        for kv in (INT8[0], INT4[0], FP8[0]):
+            yield Case(Attention(q=q, kv=kv, batch="chunk", deq=q))
     yield Case(Attention(exact=False))
+    for kv in UNPINNED:  # every backend denies these: that denials are looked at has to show somewhere
+        yield from (Case(Attention(q=q, kv=kv)) for q in DTYPES)
     yield Case(Attention(64, 8, batch="mixed"))
     yield Case(Attention(13, 13, batch="mixed"))
     yield from (Case(Attention(bs=bs, batch="chunk")) for bs in (2, 24, 64, 256))

@@ -22,7 +22,7 @@ from opsocket.operators import (
 )
 from opsocket_conformance.bench import Bench
 from opsocket_conformance.floats import round_to
-from opsocket_conformance.operators.attention.batches import BATCHES, Row
+from opsocket_conformance.operators.attention.batches import Row, rows_of
 from opsocket_conformance.operators.attention.distributions import Heads, draw
 from opsocket_conformance.operators.attention.oracle import Problem, visible
 from opsocket_conformance.operators.attention.paging import lay_out
@@ -46,7 +46,7 @@ _ROWS_BETWEEN = 2  # NaN rows after each request's contiguous keys and values
 class Scene:
     """q f32[T, Hq, D]; keys, values per request f32[kv_len, Hkv, D]; slots per request i64[kv_len], -1 where unwritten.
 
-    layout: which of the session's.
+    layout: which of the session's. latent: values are the first channels of keys.
     """
 
     request: Request
@@ -59,6 +59,7 @@ class Scene:
     slopes: Float32 | None
     tree_mask: npt.NDArray[np.uint8] | None
     layout: int
+    latent: bool
 
     @property
     def spec(self) -> AttentionSpec:
@@ -67,6 +68,7 @@ class Scene:
 
     def problem(self, keys: Sequence[Float64], values: Sequence[Float64]) -> Problem:
         """The oracle's problem over keys and values as the cache holds them."""
+        cache = self.request.cache
         return Problem(
             self.spec,
             self.batch,
@@ -76,6 +78,7 @@ class Scene:
             None if self.sinks is None else self.sinks.astype(np.float64),
             None if self.slopes is None else self.slopes.astype(np.float64),
             self.tree_mask,
+            cache is not None and any(fmt is not None and fmt.is_quantized for fmt in (cache.k, cache.v)),
         )
 
     def operands(self, bench: Bench) -> dict[str, Array]:
@@ -86,20 +89,23 @@ class Scene:
 
 def build(check: Attention, rng: np.random.Generator) -> Scene:
     """The scene of a case."""
-    rows, dv = BATCHES[check.batch], check.dv or check.d
+    rows, dv = rows_of(check.batch), check.dv or check.d
     spec = _spec(check, dv)
     heads = Heads(check.hq, check.hkv, check.d, dv, check.q, check.left, check.bs or 16, check.cap)
     drawn = draw(check.x, rng, heads, rows)
     kv_dtype = check.q if check.bs else check.kv or check.q
     q = round_to(drawn.q, check.q)
     keys, values = ([round_to(part, kv_dtype) for part in parts] for parts in (drawn.keys, drawn.values))
+    if check.latent:
+        values = _within(keys, values, check.x)
     for number, row in enumerate(rows):
         common = row.shared // check.bs * check.bs if check.bs else 0
         keys[number][:common], values[number][:common] = keys[0][:common], values[0][:common]
     sinks = rng.normal(1.0, 1.0, check.hq).astype(np.float32) if check.sinks else None
     slopes = np.exp2(-6.0 * (np.arange(check.hq) + 1) / check.hq).astype(np.float32) if check.alibi else None
     lengths, tree_mask = _lengths(rng, rows, check)
-    scene = Scene(Request(spec), AttentionBatch(**lengths), q, keys, values, [], sinks, slopes, tree_mask, check.layout)
+    batch = AttentionBatch(**lengths)
+    scene = Scene(Request(spec), batch, q, keys, values, [], sinks, slopes, tree_mask, check.layout, check.latent)
     bounds = Bounds(len(q) + 8, len(rows) + 1, 160, 32768)
     if not check.bs:
         held = np.array([row.kv_len + _ROWS_BETWEEN for row in rows], np.int64)
@@ -111,8 +117,17 @@ def build(check: Attention, rng: np.random.Generator) -> Scene:
     return scene
 
 
+def _within(keys: list[Float32], values: list[Float32], x: str) -> list[Float32]:
+    """Values that are the first channels of keys. One-hot ones stay what they are; else they are what K has there."""
+    width = values[0].shape[-1] if values else 0
+    for k, v in zip(keys, values, strict=True):
+        if x == "onehot":
+            k[..., :width] = v
+    return [k[..., :width] for k in keys]
+
+
 def _cache(check: Attention, num_blocks: int, dv: int) -> CacheSpec:
-    return cache_spec(check.kv or check.q, num_blocks, check.bs, check.hkv, check.d, dv)
+    return cache_spec(check.kv or check.q, num_blocks, check.bs, check.hkv, check.d, dv, check.latent)
 
 
 def page(scene: Scene, rows: Sequence[Row], rng: np.random.Generator) -> None:
@@ -143,7 +158,7 @@ def _spec(check: Attention, dv: int) -> AttentionSpec:
         q_dtype=check.q,
         kv_dtype=check.kv or check.q if not check.bs else "f32",
         out_dtype=check.out or check.q,
-        numerics=Numerics(*cast(Any, (check.prob, check.exp, check.tanh))),
+        numerics=Numerics(*cast(Any, (check.prob, check.exp, check.tanh, check.acc, check.step, check.deq))),
         want_lse=check.lse,
     )
 
@@ -203,16 +218,18 @@ def fill(bench: Bench, scene: Scene) -> tuple[Cache | Ragged, list[Float64], lis
     """
     keys, values = ([part.astype(np.float64) for part in parts] for parts in (scene.keys, scene.values))
     if scene.request.cache is None:
-        dtype = scene.spec.kv_dtype
-        k, v = (bench.put(name, _with_gaps(parts), dtype) for name, parts in (("k", scene.keys), ("v", scene.values)))
-        return Ragged(k, v), keys, values
+        heads, d, dv = scene.spec.num_kv_heads, scene.spec.head_dim_qk, scene.spec.head_dim_vo
+        k = bench.put("k", _with_gaps(scene.keys, (heads, d)), scene.spec.kv_dtype)
+        if scene.latent:
+            return Ragged(k, k[:, :, :dv]), keys, values
+        return Ragged(k, bench.put("v", _with_gaps(scene.values, (heads, dv)), scene.spec.kv_dtype)), keys, values
     return _fill_cache(bench, scene, scene.request.cache, keys, values)
 
 
-def _with_gaps(parts: Sequence[Float32]) -> Float32:
-    """All requests' rows, NaN rows after each."""
-    gap = np.full((_ROWS_BETWEEN, *parts[0].shape[1:]), np.nan, np.float32) if parts else None
-    return np.concatenate([piece for part in parts for piece in (part, gap)])
+def _with_gaps(parts: Sequence[Float32], width: tuple[int, int]) -> Float32:
+    """All requests' rows f32[..., *width], NaN rows after each."""
+    gap = np.full((_ROWS_BETWEEN, *width), np.nan, np.float32)
+    return np.concatenate([gap[:0], *(piece for part in parts for piece in (part, gap))])
 
 
 def _fill_cache(
@@ -228,8 +245,7 @@ def _fill_cache(
     cache = caches.allocate(bench, spec, scene.spec.q_dtype, scales, scene.layout)
     cache = caches.write(bench, cache, scene.spec.q_dtype, slots[once], k[once], v[once])
     stored = caches.expected(spec, k, v, scales)
-    assert spec.v is not None
-    if spec.k.is_quantized or spec.v.is_quantized:
+    if any(fmt is not None and fmt.is_quantized for fmt in (spec.k, spec.v)):
         written = slots >= 0
         got = caches.read(bench, cache, slots[written])
         for part, name, values_read in zip(stored, ("k", "v"), got, strict=True):

@@ -9,18 +9,7 @@ import numpy as np
 from opsocket_conformance.findings import Float64
 from opsocket_conformance.floats import roundoff
 from opsocket_conformance.operators.attention.oracle import Problem, Rows, rows, token_major
-from opsocket_conformance.tolerance import (
-    U_EXP,
-    U_TANH,
-    Bound,
-    U,
-    accumulator,
-    bound,
-    growth,
-)
-
-_PROBABILITY_STEP = {"f32": 2.0**-126, "bf16": 2.0**-126, "f16": 2.0**-25}
-"""What a probability loses at most, in absolute terms, below its type's normal range."""
+from opsocket_conformance.tolerance import STEP, U_EXP, U_TANH, Bound, U, accumulation, bound, of_random_sign
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +31,7 @@ def tolerance(problem: Problem, out: Float64, lse: Float64) -> AttentionBounds:
 def _attention_rows(problem: Problem, row: Rows) -> tuple[Float64, Float64]:
     """T of one request's outputs [Hkv, G, n, Dvo], and of their LSE [Hkv, G, n]."""
     numerics = problem.spec.numerics
-    u_acc, u_p = accumulator(numerics), roundoff(numerics.probabilities)
-    u_exp = U_EXP[numerics.exp]
+    u_p, u_exp = roundoff(numerics.probabilities), U_EXP[numerics.exp]
 
     p = row.probabilities
     sink = np.divide(row.sink, row.total, out=np.zeros_like(row.sink), where=row.total > 0)
@@ -58,33 +46,42 @@ def _attention_rows(problem: Problem, row: Rows) -> tuple[Float64, Float64]:
     p_v, p_v2 = p @ size, p @ row.values**2
     spread = np.sqrt(np.maximum(p_v2 - ref * (p @ row.values) * 2 + ref**2 * (p.sum(-1, keepdims=True) + sink), 0))
     p2, p2_v2 = (p**2).sum(-1, keepdims=True), p**2 @ row.values**2
-    spread2 = np.sqrt(np.maximum(p2_v2 - 2 * ref * (p**2 @ row.values) + ref**2 * (p2 + sink**2), 0))
+    spread2 = p2_v2 - 2 * ref * (p**2 @ row.values) + ref**2 * (p2 + sink**2)
     jitter = np.sqrt((p * delta**2).sum(-1, keepdims=True) + sink * delta_sink**2)
 
-    underflow = np.minimum(row.weights, _PROBABILITY_STEP[numerics.probabilities]) @ size
+    underflow = np.minimum(row.weights, STEP[numerics.probabilities]) @ size
     underflow = np.divide(underflow, row.total, out=np.zeros_like(underflow), where=row.total > 0)
+    sums = accumulation(numerics, seen, 3)
     inner = (
         u_p * np.abs(ref)
-        + u_p * np.minimum(6 * np.sqrt(p2_v2), p_v)
-        + u_exp * np.minimum(6 * spread2, spread)
-        + (growth(seen) + 3) * u_acc * (p_v + np.abs(ref))
+        + u_p * of_random_sign(p2_v2, p_v)
+        + u_exp * of_random_sign(spread2, spread)
+        + sums * (p_v + np.abs(ref))
         + jitter * spread
         + underflow
     )
+    if problem.quantized and numerics.dequantized != "f32":
+        inner = inner + roundoff(numerics.dequantized) * of_random_sign(p2_v2, p_v)
+        inner = inner + p @ np.minimum(size, STEP[numerics.dequantized])
 
     shift = (p * delta).sum(-1, keepdims=True) + sink * delta_sink
     with np.errstate(divide="ignore"):
         log_total = np.where(row.total > 0, np.abs(np.log(row.total)), 0.0)
     # A running maximum rises 1 + ln(n) times in n keys of random order, and each rise scales the sum by one more exp.
     rises = 1 + np.log(np.maximum(seen, 1))
-    inner_lse = shift + (growth(seen) + 3) * u_acc + rises * u_exp + 4 * U * (log_total + np.abs(row.top))
+    inner_lse = shift + sums + rises * u_exp + 4 * U * (log_total + np.abs(row.top))
     return inner, np.where(row.total > 0, inner_lse, 0.0)[..., 0]
 
 
 def _logit_error(problem: Problem, row: Rows) -> Float64:
     """ds [Hkv, G, n, m]: what the logit of each visible key, and the exponent made of it, may be off by."""
     spec = problem.spec
-    dot = (growth(problem.q.shape[-1]) + 2) * accumulator(spec.numerics) * row.magnitude + U * np.abs(row.raw)
+    dot = accumulation(spec.numerics, problem.q.shape[-1], 2) * row.magnitude + U * np.abs(row.raw)
+    if problem.quantized and spec.numerics.dequantized != "f32":
+        squares = spec.scale**2 * (row.queries**2 @ row.keys**2)
+        small = np.minimum(np.abs(row.keys), STEP[spec.numerics.dequantized])
+        dot = dot + roundoff(spec.numerics.dequantized) * of_random_sign(squares, row.magnitude)
+        dot = dot + abs(spec.scale) * (np.abs(row.queries) @ small)
     if spec.softcap is not None:
         dot = dot * (1 - (row.capped / spec.softcap) ** 2) + U_TANH[spec.numerics.tanh] * spec.softcap
     final = np.where(np.isfinite(row.logits), row.logits, row.top)

@@ -21,6 +21,8 @@ from opsocket_conformance.case import Check
 from opsocket_conformance.findings import Float64
 from opsocket_conformance.operators.cache import under_test as caches
 from opsocket_conformance.operators.cache.formats import cache_spec
+from opsocket_conformance.operators.rounding import check_rounded_once
+from opsocket_conformance.tolerance import rounded_once
 
 _BLOCKS = 7
 
@@ -28,7 +30,7 @@ _BLOCKS = 7
 @dataclass(frozen=True)
 class _CacheCheck(Check):
     """hkv, d, dv: KV heads and head sizes. bs: block size. dtype: of k and v as they come. kv: what the cache stores
-    ("": as they come). layout: which of the session's."""
+    ("": as they come). layout: which of the session's. latent: the cache's kind."""
 
     shown: ClassVar[tuple[str, ...]] = ("hkv", "d", "bs", "dtype")
 
@@ -39,6 +41,7 @@ class _CacheCheck(Check):
     dtype: str = "bf16"
     kv: str = ""
     layout: int = 0
+    latent: bool = False
 
     @property
     def operator(self) -> str:
@@ -47,6 +50,7 @@ class _CacheCheck(Check):
     def features(self) -> frozenset[str]:
         flags = {
             "layout": self.layout > 0,
+            "latent": self.latent,
             "mixed_cache": "+" in self.kv,
             f"head_dim:{self.d}": self.d not in (64, 128) or self.dv not in (0, self.d),
             f"block_size:{self.bs}": self.bs != 16,
@@ -56,7 +60,8 @@ class _CacheCheck(Check):
 
     @property
     def spec(self) -> CacheSpec:
-        return cache_spec(self.kv or self.dtype, _BLOCKS, self.bs, self.hkv, self.d, self.dv or self.d)
+        kv = self.kv or self.dtype
+        return cache_spec(kv, _BLOCKS, self.bs, self.hkv, self.d, self.dv or self.d, self.latent)
 
     def _filled(self, bench: Bench, rng: np.random.Generator) -> tuple[Cache, caches.Pair]:
         """A cache every slot of which holds a token of its own."""
@@ -70,7 +75,8 @@ class _CacheCheck(Check):
 class CacheWrite(_CacheCheck):
     """Write, then read everything: the written slots hold what the pinned quantizer says, all others what they held.
 
-    x: "normal"; "ties": values halfway between two codes; "range": from saturation down to all-zero tokens; "nan": NaN
+    x: "normal"; "ties": values halfway between two codes; "even": the same, under static scales that are powers of two,
+    so that nothing but the tie itself is rounded; "range": from saturation down to all-zero tokens; "nan": NaN
     among float codes.
     """
 
@@ -81,6 +87,8 @@ class CacheWrite(_CacheCheck):
         spec, count = self.spec, self.spec.num_slots
         background, fresh = (caches.tokens(rng, spec, self.dtype, count) for _ in range(2))
         scales = caches.calibrate(spec, background.k, background.v)
+        if self.x == "even":
+            scales = caches.powers_of_two(scales)
         fresh = fresh.reshaped(self.x, rng, spec, scales, self.dtype)
         cache = caches.allocate(bench, spec, self.dtype, scales, self.layout)
         everything = np.arange(count)
@@ -105,19 +113,30 @@ class CacheWrite(_CacheCheck):
 
 @dataclass(frozen=True)
 class CacheRead(_CacheCheck):
-    """Slots in any order, some twice, as another type than they came in. to: the type they are read as."""
+    """Slots in any order, some twice, as another type than they came in. to: the type they are read as. nan: float
+    codes hold NaN too."""
 
     name: ClassVar[str] = "cache_read"
     to: str = "f32"
+    nan: bool = False
+
+    def features(self) -> frozenset[str]:
+        # Every case reads caches back as f32; a backend of one 16-bit type lacks the other.
+        return super().features() | ({f"dtype:{self.to}"} if self.to != "f32" else set())
 
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         cache, pair = self._filled(bench, rng)
         slots = rng.integers(0, self.spec.num_slots, self.spec.num_slots + 5)
         scales = caches.calibrate(self.spec, pair.k, pair.v)
+        if self.nan:
+            pair = pair.reshaped("nan", rng, self.spec, scales, self.dtype)
+            everything = np.arange(self.spec.num_slots)
+            cache = caches.write(bench, cache, self.dtype, everything, pair.k, pair.v)
         stored = caches.expected(self.spec, pair.k, pair.v, scales)
         got = caches.read(bench, cache, slots, self.to)
         for name, part, values in zip(("k", "v"), stored, got, strict=True):
-            caches.judge(bench, name, values, part.rows(slots), self.to)
+            held = caches.judge(bench, name, values, part.rows(slots), self.to).values
+            check_rounded_once(bench, f"cache_read {name}", values, held, rounded_once(held, self.to), self.to)
         nothing = caches.read(bench, cache, slots[:0], self.to)
         if any(len(part) for part in nothing):
             bench.fail("cache_read of no slots returns rows")

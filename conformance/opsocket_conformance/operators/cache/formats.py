@@ -1,4 +1,5 @@
-"""KV formats in the words of case ids: ``bf16``, ``i8.token_head.f16``, ``i8.channel+i4.token_head``."""
+"""KV formats in the words of case ids: ``bf16``, ``i8.token_head.f16``, ``i8.channel+i4.token_head``. A fourth word,
+``zero``, asks for a zero point, which version 1 does not pin: every backend has to refuse it."""
 
 from __future__ import annotations
 
@@ -15,10 +16,14 @@ def kv_formats(text: str) -> tuple[KVFormat, KVFormat]:
 
 def _format(text: str) -> KVFormat:
     parts: list[Any] = text.split(".")
-    return KVFormat(*parts)
+    return KVFormat(*parts[:3], zero_point=parts[3:] == ["zero"])
 
 
-def cache_spec(text: str, num_blocks: int, block_size: int, hkv: int, d: int, dv: int) -> CacheSpec:
-    """A cache of kind "kv" in the formats that `text` names."""
+def cache_spec(
+    text: str, num_blocks: int, block_size: int, hkv: int, d: int, dv: int, latent: bool = False
+) -> CacheSpec:
+    """A cache in the formats that `text` names, of kind "latent" or "kv"."""
     k, v = kv_formats(text)
+    if latent:
+        return CacheSpec(num_blocks, block_size, hkv, d, dv, k, None, "latent")
     return CacheSpec(num_blocks, block_size, hkv, d, dv, k, v)

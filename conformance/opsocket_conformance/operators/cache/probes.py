@@ -17,7 +17,7 @@ def cases() -> Iterator[Case]:
         for kv in ("", *INT8, *INT4, *FP8):
             tier: Tier = "smoke" if kv in _SMOKE else "default"
             yield Case(CacheWrite(dtype=dtype, kv=kv), 0, tier)
-            for x in ("ties", "range", "nan"):
+            for x in ("ties", "even", "range", "nan"):
                 yield Case(CacheWrite(dtype=dtype, kv=kv, x=x))
             for to in DTYPES:
                 yield Case(CacheRead(dtype=dtype, kv=kv, to=to), 0, tier if to == dtype else "default")
@@ -26,6 +26,20 @@ def cases() -> Iterator[Case]:
             for how in ("rotate", "across"):
                 yield Case(CacheCopyBlocks(dtype=dtype, kv=kv, how=how), 0, tier if how == "across" else "default")
     yield from _shapes()
+    yield from _conversions()
+
+
+def _conversions() -> Iterator[Case]:
+    """Caches of floats that are narrower than, or other than, what is written and read; and NaN in them."""
+    for dtype in DTYPES:
+        for kv in DTYPES:
+            if kv != dtype:
+                yield Case(CacheWrite(dtype=dtype, kv=kv))
+                yield Case(CacheWrite(hkv=2, d=80, dv=96, bs=24, dtype=dtype, kv=kv))
+                yield Case(CacheRead(dtype=dtype, kv=kv, to=dtype))
+        for kv in ("", *FP8):
+            yield Case(CacheRead(dtype=dtype, kv=kv, nan=True))
+            yield Case(CacheRead(dtype=dtype, kv=kv, to=dtype, nan=True))
 
 
 def _shapes() -> Iterator[Case]:
@@ -38,4 +52,6 @@ def _shapes() -> Iterator[Case]:
     for kv in ("i2.token_head", "f8e4m3fnuz", "f8e5m2.tensor", "f16", "f32", "i8.channel+i4.token_head", "i4.tensor"):
         yield Case(CacheWrite(kv=kv))
         yield Case(CacheWrite(kv=kv, x="range"))
+    for kv in ("i8.token_head.f32.zero", "i4.channel.f32.zero"):  # every backend denies these
+        yield from (Case(CacheWrite(dtype=dtype, kv=kv)) for dtype in DTYPES)
     yield Case(CacheWrite(layout=1))

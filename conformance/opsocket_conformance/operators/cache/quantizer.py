@@ -35,6 +35,10 @@ class Stored:
         """Some of the tokens."""
         return Stored(self.codes[which], self.other[which], self.scale[which])
 
+    def channels(self, count: int) -> Stored:
+        """The first so many of each token's channels."""
+        return Stored(self.codes[..., :count], self.other[..., :count], self.scale[..., :count])
+
     def as_read(self, values: Float64) -> Stored:
         """The same, with each code that may be either taken as the one that `values` are nearer to."""
         first, second = np.abs(values - self.codes * self.scale), np.abs(values - self.other * self.scale)
@@ -52,6 +56,8 @@ def store(values: Float32, fmt: KVFormat, static_scale: Float32 | None = None) -
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         quotient = np.where(scale == 0, np.float32(0), x / scale).astype(np.float64)
     codes, other = (_integer_codes if fmt.code in ("i8", "i4", "i2") else _fp8_codes)(quotient, fmt)
+    # By a power of two nothing is rounded: there, ties are ties, and go to the even code.
+    other = np.where(np.frexp(scale)[0] == 0.5, codes, other)
     return Stored(codes, other, np.broadcast_to(scale, x.shape).astype(np.float64))
 
 

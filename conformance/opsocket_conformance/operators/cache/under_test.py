@@ -1,8 +1,12 @@
-"""Writing and reading a cache under test, and holding what it stores against the pinned quantizer."""
+"""Writing and reading a cache under test, and holding what it stores against the pinned quantizer.
+
+Where a cache is latent, v here is what it is there: the first head_dim_v channels of k, which nobody writes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +41,8 @@ class Pair:
 
     def reshaped(self, kind: str, rng: np.random.Generator, spec: CacheSpec, scales: Scales, dtype: str) -> Pair:
         """The same with values that try the quantizer: see `CacheWrite.x`."""
-        assert spec.v is not None
-        return Pair(
-            _tried(kind, rng, self.k, spec.k, scales.k, dtype), _tried(kind, rng, self.v, spec.v, scales.v, dtype)
-        )
+        k = _tried(kind, rng, self.k, spec.k, scales.k, dtype)
+        return Pair(k, _values(spec, k) if spec.v is None else _tried(kind, rng, self.v, spec.v, scales.v, dtype))
 
 
 def tokens(rng: np.random.Generator, spec: CacheSpec, dtype: str, count: int) -> Pair:
@@ -51,7 +53,13 @@ def tokens(rng: np.random.Generator, spec: CacheSpec, dtype: str, count: int) ->
         size = np.exp2(rng.uniform(-3, 3, (count, spec.num_kv_heads, 1)) + rng.uniform(-1, 1, (1, 1, width)))
         return round_to(rng.standard_normal(shape) * size, dtype)
 
-    return Pair(draw(spec.head_dim_k), draw(spec.head_dim_v))
+    k = draw(spec.head_dim_k)
+    return Pair(k, _values(spec, k) if spec.v is None else draw(spec.head_dim_v))
+
+
+def _values(spec: CacheSpec, k: Any) -> Any:
+    """The values in the latent vectors k[T, 1, Dk]."""
+    return k[..., : spec.head_dim_v]
 
 
 def _tried(
@@ -63,7 +71,7 @@ def _tried(
     if kind == "range":
         values *= np.exp2(rng.uniform(-6, 6, (len(values), 1, 1)))
         values[1::4] = 0.0
-    if kind == "ties":
+    if kind in ("ties", "even"):
         # A row whose largest value is the largest code has scale 1 under token_head: halves are ties there.
         limit = int(min(fmt.max_code, 127))
         values = rng.integers(-limit, limit, values.shape) + 0.5
@@ -83,8 +91,16 @@ def padded(values: Float32, skipped: npt.NDArray[np.bool_]) -> Float32:
 
 def calibrate(spec: CacheSpec, k: Float32, v: Float32) -> Scales:
     """Static scales under which the largest values of k and v saturate."""
-    assert spec.v is not None
-    return Scales(static_scale(k, spec.k, _HEADROOM), static_scale(v, spec.v, _HEADROOM))
+    return Scales(static_scale(k, spec.k, _HEADROOM), None if spec.v is None else static_scale(v, spec.v, _HEADROOM))
+
+
+def powers_of_two(scales: Scales) -> Scales:
+    """Static scales by which nothing is rounded when a value is divided."""
+
+    def nearest(scale: Float32 | None) -> Float32 | None:
+        return None if scale is None else np.exp2(np.rint(np.log2(scale))).astype(np.float32)
+
+    return Scales(nearest(scales.k), nearest(scales.v))
 
 
 def allocate(bench: Bench, spec: CacheSpec, dtype: str, scales: Scales, layout: int = 0) -> Cache:
@@ -98,9 +114,8 @@ def allocate(bench: Bench, spec: CacheSpec, dtype: str, scales: Scales, layout: 
     cache = bench.allocate(spec, layout, scales.k, scales.v)
     shape = (spec.num_slots, spec.num_kv_heads)
     signs = np.where(np.arange(spec.num_slots) % 2 == 0, 1.0, -1.0)[:, None, None]
-    assert spec.v is not None
     k = np.broadcast_to(_stale(spec.k) * signs, (*shape, spec.head_dim_k))
-    v = np.broadcast_to(_stale(spec.v) * signs, (*shape, spec.head_dim_v))
+    v = np.broadcast_to(_stale(spec.v or spec.k) * signs, (*shape, spec.head_dim_v))
     if all(plane.order is not None for plane in cache.layout.planes):
         return cache
     return write(bench, cache, dtype, np.arange(spec.num_slots), k.astype(np.float32), v.astype(np.float32))
@@ -113,7 +128,8 @@ def _stale(fmt: KVFormat) -> float:
 def write(bench: Bench, cache: Cache, dtype: str, slots: Int64, k: Float32, v: Float32) -> Cache:
     """k, v f32[T, Hkv, D], representable in `dtype`, written at slots i64[T] (-1 skips)."""
     plan = bench.plan(Request(CacheWriteSpec(dtype), cache.spec, cache.layout), SlotBatch(slots))
-    written: Cache = bench.run(plan, cache, bench.put("k", k, dtype), bench.put("v", v, dtype))
+    values = None if cache.spec.v is None else bench.put("v", v, dtype)
+    written: Cache = bench.run(plan, cache, bench.put("k", k, dtype), values)
     return written
 
 
@@ -121,13 +137,16 @@ def read(bench: Bench, cache: Cache, slots: Int64, dtype: str = "f32") -> tuple[
     """k, v f64[S, Hkv, D] as `cache_read` dequantizes them."""
     plan = bench.plan(Request(CacheReadSpec(dtype), cache.spec, cache.layout), SlotBatch(slots))
     k, v = bench.run(plan, cache)
-    return bench.get(k), bench.get(v)
+    if (v is None) != (cache.spec.v is None):
+        bench.fail(f"cache_read of a {cache.spec.kind} cache: v is {'none' if v is None else 'an array'}")
+    keys = bench.get(k)
+    return keys, _values(cache.spec, keys) if v is None else bench.get(v)
 
 
 def expected(spec: CacheSpec, k: Float32, v: Float32, scales: Scales) -> tuple[Stored, Stored]:
     """What the pinned quantizer stores for k and v."""
-    assert spec.v is not None
-    return store(k, spec.k, scales.k), store(v, spec.v, scales.v)
+    stored = store(k, spec.k, scales.k)
+    return stored, stored.channels(spec.head_dim_v) if spec.v is None else store(v, spec.v, scales.v)
 
 
 def judge(bench: Bench, name: str, got: Float64, want: Stored, dtype: str = "f32") -> Stored:

@@ -19,6 +19,7 @@ from opsocket_conformance.operators.activations import DTYPES
 from opsocket_conformance.operators.matmul.formats import FORMATS
 from opsocket_conformance.operators.matmul.random_weights import random_weight
 from opsocket_conformance.operators.matmul.weights import dequantize
+from opsocket_conformance.operators.rounding import check_rounded_once
 from opsocket_conformance.tolerance import (
     rounded_once,
 )
@@ -50,15 +51,20 @@ class Embedding(Check):
         tensors = random_weight(rng, fmt, self.n, self.k)
         packed = bench.prepare(plan, tensors)
         ids = rng.integers(0, self.n, self.t)
-        ids[:2] = (self.n - 1, 0)
+        ids[:3] = (self.n - 1, 0, self.n // 2 + 1)
         given = bench.out("out", (self.t, self.k), self.dtype)
         rows = bench.run(plan, bench.put("ids", ids), packed, out=given)
         bench.check_padding("out", given, rows, self.t)
         want = dequantize(fmt, tensors, self.n, self.k).value[ids]
-        bench.compare("rows", bench.get(rows), want, rounded_once(want, self.dtype))
+        bound = rounded_once(want, self.dtype)
+        bench.compare("rows", bench.get(rows), want, bound)
+        check_rounded_once(bench, "rows", bench.get(rows), want, bound, self.dtype)
 
 
 def cases() -> Iterator[Case]:
     for w in FORMATS:
         for dtype in DTYPES:
             yield Case(Embedding(w=w, dtype=dtype), 0, "smoke" if w == dtype else "default")
+    for dtype in DTYPES:
+        for w in (dtype, "q8_0"):
+            yield Case(Embedding(n=40001, k=32, w=w, dtype=dtype))

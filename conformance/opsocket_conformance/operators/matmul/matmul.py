@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from opsocket.operators import (
-    MatmulSpec,
-    Request,
-)
+from opsocket.operators import MatmulSpec, Numerics, Request
 from opsocket.quantization import get_format
 from opsocket_conformance.bench import Bench
 from opsocket_conformance.case import Case, Check
@@ -21,12 +18,14 @@ from opsocket_conformance.operators.matmul.inputs import activations
 from opsocket_conformance.operators.matmul.product import expect, matmul
 from opsocket_conformance.operators.matmul.random_weights import random_weight
 from opsocket_conformance.operators.matmul.weights import dequantize
+from opsocket_conformance.operators.rounding import check_rounded_once
 
 
 @dataclass(frozen=True)
 class Matmul(Check):
     """m, n, k: rows of x, of the weight, and what they have in common. w: weight format. dtype, out: of x, of y. x: a
-    kind of `activations`. strided: rows of x are slices of wider ones."""
+    kind of `activations`, or "subnormal": scales below f16's normal numbers. strided: rows of x are slices of wider
+    ones. acc, step, deq: the request's numerics."""
 
     name: ClassVar[str] = "matmul"
     shown: ClassVar[tuple[str, ...]] = ("m", "n", "k", "w", "dtype")
@@ -40,6 +39,9 @@ class Matmul(Check):
     x: str = "normal"
     bias: bool = False
     strided: bool = False
+    acc: str = "f32"
+    step: int = 1
+    deq: str = "f32"
 
     @property
     def operator(self) -> str:
@@ -51,9 +53,12 @@ class Matmul(Check):
 
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         fmt, out_dtype = get_format(self.w), self.out or self.dtype
-        spec = MatmulSpec(self.w, self.n, self.k, self.dtype, out_dtype, self.bias)
+        # The numerics themselves say which words they know.
+        numerics = Numerics(accumulate=cast(Any, self.acc), accumulate_step=self.step, dequantized=cast(Any, self.deq))
+        spec = MatmulSpec(self.w, self.n, self.k, self.dtype, out_dtype, self.bias, numerics)
         plan = bench.plan(Request(spec))
-        tensors = random_weight(rng, fmt, self.n, self.k, extreme=self.x == "extreme")
+        size = 2.0**-12 if self.x == "subnormal" else 1.0
+        tensors = random_weight(rng, fmt, self.n, self.k, extreme=self.x == "extreme", size=size)
         packed = bench.prepare(plan, tensors)
         x = activations(rng, self.x, self.m, self.k, self.dtype)
         bias = rng.standard_normal(self.n).astype(np.float32) if self.bias else None
@@ -71,6 +76,7 @@ class Matmul(Check):
         weight = dequantize(fmt, tensors, self.n, self.k)
         want, bound = expect(fmt, x, weight, exact_bias, out_dtype, spec.numerics)
         bench.compare("y", bench.get(y), want, bound)
+        check_rounded_once(bench, "y", bench.get(y), want, bound, out_dtype)
         larger = matmul(x.astype(np.float64), weight.value * 1.01, exact_bias)
         if fmt.activation == "none":
             bench.read_filter("weight scale +1%", bench.get(y), want, larger, bound)
@@ -92,9 +98,16 @@ def _cases(w: str, dtype: str) -> Iterator[Case]:
     yield Case(Matmul(m=0, n=40, k=256, w=w, dtype=dtype))
     if dtype != "f32":
         yield Case(Matmul(w=w, dtype=dtype, out="f32"))
+    if dtype != "f32" and w in SMOKE:
+        yield Case(Matmul(w=w, dtype=dtype, out="f32", acc="f32_truncating", step=16))
+        yield Case(Matmul(w=w, dtype=dtype, deq=dtype))
     if dtype == "f32" or get_format(w).activation != "none":
         yield Case(Matmul(m=2, n=24, k=4096, w=w, dtype=dtype, x="cancel"))
         yield Case(Matmul(m=2, n=24, k=4096, w=w, dtype=dtype, x="extreme"))
+    if dtype != "f16" and get_format(w).scale_dtype == "f16":
+        yield Case(Matmul(m=3, n=40, w=w, dtype=dtype, x="subnormal"))
+    if get_format(w).activation == "none" and w in (*SMOKE, dtype):
+        yield Case(Matmul(m=3, n=256, w=w, dtype=dtype))
     if get_format(w).is_float:
         yield Case(Matmul(m=3, n=37, k=101, w=w, dtype=dtype))
         yield Case(Matmul(m=1, n=1, k=1, w=w, dtype=dtype))

@@ -10,16 +10,11 @@ from opsocket.operators import (
 )
 from opsocket.quantization import QuantFormat
 from opsocket_conformance.findings import Float64
+from opsocket_conformance.floats import roundoff
 from opsocket_conformance.guard import judge_only
 from opsocket_conformance.operators.matmul.quantize_activation import quantize_activation
 from opsocket_conformance.operators.matmul.weights import Weight
-from opsocket_conformance.tolerance import (
-    Bound,
-    U,
-    accumulator,
-    bound,
-    growth,
-)
+from opsocket_conformance.tolerance import STEP, Bound, U, accumulation, bound, of_random_sign
 
 Float32 = npt.NDArray[np.float32]
 
@@ -31,7 +26,8 @@ def expect(
     if fmt.activation == "none":
         exact = x.astype(np.float64)
         want = matmul(exact, weight.value, bias)
-        return want, tolerance(exact, weight.magnitude, want, out_dtype, numerics, bias)
+        rounded = None if fmt.is_float else weight.value
+        return want, tolerance(exact, weight.magnitude, want, out_dtype, numerics, bias, rounded)
     row = quantize_activation(x)
     scale = row.scale.astype(np.float64)[:, None]
     product = matmul(row.codes * scale, weight.value)
@@ -48,12 +44,24 @@ def matmul(x: Float64, weight: Float64, bias: Float64 | None = None) -> Float64:
 
 
 def tolerance(
-    x: Float64, magnitude: Float64, ref: Float64, out_dtype: str, numerics: Numerics, bias: Float64 | None = None
+    x: Float64,
+    magnitude: Float64,
+    ref: Float64,
+    out_dtype: str,
+    numerics: Numerics,
+    bias: Float64 | None = None,
+    dequantized: Float64 | None = None,
 ) -> Bound:
     """E of y = x W^T + b. magnitude f64[N, K]: the size of what a kernel may have to add up for each weight, which is
-    |w| for a float, and |scale| (|code| + |zero|) where codes and zero points may be summed apart."""
+    |w| for a float, and |scale| (|code| + |zero|) where codes and zero points may be summed apart. dequantized
+    f64[N, K]: the weights, where they may be rounded to `numerics.dequantized` first."""
     absolute = np.abs(x) @ magnitude.T
-    inner = (growth(x.shape[-1]) + 3) * accumulator(numerics) * absolute
+    inner = accumulation(numerics, x.shape[-1], 3) * absolute
+    if dequantized is not None and numerics.dequantized != "f32":
+        size = np.abs(dequantized)
+        spread = of_random_sign(x**2 @ dequantized.T**2, np.abs(x) @ size.T)
+        underflow = np.abs(x) @ np.minimum(size, STEP[numerics.dequantized]).T
+        inner = inner + roundoff(numerics.dequantized) * spread + underflow
     if bias is not None:
         inner = inner + U * np.abs(bias)
     return bound(ref, inner, out_dtype)

@@ -100,4 +100,7 @@ def cases() -> Iterator[Case]:
         for x in ("normal", "outliers", "ties"):
             yield Case(QuantizeActivation(dtype=dtype, x=x), 0, "smoke" if x == "normal" else "default")
         yield Case(QuantizeActivation(m=1, k=1, dtype=dtype))
+        for m, k in ((5, 1024), (67, 33)):
+            for x in ("normal", "outliers", "ties"):
+                yield Case(QuantizeActivation(m, k, dtype, x))
         yield Case(QuantizeActivation(m=0, k=64, dtype=dtype))

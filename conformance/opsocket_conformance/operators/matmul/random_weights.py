@@ -16,10 +16,13 @@ _HALVES = {"q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q8_0": (0,), "q2_K": (80
 _SMALLER = {"q2_K": 1 / 8, "q4_K": 1 / 32, "q6_K": 1 / 64}
 
 
-def random_weight(rng: np.random.Generator, fmt: QuantFormat, n: int, k: int, extreme: bool = False) -> Tensors:
+def random_weight(
+    rng: np.random.Generator, fmt: QuantFormat, n: int, k: int, extreme: bool = False, size: float = 1.0
+) -> Tensors:
     """Tensors of a weight [n, k]; values of order 1 / sqrt(k) times the format's largest code.
 
-    extreme: every code at its largest, all of one sign, so that narrow integer sums overflow.
+    extreme: every code at its largest, all of one sign, so that narrow integer sums overflow. size: of quantized
+    weights, a factor on their scales.
     """
     if fmt.is_float:
         weight = round_to(rng.standard_normal((n, k)) * (3.0 / np.sqrt(k)), fmt.id)
@@ -27,13 +30,13 @@ def random_weight(rng: np.random.Generator, fmt: QuantFormat, n: int, k: int, ex
     tensors: Tensors = {}
     for name, (dtype, shape) in fmt.tensor_specs(n, k).items():
         if name in ("scale", "scales"):
-            tensors[name] = _scales(rng, shape, k).astype({"f16": np.float16, "f32": np.float32}[dtype])
+            tensors[name] = (size * _scales(rng, shape, k)).astype({"f16": np.float16, "f32": np.float32}[dtype])
         elif name == "zero":
             tensors[name] = rng.integers(0, 1 << fmt.bits, shape).astype(np.uint8)
         elif name == "g_idx":
             tensors[name] = rng.permutation(np.arange(k) // fmt.block_k).astype(np.int32)
         elif name == "blocks":
-            tensors[name] = _blocks(rng, fmt, shape, k)
+            tensors[name] = _blocks(rng, fmt, shape, k, size)
         else:
             tensors[name] = _codes(rng, dtype, shape, extreme)
     return tensors
@@ -61,9 +64,13 @@ def _codes(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], extreme
     raise ContractError("dtype", "i8, u8 or i32 codes", dtype)
 
 
-def _blocks(rng: np.random.Generator, fmt: QuantFormat, shape: tuple[int, ...], k: int) -> npt.NDArray[np.uint8]:
+def _blocks(
+    rng: np.random.Generator, fmt: QuantFormat, shape: tuple[int, ...], k: int, size: float
+) -> npt.NDArray[np.uint8]:
     blocks = rng.integers(0, 256, (shape[0], shape[1] // fmt.block_bytes, fmt.block_bytes)).astype(np.uint8)
     for offset in _HALVES[fmt.id]:
-        scale = _scales(rng, blocks.shape[:2], k) * _SMALLER.get(fmt.id, 1.0) * rng.choice([-1, 1], blocks.shape[:2])
+        scale = (
+            _scales(rng, blocks.shape[:2], k) * _SMALLER.get(fmt.id, 1.0) * size * rng.choice([-1, 1], blocks.shape[:2])
+        )
         blocks[..., offset : offset + 2] = scale.astype("<f2").view(np.uint8).reshape(*blocks.shape[:2], 2)
     return blocks.reshape(shape)

@@ -1,0 +1,1 @@
+"""Capture: runs recorded once and replayed, with other batches and other contents of the same arrays."""

@@ -1,0 +1,149 @@
+"""A step recorded once and run again in one call: `with session.capture() as graph: ...`, then `graph.replay()`.
+
+    with session.capture() as graph:
+        norm.run(x, weight, out=h)
+        attention.run(q, cache, out=y)
+    attention.update(next_batch)
+    graph.replay()                      # the same arrays, the next batch
+
+A graph holds runs, with the arrays that they were given, and no batch: a replay takes every plan's batch as the last
+`update` left it. So what varies from step to step is a plan's batch or the content of an array, written before the
+replay by `session.write`. Nothing but runs of plans belongs in the block.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from opsocket.operators.contract import Checked
+from opsocket.operators.errors import ContractError, Reason, Unsupported
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from opsocket.operators.backend import Array, Plan, Session
+
+CaptureLevel = Literal["never", "decode", "uniform", "any"]
+"""Which batches a kernel can be captured and replayed with. decode: q_len 1 everywhere. uniform: one q_len, that of the
+captured batch. Requests of q_len 0, which are padding, are legal in both. Without queries in the batch: as any."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One recorded run. args: what the kernel was given. room: what these arrays have room for, as the plan counts it.
+    batch: a copy of the one captured with. result: what the kernel returned, and where replays leave it.
+    """
+
+    plan: Plan
+    kernel: Callable[..., Any]
+    args: tuple[Any, ...]
+    room: tuple[Any, ...]
+    batch: Any
+    result: Any
+
+
+class Graph(Checked, ABC):
+    """The runs inside one capture. They have run, once, when the block is left.
+
+    A backend's way to capture is a subclass: `_begin` and `_end` around the recording, `_replay` after it. A replay
+    writes what the captured runs wrote: their `out=` arrays, the caches they were given, and what they returned.
+    """
+
+    _sealed = ("replay", "check_run", "calls_of")
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.calls: list[Call] = []
+        self._entered = self._recorded = False
+
+    @classmethod
+    def level(cls, kernel: type[Plan]) -> CaptureLevel:
+        """How this kind of graph captures a kernel: as the kernel says."""
+        return kernel.capture_level
+
+    def _begin(self) -> None:
+        """Hook: the first run is about to be recorded."""
+
+    def _end(self) -> None:
+        """Hook: the last run has been recorded; when this returns, all have run or are enqueued."""
+
+    @abstractmethod
+    def _replay(self) -> None:
+        """Hook: run `calls` again, in their order, each plan with the batch that it has now."""
+
+    def replay(self) -> None:
+        """All recorded runs again, into the same arrays, with the batches that the plans have now."""
+        if not self._recorded:
+            raise ContractError("graph", "a capture that ended without an error", "one that did not")
+        if self.session.capturing is not None:
+            raise ContractError("graph", "a replay outside of every capture", "one inside")
+        self._replay()
+
+    def check_run(self, plan: Plan, outs: Mapping[str, Array]) -> CaptureLevel:
+        """The level at which a run is captured; an error where no replay could do the same."""
+        level = self.level(type(plan))
+        if level == "never":
+            reason = Reason("capture", f"capture of {plan.request.op}", level, ("decode", "uniform", "any"))
+            raise Unsupported([reason], request=plan.request, backend=str(self.session.device))
+        for name, array in outs.items():
+            if array is None:
+                raise ContractError(name, "an array under capture: a replay writes where the captured run wrote", None)
+        return level
+
+    def calls_of(self, plan: Plan) -> list[Call]:
+        """What a replay runs of one plan: nothing as long as the graph can't be replayed."""
+        return [call for call in self.calls if call.plan is plan] if self._recorded else []
+
+    def __enter__(self) -> Self:
+        if self.session.capturing is not None:
+            raise ContractError("capture", "one capture at a time in a session", "another inside")
+        if self._entered:
+            raise ContractError("capture", "a graph that is recorded once", "a second time")
+        self._entered, self.session.capturing = True, self
+        try:
+            self._begin()
+        except BaseException:
+            self.session.capturing = None
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._end()
+            self._recorded = kind is None
+        finally:
+            self.session.capturing = None
+
+
+class CommandList(Graph):
+    """A graph of every kernel of a session that works in place and finishes, or orders, its work by itself.
+
+    A replay calls the kernels again without validating what core has validated: it saves that time and no other.
+    """
+
+    @classmethod
+    def level(cls, kernel: type[Plan]) -> CaptureLevel:
+        return "any"
+
+    @abstractmethod
+    def _copy(self, target: Array, source: Array) -> None:
+        """Hook: the contents of one array into another of the same shape and dtype."""
+
+    def _replay(self) -> None:
+        for call in self.calls:
+            result = call.plan.launch(call.kernel, call.args)
+            if result is not call.result:
+                self._keep(call.result, result)
+
+    def _keep(self, captured: Any, result: Any) -> None:
+        """What an operator returns without a parameter for it (a residual sum) goes where it was when captured."""
+        if isinstance(captured, tuple):
+            for old, new in zip(captured, result, strict=True):
+                self._keep(old, new)
+        elif result is not captured:
+            self._copy(captured, result)
