@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from opsocket.operators import (
 from opsocket_conformance.findings import Findings, Float64, Host
 from opsocket_conformance.floats import round_to
 from opsocket_conformance.guard import kernel_running
+from opsocket_conformance.returned import check_returned
 from opsocket_conformance.watch import watching
 
 SENTINEL = -12345.0
@@ -54,6 +56,7 @@ class Bench(Findings):
     tiers: dict[str, str] = field(default_factory=dict)
     _inputs: list[tuple[str, Array, Host]] = field(default_factory=list)
     _guards: list[tuple[str, Array, Host]] = field(default_factory=list)
+    _batches: list[tuple[str, Any, Any]] = field(default_factory=list)
     _receipts: list[Plan] = field(default_factory=list)
     _planned: dict[int, tuple[Plan, Support]] = field(default_factory=dict)
 
@@ -103,6 +106,7 @@ class Bench(Findings):
 
     def plan(self, request: Request, batch: Any = None) -> Plan:
         """The session's plan; `Denied` where it consistently says no."""
+        self._batches.append((request.op, batch, deepcopy(batch)))
         support = self.session.supports(request)
         if not support:
             self._check_denial(request, support)
@@ -149,6 +153,7 @@ class Bench(Findings):
         for what in dict.fromkeys(seen):
             self.fail(f"{request.op}: off the session's device: {what}")
         self._check_receipt(plan)
+        check_returned(plan, result)
         return result
 
     @contextmanager
@@ -223,10 +228,17 @@ class Bench(Findings):
         """The array returned is the one given, and its rows from `count` on are as they were."""
         if given is None:
             return
+        info, want = self.session.describe(returned), self.session.describe(given)
+        if (info.shape, info.dtype) != (want.shape, want.dtype):
+            self.fail(f"{name}: {info.dtype}{list(info.shape)} came, wanted {want.dtype}{list(want.shape)}")
+            return
+        unwritten = SENTINEL if want.dtype == "i64" else round_to(SENTINEL, want.dtype)
+        held = self.get(given)
+        if held[:count].size and (held == unwritten).all():
+            self.fail(f"{name} was given and not written: write to it and return it, or declare in_place = False")
+            return
         self.same_bits(f"{name}: the array given, compared with the array returned", given, self.bits(returned))
-        dtype = self.session.describe(given).dtype
-        unwritten = SENTINEL if dtype == "i64" else round_to(SENTINEL, dtype)
-        if not (self.get(given)[count:] == unwritten).all():
+        if not (held[count:] == unwritten).all():
             self.fail(f"{name}: padding rows, from {count} on, were written")
 
     def same_bits(self, what: str, got: Array, want: Host) -> None:
@@ -239,6 +251,10 @@ class Bench(Findings):
         for name, array, before in self._inputs:
             if not np.array_equal(self.bits(array), before):
                 self.fail(f"{name}: this input was written to")
+        for op, batch, then in self._batches:
+            for name in [] if batch is None else vars(batch):
+                if not np.array_equal(getattr(batch, name), getattr(then, name)):
+                    self.fail(f"{op}: the batch's {name} was written to")
         for name, array, before in self._guards:
             if not np.array_equal(self.bits(array), before):
                 self.fail(f"{name} the output were written to")

@@ -21,8 +21,8 @@ from opsocket.operators import ContractError
 from opsocket_conformance import SUITE_VERSION
 from opsocket_conformance.bench import Bench
 
-Tier = Literal["smoke", "default", "full"]
-TIERS: Final[tuple[Tier, ...]] = ("smoke", "default", "full")
+Tier = Literal["smoke", "default", "full", "large"]
+TIERS: Final[tuple[Tier, ...]] = ("smoke", "default", "full", "large")
 
 
 class Check(ABC):

@@ -39,7 +39,7 @@ def _files(folder: Any, prefix: str) -> list[tuple[str, bytes]]:
     for entry in folder.iterdir():
         if entry.is_dir() and entry.name != "__pycache__":
             found += _files(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith((".py", ".json")):
+        elif entry.name.endswith((".py", ".json", ".css", ".js")):
             found.append((f"{prefix}{entry.name}", entry.read_bytes()))
     return found
 

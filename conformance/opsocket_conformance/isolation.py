@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeVar
 
 from opsocket.operators import DeviceInfo
 from opsocket.runtime import RuntimeConfig
@@ -27,6 +27,9 @@ from opsocket_conformance.case import Case
 from opsocket_conformance.exclusions import Exclusion, excluded
 from opsocket_conformance.verdicts import Result, Verdict
 from opsocket_conformance.worker import GRACE_S, result_from_json
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _OPENING_S: Final = 180.0
 _CLOSING_S: Final = 20.0
@@ -173,27 +176,41 @@ def run_isolated(
 
 
 class Pool:
-    """`jobs` workers that take questions in turn."""
+    """Up to `jobs` workers, and as many threads that ask them. A worker that dies is replaced when it is needed."""
 
     def __init__(self, config: RuntimeConfig, jobs: int, limit_s: float) -> None:
         self._config, self._jobs, self._limit_s = config, jobs, limit_s
         self._lock = threading.Lock()
-        self._workers: set[Worker] = set()
+        self._idle: list[Worker] = []
+        self._busy: set[Worker] = set()
         self._stopped = ""
         self._deaths = 0
 
     def run(self, questions: Sequence[Question], on_result: Callable[[Question, Result], None]) -> None:
         """Ask every question and hand over each answer, one at a time. An interrupt leaves the rest NOT_RUN."""
-        waiting: queue.SimpleQueue[Question] = queue.SimpleQueue()
-        for question in questions:
-            waiting.put(question)
+        self.map(self.ask, questions, on_result)
 
-        def report(question: Question, result: Result) -> None:
-            with self._lock:
-                on_result(question, result)
+    def map(self, work: Callable[[T], R], items: Sequence[T], on_result: Callable[[T, R], None]) -> None:
+        """Do `work`, which may `ask`, on every item, in as many threads as there are jobs."""
+        waiting: queue.SimpleQueue[T] = queue.SimpleQueue()
+        for item in items:
+            waiting.put(item)
+        failures: list[BaseException] = []
 
-        count = max(1, min(self._jobs, len(questions)))
-        threads = [threading.Thread(target=self._serve, args=(waiting, report), daemon=True) for _ in range(count)]
+        def serve() -> None:
+            try:
+                while True:
+                    item = waiting.get_nowait()
+                    result = work(item)
+                    with self._lock:
+                        on_result(item, result)
+            except queue.Empty:
+                pass
+            except BaseException as error:
+                failures.append(error)
+                self._stop("the harness failed")
+
+        threads = [threading.Thread(target=serve, daemon=True) for _ in range(max(1, min(self._jobs, len(items))))]
         for thread in threads:
             thread.start()
         try:
@@ -203,53 +220,50 @@ class Pool:
             self._stop("the run was interrupted")
             for thread in threads:
                 thread.join()
+        for worker in self._idle:
+            worker.close()
+        self._idle.clear()
+        if failures:
+            raise failures[0]
 
-    def _serve(self, waiting: queue.SimpleQueue[Question], report: Callable[[Question, Result], None]) -> None:
-        worker: Worker | None = None
+    def ask(self, question: Question) -> Result:
+        """One answer, from any thread: CRASH where it took its worker with it, NOT_RUN where none can be had."""
+        worker = self._hire()
+        if worker is None:
+            return _unasked(question, self._stopped)
+        started = time.perf_counter()
         try:
-            while True:
-                try:
-                    question = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                if not self._stopped and worker is None:
-                    worker = self._open()
-                if worker is None:
-                    report(question, _unasked(question, self._stopped))
-                    continue
-                started = time.perf_counter()
-                try:
-                    result = worker.ask(question, self._limit_s)
-                except Died as death:
-                    self._bury(worker)
-                    worker = None
-                    result = self._crashed(question, str(death), time.perf_counter() - started)
-                else:
-                    self._deaths = 0
-                report(question, result)
-        finally:
-            if worker is not None:
-                self._bury(worker)
-
-    def _open(self) -> Worker | None:
-        try:
-            worker = Worker(self._config)
-        except NotOpened as error:
-            self._stop(f"the backend could not be opened: {error}")
-            return None
+            result = worker.ask(question, self._limit_s)
+        except Died as death:
+            with self._lock:
+                self._busy.discard(worker)
+            worker.close()
+            return self._crashed(question, str(death), time.perf_counter() - started)
         with self._lock:
-            self._workers.add(worker)
+            self._deaths = 0
+            self._busy.discard(worker)
+            self._idle.append(worker)
+        return result
+
+    def _hire(self) -> Worker | None:
+        with self._lock:
+            if self._stopped:
+                return None
+            worker = self._idle.pop() if self._idle else None
+        if worker is None:
+            try:
+                worker = Worker(self._config)
+            except NotOpened as error:
+                self._stop(f"the backend could not be opened: {error}")
+                return None
+        with self._lock:
+            self._busy.add(worker)
         return worker
-
-    def _bury(self, worker: Worker) -> None:
-        with self._lock:
-            self._workers.discard(worker)
-        worker.close()
 
     def _crashed(self, question: Question, how: str, seconds: float) -> Result:
         if self._stopped:
             return _unasked(question, self._stopped)
-        self._deaths += 1
+        self._deaths += not question.fault
         if self._deaths >= _DEATHS_IN_A_ROW:
             self._stop(f"{self._deaths} cases in a row took their process with them")
         return replace(_unasked(question, how), verdict=Verdict.CRASH, seconds=seconds)
@@ -257,7 +271,7 @@ class Pool:
     def _stop(self, why: str) -> None:
         with self._lock:
             self._stopped = self._stopped or why
-            workers = list(self._workers)
+            workers = list(self._busy)
         for worker in workers:
             worker.kill()
 

@@ -52,7 +52,7 @@ def run_case(case: Case, session: Session, seed: int, limit_s: float) -> Result:
         ratio=bench.ratio,
         elements=bench.elements,
         filters=bench.filters,
-        messages=(*bench.failures, *messages),
+        messages=(*bench.failures, *messages) or tuple(bench.notes),
         reasons=reasons,
         seconds=time.perf_counter() - started,
     )

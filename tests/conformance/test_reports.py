@@ -17,12 +17,14 @@ from opsocket.operators import DeviceInfo, FormatError
 from opsocket_conformance.case import Case
 from opsocket_conformance.cases import cases_of
 from opsocket_conformance.cli import command
-from opsocket_conformance.compare import compare
+from opsocket_conformance.compare import compare, is_regression
 from opsocket_conformance.evidence import Evidence, evidence_of, suite_digest
 from opsocket_conformance.operators.attention.knobs import Attention
 from opsocket_conformance.profiles import PROFILES, find_profiles, hold
 from opsocket_conformance.report import data, markdown, terminal
+from opsocket_conformance.report.badge import badge, message
 from opsocket_conformance.report.junit import junit
+from opsocket_conformance.report.reading import load, schema
 from opsocket_conformance.runner import run
 from opsocket_conformance.verdicts import Result, Verdict, count
 
@@ -51,8 +53,8 @@ def report(session, cases):
 
 
 def test_the_json_report_is_as_its_schema_says(report):
-    jsonschema.Draft202012Validator.check_schema(data.schema())
-    jsonschema.validate(json.loads(json.dumps(report, allow_nan=False)), data.schema())
+    jsonschema.Draft202012Validator.check_schema(schema())
+    jsonschema.validate(json.loads(json.dumps(report, allow_nan=False)), schema())
     assert report["evidence"] == {"numerics": "device", "artifact": "device"}
     assert report["suite"]["digest"] == suite_digest()
     assert len(report["cases"]) == sum(report["counts"].values())
@@ -97,6 +99,22 @@ def test_an_emulated_device_proves_less():
     device = DeviceInfo("x", 0, "x", "x", 0)
     assert evidence_of(device) == Evidence("device", "device")
     assert evidence_of(replace(device, emulated=True)) == Evidence("emulated", "none")
+
+
+def test_a_badge_says_no_more_than_was_proven(report):
+    assert message(report) == ("red: 1 CRASH", "red")
+    green = report | {"verdict": {"green": True, "reason": ""}}
+    none = [profile | {"verdict": "incomplete"} for profile in report["profiles"]]
+    assert message(green | {"profiles": none})[1] == "partial"
+    profiles = [profile | {"verdict": "held"} for profile in report["profiles"]]
+    held = green | {"profiles": profiles, "run": report["run"] | {"tier": "default"}}
+    assert message(held) == (f"decoder + {len(PROFILES) - 1} profiles, device", "green")
+    emulated = held | {"evidence": {"numerics": "emulated", "artifact": "none"}}
+    assert message(emulated) == (f"decoder + {len(PROFILES) - 1} profiles, emulated only", "partial")
+    excluded = [profile | {"verdict": "held with exclusions"} for profile in report["profiles"]]
+    assert message(held | {"profiles": excluded})[1] == "partial"
+    root = ElementTree.fromstring(badge(held))
+    assert root.attrib["aria-label"] == f"conformance: {message(held)[0]}"
 
 
 # ---- profiles
@@ -154,17 +172,34 @@ def test_a_comparison_finds_what_broke_and_what_grew(report):
     newer = json.loads(json.dumps(report))
     passed = [case for case in newer["cases"] if case["verdict"] == "PASS" and case["ratio"]]
     passed[0]["verdict"] = "FAIL"
-    passed[1]["ratio"] = passed[1]["ratio"] * 2
+    passed[1]["ratio"] = 0.9
     passed[2]["verdict"] = "UNSUPPORTED"
     newer["cases"].remove(passed[3])
-    changes = {change.case: change.kind for change in compare(report, newer)}
+    changes = {change.name: change.kind for change in compare(report, newer)}
     assert changes == {
         passed[0]["id"]: "broken",
-        passed[1]["id"]: "ratio",
+        passed[1]["id"]: "grew",
         passed[2]["id"]: "lost",
         passed[3]["id"]: "lost",
     }
     assert compare(report, report) == []
+
+
+def test_a_comparison_sees_profiles_filters_coverage_and_speed(report):
+    newer = json.loads(json.dumps(report))
+    newer["profiles"][0] |= {"verdict": "not held", "by": []}
+    older = json.loads(json.dumps(report))
+    older["profiles"][0] |= {"verdict": "held", "by": ["bf16 f16"]}
+    knob = next(iter(newer["filters"]))
+    newer["filters"][knob]["credited"] = 0
+    newer["coverage"]["pairs"] -= 1
+    row = {"case": "x", "operator": "add", "seconds": 1e-3, "bytes": 8, "gb_s": 8e-6, "fraction_of_limit": None}
+    older["speed"], newer["speed"] = [row], [row | {"seconds": 2e-3}]
+    changes = compare(older, newer)
+    found = {(change.subject, change.kind) for change in changes}
+    assert found == {("profile", "lost"), ("filter", "lost"), ("coverage", "lost"), ("speed", "slower")}
+    slower = changes[-1]
+    assert (is_regression(slower), is_regression(slower, 3), is_regression(slower, 1.5)) == (False, False, True)
 
 
 def test_comparing_on_the_command_line(report, tmp_path):
@@ -177,6 +212,8 @@ def test_comparing_on_the_command_line(report, tmp_path):
     changed = invoke("compare", str(old), str(new))
     assert changed.exit_code == 1
     assert changed.output.startswith("broken")
+    told = json.loads(invoke("compare", "--json", str(old), str(new)).stdout)
+    assert (told["regression"], told["same_suite"], len(told["changes"])) == (True, True, 1)
     new.write_text("{}")
     assert isinstance(invoke("compare", str(old), str(new)).exception, FormatError)
 
@@ -190,7 +227,7 @@ def test_a_green_run_ends_with_0_and_writes_its_reports(tmp_path):
     ran = invoke("--backend", "cpu", "--tier", "smoke", "--filter", "add[", *reports)
     assert ran.exit_code == 0, ran.output
     assert ran.output.endswith("green\n")
-    jsonschema.validate(data.load(files[0]), data.schema())
+    jsonschema.validate(load(files[0]), schema())
     assert ElementTree.parse(files[1]).getroot().tag == "testsuites"
 
 

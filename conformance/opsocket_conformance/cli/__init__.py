@@ -7,16 +7,17 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Final
 
 import click
 
-from opsocket.cli.common import FAILED, USAGE, backend_options, fail, open_session, require_backend
+from opsocket.cli.common import FAILED, backend_options, open_session, require_backend
 
 if TYPE_CHECKING:
     from opsocket.runtime import RuntimeConfig
-    from opsocket_conformance.case import Case
-    from opsocket_conformance.profiles import Held, Profile
+    from opsocket_conformance.case import Case, Tier
+    from opsocket_conformance.profiles import Profile
+    from opsocket_conformance.report.data import Run
     from opsocket_conformance.verdicts import Result
 
 _FILE = click.File("w", encoding="utf-8")
@@ -25,7 +26,7 @@ _FILE = click.File("w", encoding="utf-8")
 class _Subcommands(click.Group):
     """Subcommands by name, each imported when it is asked for."""
 
-    modules: Final = {"compare": "compare", "fuzz": "fuzz", "stability": "stability"}
+    modules: Final = ("compare", "fuzz", "oracles", "stability", "verify")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self.modules)
@@ -33,7 +34,7 @@ class _Subcommands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.modules:
             return None
-        module = importlib.import_module(f"{__name__}.{self.modules[name]}")
+        module = importlib.import_module(f"{__name__}.{name}")
         found: click.Command = module.command
         return found
 
@@ -43,7 +44,7 @@ class _Subcommands(click.Group):
 @click.option(
     "--profile", "profiles", metavar="A,B", default="", help="Only these profiles, and all of them are wanted."
 )
-@click.option("--tier", type=click.Choice(["smoke", "default", "full"]), default="default", show_default=True)
+@click.option("--tier", type=click.Choice(["smoke", "default", "full", "large"]), default="default", show_default=True)
 @click.option("--case", "case_ids", metavar="ID", multiple=True, help="Exactly this case, in tier or not; repeatable.")
 @click.option("--filter", "text", metavar="TEXT", default="", help="Only cases whose id contains TEXT.")
 @click.option("--shard", metavar="I/N", default="", help="Only the I-th of N parts of the cases.")
@@ -56,13 +57,18 @@ class _Subcommands(click.Group):
 @click.option("--json", "json_file", type=_FILE, help="Write the report as JSON (- is stdout).")
 @click.option("--junit", "junit_file", type=_FILE, help="Write the report as JUnit XML.")
 @click.option("--markdown", "markdown_file", type=_FILE, help="Write the report as Markdown.")
+@click.option("--html", "html_file", type=_FILE, help="Write the report as one HTML page.")
+@click.option("--badge", "badge_file", type=_FILE, help="Write an SVG badge.")
+@click.option("--self-test", is_flag=True, help="Test the suite: does it find the faults whose name has --filter?")
+@click.option("--power", metavar="FILE", type=click.Path(), help="Put a self-test's --json into the report.")
+@click.option("--reproduce", "reproduce_file", type=_FILE, help="Write a script that runs the first failure alone.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, and no report on the screen.")
 @click.pass_context
 def command(
     ctx: click.Context,
     config: RuntimeConfig,
     profiles: str,
-    tier: str,
+    tier: Tier,
     case_ids: tuple[str, ...],
     text: str,
     shard: str,
@@ -75,6 +81,11 @@ def command(
     json_file: IO[str] | None,
     junit_file: IO[str] | None,
     markdown_file: IO[str] | None,
+    html_file: IO[str] | None,
+    badge_file: IO[str] | None,
+    self_test: bool,
+    power: str | None,
+    reproduce_file: IO[str] | None,
     quiet: bool,
 ) -> None:
     """Prove a backend right: every operator against a float64 oracle, with derived tolerances.
@@ -83,19 +94,29 @@ def command(
     """
     if ctx.invoked_subcommand is not None:
         return
-    part = _shard(shard)
+
+    from opsocket_conformance.planned import parse_shard, plan_run, why_red
+
+    part = parse_shard(shard)
     if list_only:
-        for case in _planned(tier, _wanted(profiles), case_ids, text, part)[0]:
+        for case in plan_run(tier, _wanted(profiles), case_ids, text, part).cases:
             click.echo(case.id)
         return
     selection = require_backend(config)
+    chosen = config.override("argument", {"backend": str(selection.device)})
     wanted = _wanted(profiles)
-    cases, pool = _planned(tier, wanted, case_ids, text, part)
+    if self_test:
+        suite = plan_run(tier, wanted, case_ids, part=part).cases
+        _self_test(ctx, suite, chosen, text, jobs, seed, limit, json_file, markdown_file, quiet)
+        return
+    planned = plan_run(tier, wanted, case_ids, text, part)
+    cases = planned.cases
 
     from opsocket_conformance.exclusions import load_exclusions
     from opsocket_conformance.isolation import run_isolated
     from opsocket_conformance.profiles import PROFILES, hold
-    from opsocket_conformance.report import data, junit, markdown, terminal
+    from opsocket_conformance.report import badge, data, html, junit, markdown, terminal
+    from opsocket_conformance.report.power import with_power
     from opsocket_conformance.runner import run
 
     exclusions = load_exclusions(exclude) if exclude else ()
@@ -105,13 +126,12 @@ def command(
             with open_session(config, selection) as session:
                 results = run(cases, session, seed=seed, limit_s=limit, exclusions=exclusions, on_result=advance)
         else:
-            chosen = config.override("argument", {"backend": str(selection.device)})
             results = run_isolated(
                 cases, chosen, jobs=jobs, seed=seed, limit_s=limit, exclusions=exclusions, on_result=advance
             )
     by_id = {result.case: result for result in results}
-    held = [hold(profile, pool, by_id) for profile in wanted or PROFILES]
-    reason = _failure(results, held, asked=bool(wanted), whole=not (case_ids or text or shard))
+    held = [hold(profile, planned.pool, by_id) for profile in wanted or PROFILES]
+    reason = why_red(results, held, asked=bool(wanted), whole=not (case_ids or text or shard))
     asked = data.Run(
         str(selection.device) if config.backend == "auto" else config.backend,
         dict(config.operators),
@@ -120,13 +140,20 @@ def command(
         tuple(p.name for p in wanted),
         shard,
         text,
+        tuple(dict.fromkeys(case_ids)),
+        jobs,
     )
     took = time.perf_counter() - started
     report = data.build(asked, selection.backend.info, selection.device, cases, results, held, reason, took)
+    if power is not None:
+        report = with_power(report, power)
     writers: Sequence[tuple[IO[str] | None, Callable[[], str]]] = (
         (json_file, lambda: json.dumps(report, indent=1) + "\n"),
         (junit_file, lambda: junit.junit(report)),
         (markdown_file, lambda: markdown.markdown(report)),
+        (html_file, lambda: html.html(report)),
+        (badge_file, lambda: badge.badge(report)),
+        (reproduce_file, lambda: _reproducer(cases, results, asked)),
     )
     for file, write in writers:
         if file is not None:
@@ -139,44 +166,45 @@ def command(
         ctx.exit(FAILED)
 
 
+def _self_test(
+    ctx: click.Context,
+    cases: Sequence[Case],
+    config: RuntimeConfig,
+    text: str,
+    jobs: int,
+    seed: int,
+    limit: float,
+    json_file: IO[str] | None,
+    markdown_file: IO[str] | None,
+    quiet: bool,
+) -> None:
+    from opsocket_conformance.cli import self_test
+    from opsocket_conformance.power.matrix import matrix
+
+    started = time.perf_counter()
+    outcomes = self_test.self_test(cases, config, text=text, jobs=jobs, seed=seed, limit_s=limit, quiet=quiet)
+    reason = self_test.failure(outcomes)
+    if json_file is not None:
+        json_file.write(json.dumps(self_test.to_json(outcomes, time.perf_counter() - started), indent=1) + "\n")
+    if markdown_file is not None:
+        markdown_file.write(matrix(outcomes))
+    self_test.tell(outcomes, reason)
+    if reason:
+        ctx.exit(FAILED)
+
+
+def _reproducer(cases: Sequence[Case], results: Sequence[Result], asked: Run) -> str:
+    """A script for the first case that failed, or for the only one there is."""
+    from opsocket_conformance.reproducer import reproducer
+    from opsocket_conformance.verdicts import Verdict
+
+    wrong = (r.case for r in results if r.verdict in (Verdict.FAIL, Verdict.CRASH))
+    first = next(wrong, cases[0].id if len(cases) == 1 else "")
+    case = next((case for case in cases if case.id == first), None)
+    return "# Nothing failed.\n" if case is None else reproducer(case, asked.backend, asked.seed, asked.pins)
+
+
 def _wanted(profiles: str) -> tuple[Profile, ...]:
     from opsocket_conformance.profiles import find_profiles
 
     return find_profiles([name for name in profiles.split(",") if name])
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """(number, count) of I/N."""
-    if not text:
-        return 1, 1
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        fail(f"--shard: wanted I/N with 1 <= I <= N, got {text!r}", USAGE)
-    return int(number), int(count)
-
-
-def _planned(
-    tier: Any, wanted: Sequence[Profile], case_ids: Sequence[str], text: str, part: tuple[int, int]
-) -> tuple[list[Case], list[Case]]:
-    """The cases of this run, and all those of its tier and profiles, by which a profile is complete or not."""
-    from opsocket_conformance.case import parse_case, shard
-    from opsocket_conformance.cases import cases_of
-    from opsocket_conformance.checks import CHECKS
-
-    pool = list(cases_of(tier))
-    if wanted:
-        pool = [case for case in pool if any(profile.includes(case.check.features()) for profile in wanted)]
-    if case_ids:
-        return [parse_case(id, CHECKS) for id in dict.fromkeys(case_ids)], pool
-    return shard([case for case in pool if text in case.id], *part), pool
-
-
-def _failure(results: Sequence[Result], held: Sequence[Held], *, asked: bool, whole: bool) -> str:
-    """Why the run is red, "" for green. whole: nothing was left out by hand, so that profiles can be demanded."""
-    from opsocket_conformance.verdicts import count, failure_of
-
-    wrong = ("not held", "incomplete") if whole else ("not held",)
-    missing = [h.profile for h in held if h.verdict in wrong] if asked else []
-    if whole and not asked and not any(h.by for h in held):
-        missing = ["any profile"]
-    return failure_of(count(results), missing)

@@ -12,10 +12,8 @@ from typing import Any, Final
 from opsocket.operators import INTERFACE_VERSION, BackendInfo, DeviceInfo
 from opsocket_conformance import SUITE_VERSION
 from opsocket_conformance.case import Case
-from opsocket_conformance.cover import coverage
+from opsocket_conformance.coverage import attention_coverage, filter_credit
 from opsocket_conformance.evidence import evidence_of, host, suite_digest
-from opsocket_conformance.operators.attention.knobs import Attention
-from opsocket_conformance.operators.attention.probes import KNOBS, feasible
 from opsocket_conformance.profiles import Held
 from opsocket_conformance.report.text import clipped
 from opsocket_conformance.verdicts import Filtered, Result, Verdict, count
@@ -53,7 +51,7 @@ def build(
     """The whole report, JSON-ready and sealed. failure: why the run is red, "" for green."""
     evidence = evidence_of(device)
     by_id = {case.id: case for case in cases}
-    results = [_rounded(result) for result in results]
+    results = [rounded(result) for result in results]
     report = {
         "schema": SCHEMA_VERSION,
         "suite": {"version": SUITE_VERSION, "digest": suite_digest()},
@@ -144,32 +142,7 @@ def operators(results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def attention_coverage(cases: Sequence[Case], results: Sequence[Result]) -> dict[str, int]:
-    """Pairs of attention's knob values that ran in some case, of those that the interface defines."""
-    ran = {r.case for r in results if r.verdict in (Verdict.PASS, Verdict.FAIL)}
-    rows = []
-    for case in cases:
-        check = case.check
-        if case.id in ran and type(check) is Attention:
-            row = {name: getattr(check, name) for name in KNOBS if name != "heads"}
-            rows.append(row | {"heads": (check.hq, check.hkv)})
-    have, total = coverage(rows, KNOBS, feasible)
-    return {"pairs": have, "of": total}
-
-
-def filter_credit(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """For each knob: cases whose matched filter could see a fault in it, and the largest |t| among them."""
-    knobs: dict[str, dict[str, float]] = {}
-    for result in results:
-        for knob, reading in result.filters.items():
-            entry = knobs.setdefault(knob, {"credited": 0, "blind": 0, "largest_t": 0.0})
-            entry["credited" if reading.credited else "blind"] += 1
-            if reading.credited:
-                entry["largest_t"] = max(entry["largest_t"], abs(reading.t))
-    return dict(sorted(knobs.items()))
-
-
-def _rounded(result: Result) -> Result:
+def rounded(result: Result) -> Result:
     """A result as a report can say it: what follows from the report is then what followed from the run."""
     return replace(
         result,

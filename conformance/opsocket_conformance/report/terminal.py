@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,6 +68,23 @@ def _failures(report: dict[str, Any]) -> Iterator[str]:
     if len(failed) > _MOST_FAILURES:
         yield f"... and {len(failed) - _MOST_FAILURES} more; --json FILE has them all"
         yield ""
+    yield from _without_result(report)
+
+
+def _without_result(report: dict[str, Any]) -> Iterator[str]:
+    """Why cases did not run; and, where not a single one passed, what the backend said about those that it denied."""
+    cases = report["cases"]
+    why = Counter((case["verdict"], "; ".join(case["messages"])) for case in cases if case["verdict"] == "NOT_RUN")
+    if not any(case["verdict"] == "PASS" for case in cases):
+        denied = [case for case in cases if case["verdict"] == "UNSUPPORTED"]
+        why.update((case["verdict"], "; ".join(map(_reason, case["reasons"]))) for case in denied)
+    for (verdict, told), count in why.most_common(_MOST_FAILURES):
+        yield f"{verdict}  {count} cases: {told}"
+        yield ""
+
+
+def _reason(reason: dict[str, Any]) -> str:
+    return f"{reason['field']}={reason['got']!r}, wanted {reason['want']}"
 
 
 def _aligned(columns: tuple[str, ...], rows: list[Any], right: range = range(0)) -> Iterator[str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from opsocket_conformance.report.html import signs
 from opsocket_conformance.report.html.markup import Content, Markup, code, details, ids, note, section, table, tag
 from opsocket_conformance.report.html.ratios import gauge
+from opsocket_conformance.report.text import clipped
 from opsocket_conformance.verdicts import Filtered
 
-_ENOUGH: Final = 3
-"""Cases that have to see a fault, each by itself, before it counts as caught."""
+_SHOWN: Final[Mapping[str, Callable[[str], Markup]]] = {
+    "killed": signs.good,
+    "weak": signs.partly,
+    "survived": signs.bad,
+    "not run": signs.neither,
+}
 _MOST_SHOWN = 2000
 
 
@@ -78,22 +83,23 @@ def kill_matrix(report: Mapping[str, Any]) -> Markup:
     faults: Sequence[Mapping[str, Any]] = report.get("power", ())
     if not faults:
         return Markup("")
-    killed = [fault for fault in faults if fault["kills"]]
-    well = [fault for fault in faults if len(fault["kills"]) >= _ENOUGH]
-    survivors = [fault for fault in faults if not fault["kills"]]
+    number = {verdict: sum(fault["verdict"] == verdict for fault in faults) for verdict in _SHOWN}
+    others = ", ".join(f"{n} {verdict}" for verdict, n in number.items() if n and verdict != "killed")
     return section(
         "power",
         "Power of the suite",
         note(
-            "Faults put one at a time into a correct backend. A fault is killed by every case that stops passing "
-            "because of it. This measures the suite and not the backend."
+            "Faults put one at a time into a correct backend. A case kills a fault if it fails with it and not "
+            "without; three kills by different configurations count, one or two are weak. This measures the suite and "
+            "not the backend."
         ),
         tag(
             "p",
-            tag("strong", f"{len(killed)} of {len(faults)} faults killed ({1000 * len(killed) // len(faults) / 10} %)"),
-            f"; {len(well)} by at least {_ENOUGH} cases.",
+            tag("strong", f"{number['killed']} of {len(faults)} faults killed"),
+            f" ({1000 * number['killed'] // len(faults) / 10} %)",
+            f"; {others}." if others else ".",
         ),
-        _survivors(survivors),
+        _survivors([fault for fault in faults if fault["verdict"] != "killed"]),
         _grid(faults),
         details(f"All {len(faults)} faults", _list(faults)),
     )
@@ -102,8 +108,26 @@ def kill_matrix(report: Mapping[str, Any]) -> Markup:
 def _survivors(faults: Sequence[Mapping[str, Any]]) -> Content:
     if not faults:
         return tag("p", signs.good("no fault survived"))
-    rows = [(f["fault"], f["category"], code(f["operator"]), f["ran"], f["verdict"]) for f in faults]
-    return table("Faults that survived", ("fault", "category", "operator", "cases run", "verdict"), rows, numeric=(3,))
+    rows = [
+        (
+            _name(fault),
+            fault["category"],
+            code(fault["operator"]),
+            fault["ran"],
+            _SHOWN[fault["verdict"]](_words(fault)),
+        )
+        for fault in faults
+    ]
+    columns = ("fault", "category", "operator", "cases run", "verdict")
+    return table("Faults that were not killed", columns, rows, numeric=(3,))
+
+
+def _name(fault: Mapping[str, Any]) -> Content:
+    return [tag("strong", fault["fault"]), tag("div", clipped(fault["wrong"], 300), class_="muted")]
+
+
+def _words(fault: Mapping[str, Any]) -> str:
+    return f"{fault['verdict']}, {len(fault['kills'])}" if fault["kills"] else fault["verdict"]
 
 
 def _grid(faults: Sequence[Mapping[str, Any]]) -> Markup:
@@ -111,7 +135,7 @@ def _grid(faults: Sequence[Mapping[str, Any]]) -> Markup:
     operators, categories = (sorted({fault[key] for fault in faults}) for key in ("operator", "category"))
     cells: dict[tuple[str, str], list[bool]] = {}
     for fault in faults:
-        cells.setdefault((fault["operator"], fault["category"]), []).append(bool(fault["kills"]))
+        cells.setdefault((fault["operator"], fault["category"]), []).append(fault["verdict"] == "killed")
     rows = [(code(o), *(_share(cells.get((o, c), [])) for c in categories)) for o in operators]
     return table("Kill matrix: faults killed, by operator and category", ("operator", *categories), rows)
 
@@ -126,21 +150,14 @@ def _share(kills: Sequence[bool]) -> Markup:
 def _list(faults: Sequence[Mapping[str, Any]]) -> Content:
     rows = [
         (
-            fault["fault"],
+            _name(fault),
             fault["category"],
             code(fault["operator"]),
-            _kills(fault),
+            _SHOWN[fault["verdict"]](_words(fault)),
             fault["ran"],
             ids(fault["kills"], 2) if fault["kills"] else "",
         )
         for fault in faults[:_MOST_SHOWN]
     ]
-    columns = ("fault", "category", "operator", "killed by", "of cases run", "for example")
+    columns = ("fault", "category", "operator", "verdict", "cases run", "found by")
     return table("Every fault", columns, rows, numeric=(4,))
-
-
-def _kills(fault: Mapping[str, Any]) -> Markup:
-    number = len(fault["kills"])
-    if number >= _ENOUGH:
-        return signs.good(str(number))
-    return signs.partly(str(number)) if number else signs.bad("0")

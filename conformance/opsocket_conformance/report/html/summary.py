@@ -59,7 +59,7 @@ def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, Content, str]]:
     yield "knob pairs covered", _share(report["coverage"]["pairs"], report["coverage"]["of"]), ""
     yield "credited filter readings", sum(entry["credited"] for entry in report["filters"].values()), ""
     if report.get("power"):
-        killed = sum(bool(fault["kills"]) for fault in report["power"])
+        killed = sum(fault["verdict"] == "killed" for fault in report["power"])
         yield "faults killed", f"{killed} of {len(report['power'])}", ""
     yield "run time", _duration(report["run"]["seconds"]), ""
 

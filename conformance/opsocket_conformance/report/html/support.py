@@ -70,12 +70,16 @@ def matrix(report: Mapping[str, Any]) -> Markup:
     rest = [(f, _cell(case["verdict"] for case in cases if f in case["features"])) for f in others]
     grids = [
         _grid("Operators by type", cases, "dtype:", by_operator=True),
-        _grid("Cache formats by operator", cases, "cache:"),
         _grid("Weight formats by operator", cases, "weight:"),
+        _grid("Cache formats by operator", cases, "cache:"),
     ]
     options = table("What else a case needs", ("needs", "cases"), rest) if rest else ""
     return section(
-        "support", "Support", _legend(), grids, details("Options, head sizes and block sizes", options) if rest else ""
+        "support",
+        "Support",
+        _legend(),
+        tag("div", grids, class_="beside"),
+        details("Options, head sizes and block sizes", options) if rest else "",
     )
 
 

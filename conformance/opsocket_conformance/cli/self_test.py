@@ -1,0 +1,76 @@
+"""`opsocket conformance --self-test`: the suite, tested by the faults that it finds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from opsocket_conformance.case import Case
+from opsocket_conformance.isolation import Pool, Question
+from opsocket_conformance.power.catalogue import all_faults
+from opsocket_conformance.power.fault import Fault
+from opsocket_conformance.power.matrix import summary
+from opsocket_conformance.power.self_test import Outcome, examine
+from opsocket_conformance.verdicts import Result
+
+if TYPE_CHECKING:
+    from opsocket.runtime import RuntimeConfig
+
+
+def self_test(
+    cases: Sequence[Case], config: RuntimeConfig, *, text: str, jobs: int, seed: int, limit_s: float, quiet: bool
+) -> list[Outcome]:
+    """Put every fault whose name contains `text` to the cases of its operator, in worker processes."""
+    faults = [fault for fault in all_faults() if text in fault.name]
+    pool, unbroken = Pool(config, jobs, limit_s), dict[str, Result]()
+    outcomes: dict[str, Outcome] = {}
+
+    def ask(case: Case, fault: str) -> Result:
+        if fault:
+            return pool.ask(Question(case, seed, fault))
+        if case.id not in unbroken:
+            unbroken[case.id] = pool.ask(Question(case, seed))
+        return unbroken[case.id]
+
+    def keep(fault: Fault, outcome: Outcome) -> None:
+        outcomes[fault.name] = outcome
+        if not quiet:
+            told = f"{len(outcome.kills)} of {outcome.ran} cases found it, {outcome.seconds:.1f} s"
+            click.echo(f"[{len(outcomes)}/{len(faults)}] {outcome.verdict:<9} {fault.name}: {told}", err=True)
+
+    # The dear ones first: those that take a process with them at every kill.
+    order = sorted(faults, key=lambda fault: not fault.isolated)
+    pool.map(lambda fault: examine(fault, cases, ask), order, keep)
+    return [outcomes[fault.name] for fault in faults]
+
+
+def failure(outcomes: Sequence[Outcome]) -> str:
+    """Why the suite is too weak, "" where it is not: 98 % of the faults killed, and every control."""
+    if not outcomes:
+        return "no fault was planned"
+    controls = [o.fault for o in outcomes if o.category == "control" and o.verdict != "killed"]
+    if controls:
+        return f"controls that were not red: {', '.join(controls)}"
+    killed = sum(outcome.verdict == "killed" for outcome in outcomes)
+    return "" if killed >= 0.98 * len(outcomes) else f"only {killed} of {len(outcomes)} faults were killed"
+
+
+def to_json(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
+    """What `--power` puts into a report."""
+    from opsocket_conformance import SUITE_VERSION
+    from opsocket_conformance.evidence import suite_digest
+
+    suite = {"version": SUITE_VERSION, "digest": suite_digest()}
+    return {"suite": suite, "seconds": round(seconds, 1), "power": [outcome.to_json() for outcome in outcomes]}
+
+
+def tell(outcomes: Sequence[Outcome], reason: str) -> None:
+    """The verdict for people."""
+    for outcome in outcomes:
+        if outcome.verdict != "killed":
+            click.echo(f"{outcome.verdict}: {outcome.fault} ({outcome.wrong})", err=not sys.stdout.isatty())
+    click.echo(summary(outcomes))
+    click.echo(f"red: {reason}" if reason else "green")
