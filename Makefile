@@ -4,8 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 BACKEND ?= cpu
 TIER ?= default
+JOBS ?= 1
 
-.PHONY: help setup demo test test-slow lint format types contracts conformance bench benchmark docs docs-check check clean
+.PHONY: help setup demo test test-slow lint format types contracts conformance self-test kill-matrix oracles stability \
+  template bench benchmark docs docs-check check clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,9 +47,28 @@ contracts: $(STAMP) ## who may import whom
 
 conformance: $(STAMP) ## the conformance suite: make conformance BACKEND=cpu TIER=smoke|default|full
 	@mkdir -p reports
-	$(BIN)/opsocket conformance --backend $(BACKEND) --tier $(TIER) \
+	$(BIN)/opsocket conformance --backend $(BACKEND) --tier $(TIER) --jobs $(JOBS) $(if $(POWER),--power $(POWER)) \
 	  --json reports/conformance-$(BACKEND).json --junit reports/conformance-$(BACKEND).xml \
-	  --markdown reports/conformance-$(BACKEND).md
+	  --markdown reports/conformance-$(BACKEND).md --html reports/conformance-$(BACKEND).html \
+	  --badge reports/conformance-$(BACKEND).svg
+
+self-test: $(STAMP) ## does the suite find the faults of its catalogue (minutes); writes reports/power.json
+	@mkdir -p reports
+	OMP_NUM_THREADS=1 $(BIN)/opsocket conformance --backend $(BACKEND) --self-test --jobs 2 \
+	  --json reports/power.json --markdown reports/kill-matrix.md
+
+kill-matrix: self-test ## the same, and docs/kill-matrix.md anew
+	$(BIN)/python scripts/generate_docs.py --kill-matrix reports/kill-matrix.md
+
+oracles: $(STAMP) ## the two oracles, held against each other: make oracles TIER=smoke|default|full
+	@mkdir -p reports
+	$(BIN)/opsocket conformance oracles --backend $(BACKEND) --tier $(TIER) --json reports/oracles.json
+
+stability: $(STAMP) ## no verdict depends on the random numbers: 20 seeds of smoke
+	OMP_NUM_THREADS=1 $(BIN)/opsocket conformance stability --backend $(BACKEND) --tier smoke --seeds 20 --jobs 2
+
+template: $(STAMP) ## the plugin template, installed as a stranger's backend, to profile decoder
+	scripts/check_template.sh $(BIN)/python
 
 bench: $(STAMP) ## tokens per second beside this machine's memory bandwidth
 	$(BIN)/opsocket bench --model smollm2 --backend $(BACKEND)

@@ -1,4 +1,5 @@
-"""Writes the generated blocks of README.md and docs/ anew, or checks them: `generate_docs.py [--check]`.
+"""Writes the generated blocks of README.md and docs/ anew, or checks them: `generate_docs.py [--check]`; or puts a
+self-test's matrix, which takes minutes to measure, into docs/kill-matrix.md: `generate_docs.py --kill-matrix FILE`.
 
 A block lies between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. What it says comes from the code: the support
 matrix asks every backend's `supports` the same requests that conformance asks, so it can't promise anything else.
@@ -42,6 +43,7 @@ from opsocket.plugins.load import plugins
 from opsocket.quantization import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
+KILL_MATRIX = ROOT / "docs" / "kill-matrix.md"
 DTYPES = ("f32", "bf16", "f16")
 KV_FORMATS = (
     KVFormat("f32"),
@@ -157,6 +159,20 @@ def render(text: str) -> str:
     return re.sub(r"<!-- generated: (?P<name>[\w-]+) -->.*?<!-- end: (?P=name) -->", fill, text, flags=re.DOTALL)
 
 
+def unlisted_faults() -> list[str]:
+    """Faults of the catalogue that docs/kill-matrix.md does not name. Its figures are measured, not made here."""
+    from opsocket_conformance.power.catalogue import all_faults
+
+    told = KILL_MATRIX.read_text().replace("\\|", "|")
+    return [fault.name for fault in all_faults() if f"| {fault.name} |" not in told]
+
+
+def put_kill_matrix(source: Path) -> None:
+    block = f"<!-- measured: kill-matrix -->\n\n{source.read_text()}\n<!-- end: kill-matrix -->"
+    pattern = r"<!-- measured: kill-matrix -->.*<!-- end: kill-matrix -->"
+    KILL_MATRIX.write_text(re.sub(pattern, lambda _: block, KILL_MATRIX.read_text(), flags=re.DOTALL))
+
+
 def main(check: bool) -> int:
     stale = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
@@ -166,6 +182,9 @@ def main(check: bool) -> int:
             stale.append(path.relative_to(ROOT))
             if not check:
                 path.write_text(fresh)
+    if check and (missing := unlisted_faults()):
+        print(f"docs/kill-matrix.md lacks faults, run `make kill-matrix`: {', '.join(missing)}", file=sys.stderr)
+        return 1
     if check and stale:
         print(f"out of date, run `make docs`: {', '.join(map(str, stale))}", file=sys.stderr)
         return 1
@@ -174,4 +193,6 @@ def main(check: bool) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--kill-matrix"]:
+        put_kill_matrix(Path(sys.argv[2]))
     sys.exit(main(check="--check" in sys.argv[1:]))

@@ -86,12 +86,16 @@ def coverage(
     rows: Sequence[Mapping[str, Any]],
     knobs: Mapping[str, Sequence[Any]],
     allowed: Callable[[Choice], bool] = lambda choice: True,
+    strength: int = 2,
 ) -> tuple[int, int]:
-    """Pairs of knob values that occur in `rows`, and pairs that there are."""
-    have: set[tuple[Any, ...]] = set()
+    """Combinations of `strength` knob values that occur in `rows`, and those that there are."""
+    have: set[tuple[tuple[str, Any], ...]] = set()
+    groups = list(itertools.combinations(knobs, strength))
     for row in rows:
-        for a, b in itertools.combinations(knobs, 2):
-            if row.get(a) in knobs[a] and row.get(b) in knobs[b]:
-                have.add((a, row[a], b, row[b]))
-    pairs = ((a, x, b, y) for a, b in itertools.combinations(knobs, 2) for x in knobs[a] for y in knobs[b])
-    return len(have), sum(allowed({a: x, b: y}) for a, x, b, y in pairs)
+        known = {name for name in knobs if name in row and row[name] in knobs[name]}
+        have.update(tuple((name, row[name]) for name in group) for group in groups if known.issuperset(group))
+    there_are = 0
+    for group in groups:
+        for values in itertools.product(*(knobs[name] for name in group)):
+            there_are += allowed(dict(zip(group, values, strict=True)))
+    return len(have), there_are

@@ -171,7 +171,9 @@ def run_isolated(
         else:
             result = Result(case.id, case.check.operator, Verdict.EXCLUDED, messages=(str(exclusion),))
             done(Question(case, seed), result)
-    pool.run(asked, done)
+    pool.run([question for question in asked if question.case.tier != "large"], done)
+    # A large case takes gigabytes: one at a time, whatever `jobs` says.
+    Pool(config, 1, limit_s).run([question for question in asked if question.case.tier == "large"], done)
     return [results[case.id] for case in cases]
 
 

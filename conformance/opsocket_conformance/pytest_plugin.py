@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("opsocket", "opsocket conformance")
     add = group.addoption
     add("--opsocket-backend", metavar="NAME", help="Run the conformance cases on this backend, each as a test.")
-    add("--opsocket-tier", metavar="TIER", default="default", choices=["smoke", "default", "full"])
+    add("--opsocket-tier", metavar="TIER", default="default", choices=["smoke", "default", "full", "large"])
     add("--opsocket-profile", metavar="A,B", default="", help="Only these profiles, and all of them must be held.")
     add("--opsocket-filter", metavar="TEXT", default="", help="Only cases whose id contains TEXT.")
     add("--opsocket-seed", metavar="N", type=int, default=0, help="Other random numbers for every case.")

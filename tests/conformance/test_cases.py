@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,15 +13,17 @@ from hypothesis import strategies as st
 from opsocket.operators import ContractError
 from opsocket_conformance.case import TIERS, Case, parse_case, shard
 from opsocket_conformance.cases import all_cases, cases_of
-from opsocket_conformance.cover import cover, coverage
 from opsocket_conformance.checks import CHECKS
+from opsocket_conformance.cover import cover
+from opsocket_conformance.coverage import attention_coverage
+from opsocket_conformance.credit import credit, is_blind
 from opsocket_conformance.operators.attention.batches import BATCHES
 from opsocket_conformance.operators.attention.knobs import Attention
-from opsocket_conformance.operators.attention.probes import KNOBS, feasible
 from opsocket_conformance.preconditions.breaches import BREACHES
 from opsocket_conformance.preconditions.calls import CALLS
 from opsocket_conformance.profiles import PROFILES, find_profiles
 from opsocket_conformance.runner import run_case
+from opsocket_conformance.verdicts import Result, Verdict
 
 OPERATORS = {
     "add", "argmax", "attention", "cache_copy_blocks", "cache_move", "cache_read", "cache_write", "capture",
@@ -76,14 +79,35 @@ def test_shards_are_a_partition_of_one_size(count):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_every_pair_of_attention_knobs_that_the_interface_defines_occurs():
-    rows = []
-    for case in cases_of("default"):
-        if type(case.check) is Attention:
-            row = {name: getattr(case.check, name) for name in KNOBS if name != "heads"}
-            rows.append(row | {"heads": (case.check.hq, case.check.hkv)})
-    have, total = coverage(rows, KNOBS, feasible)
-    assert have == total > 2000
+def test_every_pair_of_attention_knobs_and_every_triple_of_those_that_pick_a_kernel_occurs():
+    cases = cases_of("default")
+    covered = attention_coverage(cases, [Result(case.id, "attention", Verdict.PASS) for case in cases])
+    assert covered["pairs"] == covered["of"] > 2000
+    assert covered["triples"] == covered["of_triples"] > 2000
+    fewer = attention_coverage(cases, [Result(case.id, "attention", Verdict.PASS) for case in cases_of("smoke")])
+    assert fewer["pairs"] < covered["pairs"]
+    assert fewer["triples"] < covered["triples"]
+
+
+def test_no_case_of_attention_is_blind():
+    """A sample of them: each sees some fault well enough to be believed, or has no key to see."""
+    cases = [case for case in cases_of("default") if type(case.check) is Attention and case.check.batch != "longest"]
+    for case in (*cases[::40], *(case for case in cases if case.check.x == "denormal")):
+        noise = credit(case)
+        assert not is_blind(noise), (case.id, noise)
+        assert noise or case.check.batch == "none"
+
+
+def test_knobs_that_carry_numbers_have_cases_of_their_own_that_see_them():
+    wanted = {"alibi": "alibi +5%", "sinks": "sinks +0.05", "cap": "softcap +5%"}
+    for knob, fault in wanted.items():
+        alone = [Attention(q=q, batch=batch, **{knob: 5.0 if knob == "cap" else True})
+                 for q in ("bf16", "f16", "f32") for batch in ("decode", "chunk")]  # fmt: skip
+        planned = {case.check for case in cases_of("default")}
+        for check in alone:
+            check = replace(check, x="flat") if knob == "sinks" else check
+            assert check in planned
+            assert credit(Case(check))[fault] < 0.1
 
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=6), st.sampled_from([2, 3]))

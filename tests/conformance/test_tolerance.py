@@ -1,5 +1,5 @@
 """The tolerance, proven by measurement: correct implementations in every declared numeric model, in several orders of
-summation, written here for this purpose, stay under half of E on every distribution that the suite draws."""
+summation, written for this purpose, stay under half of E on every distribution that the suite draws."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opsocket.operators import AttentionBatch, AttentionSpec, Numerics
+from opsocket.operators import Numerics
 from opsocket.quantization import get_format
 from opsocket_conformance.floats import round_to
 from opsocket_conformance.operators import merge_states, moe_route, rms_norm, rope, silu_mul
-from opsocket_conformance.operators.attention.batches import Row
-from opsocket_conformance.operators.attention.distributions import DISTRIBUTIONS, Heads, draw
-from opsocket_conformance.operators.attention.oracle import Problem, attention
+from opsocket_conformance.operators.attention.distributions import DISTRIBUTIONS
+from opsocket_conformance.operators.attention.oracle import attention
 from opsocket_conformance.operators.attention.tolerance import tolerance as attention_tolerance
 from opsocket_conformance.operators.matmul.inputs import activations
 from opsocket_conformance.operators.matmul.product import expect
 from opsocket_conformance.operators.matmul.random_weights import random_weight
-from opsocket_conformance.operators.matmul.weights import dequantize
+from opsocket_conformance.operators.matmul.weights import Weight, dequantize
+from opsocket_conformance.power.models import apart, chained, flash, problem, products, tilings
 
 F = np.float32
 HALF = 0.5 + 1e-9
@@ -32,75 +32,6 @@ def ratio(got, want, bound):
     return float((error / (bound.total + bound.slack)).max())
 
 
-# ---- attention: online softmax in f32 over tiles of keys, as kernels do it
-
-
-def exponential(kind, rng):
-    """exact: rounded to f32. approx: up to 2^-12 of relative error on top, as of a hardware unit; exp(0) is 1."""
-    if kind == "exact":
-        return lambda x: np.exp(x, dtype=F)
-    return lambda x: (np.exp(x, dtype=F) * (1 + 2.0**-12 * rng.uniform(-1, 1, x.shape) * (x != 0))).astype(F)
-
-
-def tangent(kind, rng):
-    if kind == "exact":
-        return lambda x: np.tanh(x, dtype=F)
-    return lambda x: (np.tanh(x, dtype=F) * (1 + 2.0**-12 * rng.uniform(-1, 1, x.shape))).astype(F)
-
-
-def flash(problem, tiles, *, rng, early_scale=False, base2=False):
-    """out f32[T, Hq, Dv], lse f32[T, Hq] of one request without masks, keys in the order and groups of `tiles`."""
-    spec = problem.spec
-    q, k, v = (a.astype(F) for a in (problem.q, problem.keys[0], problem.values[0]))
-    exp, tanh = exponential(spec.numerics.exp, rng), tangent(spec.numerics.tanh, rng)
-    group = spec.num_q_heads // spec.num_kv_heads
-    out, lse = np.empty((*q.shape[:2], v.shape[2]), F), np.empty(q.shape[:2], F)
-    log2e = F(1.4426950408889634)
-    for head in range(spec.num_q_heads):
-        rows = (q[:, head] * F(spec.scale)).astype(F) if early_scale else q[:, head]
-        top = np.full((len(q), 1), -np.inf, F)
-        total, acc = np.zeros((len(q), 1), F), np.zeros((len(q), v.shape[2]), F)
-        if problem.sinks is not None:
-            top, total = np.full((len(q), 1), problem.sinks[head], F), np.ones((len(q), 1), F)
-        for tile in tiles:
-            s = (rows @ k[tile, head // group].T).astype(F)
-            s = s if early_scale else s * F(spec.scale)
-            if spec.softcap is not None:
-                s = F(spec.softcap) * tanh(s / F(spec.softcap))
-            new = np.maximum(top, s.max(axis=1, keepdims=True))
-            if base2:
-                p, shrink = np.exp2((s - new) * log2e, dtype=F), np.exp2((top - new) * log2e, dtype=F)
-            else:
-                p, shrink = exp(s - new), exp(top - new)
-            total = total * shrink + p.sum(axis=1, keepdims=True, dtype=F)
-            rounded = round_to(p, spec.numerics.probabilities)
-            acc = acc * shrink + (rounded @ v[tile, head // group]).astype(F)
-            top = new
-        out[:, head] = round_to(acc / total, spec.out_dtype)
-        lse[:, head] = (top + np.log(total, dtype=F))[:, 0]
-    return out, lse
-
-
-def problem(kind, rng, dtype, out_dtype, numerics, *, cap=None, sinks=False, keys=700, d=64):
-    heads, rows = Heads(4, 2, d, d, dtype, None, 16, cap), [Row(24, keys)]
-    drawn = draw(kind, rng, heads, rows)
-    q, k, v = (round_to(a, dtype).astype(np.float64) for a in (drawn.q, drawn.keys[0], drawn.values[0]))
-    spec = AttentionSpec(
-        4, 2, d, d, float(F(1.25 / np.sqrt(d))), "full", softcap=cap, q_dtype=dtype, out_dtype=out_dtype,
-        numerics=numerics, want_lse=True, sinks=sinks,
-    )  # fmt: skip
-    batch = AttentionBatch(np.array([0, 24]), np.array([keys]))
-    return Problem(spec, batch, q, [k], [v], rng.normal(1, 1, 4).astype(F).astype(float) if sinks else None)
-
-
-def tilings(count):
-    order = np.arange(count)
-    yield [order]
-    yield np.array_split(order, -(-count // 48))
-    yield np.array_split(order[::-1], -(-count // 16))
-    yield [order[i::5] for i in range(5)]
-
-
 MODELS = [
     ("f32", "f32", Numerics()),
     ("f32", "f32", Numerics(exp="approx", tanh="approx")),
@@ -109,6 +40,10 @@ MODELS = [
     ("bf16", "f32", Numerics("bf16", "approx", "approx")),
     ("f16", "f16", Numerics("f16")),
     ("f16", "f32", Numerics("f16", "approx")),
+    ("f32", "f32", Numerics(accumulate="f32_truncating")),
+    ("f16", "f32", Numerics("f16", accumulate="f32_truncating", accumulate_step=16)),
+    ("bf16", "f32", Numerics(dequantized="bf16")),
+    ("bf16", "f32", Numerics("bf16", accumulate="f32_truncating", accumulate_step=8, dequantized="f16")),
 ]
 
 
@@ -116,12 +51,11 @@ MODELS = [
 def test_attention_in_every_declared_model_stays_under_half_of_the_bound(dtype, out_dtype, numerics):
     rng, elements, worst, worst_lse = np.random.default_rng(1), 0, 0.0, 0.0
     for kind in DISTRIBUTIONS:
-        given = problem(
-            kind, rng, dtype, out_dtype, numerics, cap=20.0 if kind == "saturate" else None, sinks=kind == "flat"
-        )
+        cap = 20.0 if kind == "saturate" else None
+        given = problem(kind, rng, dtype, out_dtype, numerics, cap=cap, sinks=kind == "flat", keys=350)
         out, lse = attention(given)
         bounds = attention_tolerance(given, out, lse)
-        for number, tiles in enumerate(tilings(700)):
+        for number, (_, tiles) in enumerate(tilings(350)):
             got, got_lse = flash(given, tiles, rng=rng, early_scale=number == 1, base2=number == 2)
             worst = max(worst, ratio(got, out, bounds.out))
             worst_lse = max(worst_lse, ratio(got_lse, lse, bounds.lse))
@@ -138,7 +72,7 @@ def test_attention_over_few_and_many_keys(keys):
         given = problem(kind, rng, "f32", "f32", Numerics(), keys=keys, d=128)
         out, lse = attention(given)
         bounds = attention_tolerance(given, out, lse)
-        for tiles in tilings(keys):
+        for _, tiles in tilings(keys):
             got, got_lse = flash(given, [t for t in tiles if len(t)], rng=rng)
             assert ratio(got, out, bounds.out) <= HALF
             assert ratio(got_lse, lse, bounds.lse) <= HALF
@@ -172,36 +106,6 @@ def test_merging_f32_parts():
 
 # ---- matrix products
 
-
-def chained(x, w):
-    """One f32 accumulator, column after column."""
-    acc = np.zeros((len(x), len(w)), F)
-    for j in range(x.shape[1]):
-        acc += x[:, j : j + 1] * w[:, j]
-    return acc
-
-
-def in_lanes(x, w, lanes):
-    """As SIMD kernels do: `lanes` partial sums, added at the end."""
-    return np.sum([chained(x[:, i::lanes], w[:, i::lanes]) for i in range(lanes)], axis=0, dtype=F)
-
-
-def apart(fmt, tensors, x, n, k):
-    """Codes and zero points or minimums summed apart, group by group, scales applied to the sums."""
-    group = fmt.group(tensors, n, k)
-    columns = x if group.input_permutation is None else x[:, group.input_permutation]
-    y = np.zeros((len(x), n), F)
-    offset = F(8)
-    for g in range(k // group.group_size):
-        part = slice(g * group.group_size, (g + 1) * group.group_size)
-        xs = columns[:, part]
-        codes = group.codes[:, part].astype(F) + offset
-        y += group.scale[:, g] * (chained(xs, codes) - offset * xs.sum(axis=1, keepdims=True, dtype=F))
-        if group.minimum is not None:
-            y -= group.minimum[:, g] * xs.sum(axis=1, keepdims=True, dtype=F)
-    return y
-
-
 FORMATS = [
     "f32",
     "bf16",
@@ -226,12 +130,45 @@ def test_matmul_in_several_orders_stays_under_half_of_the_bound(format_id, kind)
     weight = dequantize(fmt, tensors, n, k)
     x = activations(rng, kind, m, k, "f32")
     want, bound = expect(fmt, x, weight, None, "f32", Numerics())
-    w = weight.value.astype(F)
-    results = [chained(x, w), in_lanes(x, w, 8), in_lanes(x, w, 16), (x @ w.T).astype(F)]
+    results = [got for _, got in products(x, weight.value.astype(F), Numerics())]
     if not fmt.is_float:
         results.append(apart(fmt, tensors, x, n, k))
     for got in results:
         assert ratio(got, want, bound) <= HALF
+
+
+@pytest.mark.parametrize("kind", ["normal", "outliers", "cancel", "extreme"])
+@pytest.mark.parametrize(
+    "numerics",
+    [
+        Numerics(accumulate="f32_truncating"),
+        Numerics(accumulate="f32_truncating", accumulate_step=8, dequantized="bf16"),
+        Numerics(dequantized="f16"),
+    ],
+)
+def test_matmul_in_every_declared_model_stays_under_half_of_the_bound(numerics, kind):
+    rng, fmt = np.random.default_rng(8), get_format("q4_K")
+    tensors, x = random_weight(rng, fmt, 64, 1024), activations(rng, kind, 8, 1024, "f32")
+    weight = dequantize(fmt, tensors, 64, 1024)
+    want, bound = expect(fmt, x, weight, None, "f32", numerics)
+    for _, got in products(x, round_to(weight.value, numerics.dequantized), numerics):
+        assert ratio(got, want, bound) <= HALF
+
+
+def test_truncation_and_16_bit_weights_are_out_of_bounds_unless_declared():
+    rng, fmt = np.random.default_rng(9), get_format("q4_K")
+    tensors, x = random_weight(rng, fmt, 64, 8192), np.abs(activations(rng, "normal", 8, 8192, "f32"))
+    tensors_value = dequantize(fmt, tensors, 64, 8192)
+    want, bound = expect(fmt, x, tensors_value, None, "f32", Numerics())
+    assert ratio(x @ round_to(tensors_value.value, "bf16").T, want, bound) > 2
+    # Positive terms only: what is cut off never cancels.
+    w = np.abs(tensors_value.value).astype(F)
+    positive = Weight(w.astype(float), w.astype(float))
+    want, bound = expect(get_format("f32"), x, positive, None, "f32", Numerics())
+    truncating = Numerics(accumulate="f32_truncating")
+    got = next(products(x, w, truncating))[1]
+    assert ratio(got, want, bound) > 1
+    assert ratio(got, want, expect(get_format("f32"), x, positive, None, "f32", truncating)[1]) <= HALF
 
 
 def test_matmul_of_integer_codes_stays_under_half_of_the_bound():

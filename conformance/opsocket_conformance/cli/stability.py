@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command("stability")
 @backend_options
-@click.option("--tier", type=click.Choice(["smoke", "default", "full"]), default="smoke", show_default=True)
+@click.option("--tier", type=click.Choice(["smoke", "default", "full", "large"]), default="smoke", show_default=True)
 @click.option("--seeds", type=click.IntRange(2, 1000), default=20, show_default=True, help="How many.")
 @click.option("--filter", "text", metavar="TEXT", default="", help="Only cases whose id contains TEXT.")
 @click.option("--jobs", "-j", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")

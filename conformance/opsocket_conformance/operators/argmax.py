@@ -79,7 +79,7 @@ def cases() -> Iterator[Case]:
         for x in ("normal", "ties", "infinite"):
             yield Case(Argmax(dtype=dtype, x=x), 0, "smoke" if x == "ties" else "default")
         yield Case(Argmax(2, 49152, dtype))
-        for b, v in ((5, 1009), (3, 70001), (67, 33), (2, 8192)):
+        for b, v in ((5, 1009), (3, 70001), (67, 33), (2, 8192), (9, 517)):
             for x in ("late", "close", "infinite"):
                 yield Case(Argmax(b, v, dtype, x))
         yield Case(Argmax(1, 1, dtype))

@@ -21,7 +21,7 @@ def check_rounded_once(bench: Bench, what: str, got: Float64, ref: Float64, boun
         return
     margin = bound.inner + bound.slack
     with np.errstate(invalid="ignore", over="ignore"):
-        low, high = round_to(ref - margin, dtype), round_to(ref + margin, dtype)
+        low, high = (round_to(edge, dtype).astype(np.float64) for edge in (ref - margin, ref + margin))
         wrong = np.isfinite(ref) & ~((low <= got) & (got <= high))
     _report(bench, what, got, low, high, wrong, dtype)
 

@@ -187,6 +187,8 @@ def cases() -> Iterator[Case]:
             yield Case(Sample(dtype=dtype, how=how), 0, "smoke" if how == "all" else "default")
         for b, v in ((9, 211), (23, 97), (4, 1031)):
             yield Case(Sample(b, v, dtype, "history"))
+        for b, v in ((21, 307), (17, 61)):
+            yield Case(Sample(b, v, dtype))
         for v in (4099, 40009):
             for how in ("top_k", "greedy"):
                 yield Case(Sample(5, v, dtype, how))

@@ -82,10 +82,13 @@ def summary(report: dict[str, Any]) -> str:
 def coverage_words(report: dict[str, Any]) -> str:
     """Which pairs, and which triples where they were counted, of attention's knob values ran together."""
     covered = report["coverage"]
-    words = f"{covered['pairs']} of {covered['of']} pairs"
-    if "triples" in covered:
-        words += f" and {covered['triples']} of {covered['of_triples']} triples"
-    return f"{words} of attention's knobs"
+    parts = [
+        f"{covered[have]} of {covered[of]} {have}"
+        + (f" ({covered[f'credited_{have}']} credited)" if f"credited_{have}" in covered else "")
+        for have, of in (("pairs", "of"), ("triples", "of_triples"))
+        if have in covered
+    ]
+    return f"{' and '.join(parts)} of attention's knobs"
 
 
 def evidence_words(report: dict[str, Any]) -> str:

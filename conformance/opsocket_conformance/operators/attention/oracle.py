@@ -42,8 +42,8 @@ class Rows:
     Leading dimensions [Hkv, G, n] of n queries and G heads that share a KV head; last dimension the kv_len keys.
     raw: scale * q.k. magnitude: |scale| * sum |q||k|. capped: after softcap. bias: ALiBi. logits: all of it, -inf where
     masked. top: the largest of logits and sink (0 where neither is finite). weights: exp(logits - top). total: their
-    sum, the sink's included. sink: the sink's weight. queries f64[Hkv, G, n, Dqk]; keys f64[Hkv, 1, Dqk, kv_len]; values
-    f64[Hkv, 1, kv_len, Dvo].
+    sum, the sink's included. sink: the sink's weight. queries f64[Hkv, G, n, Dqk]; keys f64[Hkv, 1, Dqk, kv_len];
+    values f64[Hkv, 1, kv_len, Dvo].
     """
 
     first_row: int

@@ -74,6 +74,7 @@ def cases() -> Iterator[Case]:
     yield from _smoke()
     yield from _decoder()
     yield from _profiles()
+    yield from _alone()
     yield from _laws()
     yield from _combined()
     yield from _probes()
@@ -163,6 +164,18 @@ def _profiles() -> Iterator[Case]:
         )  # fmt: skip
         yield from _every("default", q=(q,), batch=("needle",), heads=HEADS[:2], x=("needle", "flat", "onehot"))
         yield from _every("default", q=(q,), batch=("longest",), heads=HEADS[3:], x=("needle", "flat"))
+
+
+def _alone() -> Iterator[Case]:
+    """Each knob that carries numbers, alone and on inputs that earn it credit: in combinations others drown it."""
+    for q in DTYPES:
+        for batch in ("decode", "chunk", "prefill", "edges"):
+            yield Case(Attention(q=q, batch=batch, alibi=True))
+            yield Case(Attention(q=q, batch=batch, alibi=True, x="flat", bs=0))
+            yield Case(Attention(q=q, batch=batch, sinks=True, x="flat"))
+            yield Case(Attention(9, 3, q=q, batch=batch, sinks=True))
+            yield Case(Attention(q=q, batch=batch, cap=5.0))
+            yield Case(Attention(9, 3, q=q, batch=batch, cap=30.0, x="saturate"))
 
 
 def _laws() -> Iterator[Case]:

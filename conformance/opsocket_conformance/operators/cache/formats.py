@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from opsocket.operators import CacheSpec, KVFormat
@@ -16,7 +17,8 @@ def kv_formats(text: str) -> tuple[KVFormat, KVFormat]:
 
 def _format(text: str) -> KVFormat:
     parts: list[Any] = text.split(".")
-    return KVFormat(*parts[:3], zero_point=parts[3:] == ["zero"])
+    plain = KVFormat(*parts[:3])
+    return replace(plain, zero_point=True) if parts[3:] == ["zero"] else plain
 
 
 def cache_spec(

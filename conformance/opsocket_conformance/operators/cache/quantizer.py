@@ -20,7 +20,8 @@ Float64 = npt.NDArray[np.float64]
 class Stored:
     """Values f64[T, H, D] after they went through a format: value = code * scale, exactly; fp8 codes are values too.
 
-    other: the neighbouring code where x / s lies within a few roundings of a tie, else the code itself.
+    other: the neighbouring code where x / s lies within a few roundings of a tie, else the code itself; also where s is
+    a power of two, as nothing is rounded there but the tie.
     """
 
     codes: Float64

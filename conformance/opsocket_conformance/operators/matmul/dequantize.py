@@ -27,7 +27,7 @@ from opsocket_conformance.tolerance import (
 @dataclass(frozen=True)
 class Dequantize(Check):
     """`prepare_weight` then `dequantize`: the format's value within one unit in the last place of f32, and the tensors
-    left alone. op: matmul or embedding, whose kernel prepares."""
+    left alone; of two weights of one shape. op: matmul or embedding, whose kernel prepares."""
 
     name: ClassVar[str] = "dequantize"
     shown: ClassVar[tuple[str, ...]] = ("w", "n", "k")
@@ -53,11 +53,13 @@ class Dequantize(Check):
             else MatmulSpec(self.w, self.n, self.k, self.dtype, self.dtype)
         )
         plan = bench.plan(Request(spec))
-        tensors = random_weight(rng, fmt, self.n, self.k)
-        packed = bench.prepare(plan, tensors)
-        got = bench.get(plan.dequantize(bench.session, packed))  # type: ignore[attr-defined]
-        want = dequantize(fmt, tensors, self.n, self.k).value
-        bench.compare("dequantize", got, want, rounded_once(want, "f32"), biased=False)
+        weights = [random_weight(rng, fmt, self.n, self.k) for _ in range(2)]
+        # Both before either is read: a weight kept by its format, its shape or its address would stand for the other.
+        packed = [bench.prepare(plan, tensors) for tensors in weights]
+        for name, tensors, prepared in zip(("dequantize", "dequantize of another"), weights, packed, strict=True):
+            got = bench.get(plan.dequantize(bench.session, prepared))  # type: ignore[attr-defined]
+            want = dequantize(fmt, tensors, self.n, self.k).value
+            bench.compare(name, got, want, rounded_once(want, "f32"), biased=False)
 
 
 def cases() -> Iterator[Case]:

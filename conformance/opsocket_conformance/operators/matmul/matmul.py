@@ -104,6 +104,10 @@ def _cases(w: str, dtype: str) -> Iterator[Case]:
     if dtype == "f32" or get_format(w).activation != "none":
         yield Case(Matmul(m=2, n=24, k=4096, w=w, dtype=dtype, x="cancel"))
         yield Case(Matmul(m=2, n=24, k=4096, w=w, dtype=dtype, x="extreme"))
+    if get_format(w).activation != "none":
+        for m, k in ((3, 256), (1, 512), (37, 96)):
+            yield Case(Matmul(m=m, n=72, k=k, w=w, dtype=dtype, x="ties"))
+            yield Case(Matmul(m=m, n=72, k=k, w=w, dtype=dtype, out="" if dtype == "f32" else "f32", x="ties"))
     if dtype != "f16" and get_format(w).scale_dtype == "f16":
         yield Case(Matmul(m=3, n=40, w=w, dtype=dtype, x="subnormal"))
     if get_format(w).activation == "none" and w in (*SMOKE, dtype):

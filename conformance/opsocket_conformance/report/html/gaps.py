@@ -12,7 +12,11 @@ from opsocket_conformance.report.text import clipped
 
 _MOST_GROUPS = 300
 _LONGEST_VALUE = 200
-_TIERS: Final = {"smoke": "the smallest tier: most cases are in the larger ones", "default": "the full tier has more"}
+_TIERS: Final = {
+    "smoke": "the smallest tier: most cases are in the larger ones",
+    "default": "the full tier has more",
+    "full": "the large tier also has what takes gigabytes",
+}
 
 
 def gaps(report: Mapping[str, Any]) -> Markup:

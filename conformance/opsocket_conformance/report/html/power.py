@@ -61,6 +61,9 @@ def coverage(report: Mapping[str, Any]) -> Markup:
     kinds = [("pairs of knob values", covered["pairs"], covered["of"])]
     if "triples" in covered:
         kinds.append(("triples of knob values", covered["triples"], covered["of_triples"]))
+    for name, of in (("pairs", "of"), ("triples", "of_triples")):
+        if f"credited_{name}" in covered:
+            kinds.append((f"{name} that a matched filter could see", covered[f"credited_{name}"], covered[of]))
     rows = [
         (
             tag("strong", kind),

@@ -1,0 +1,204 @@
+"""Every weight format as ONNX primitives: bits are shifted and masked as unsigned integers, floats are made of their
+bits, and what comes out is exact in float64.
+
+Layouts: see `opsocket.quantization` and its `reference`. Here a tensor is unpacked whole, there one weight at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from opsocket.operators.errors import ContractError
+from opsocket.quantization import QuantFormat
+from opsocket_conformance.second_oracle.answer import Part
+from opsocket_conformance.second_oracle.evaluators import Evaluator
+from opsocket_conformance.second_oracle.graph import Graph, Tensor, Writer
+
+Array = npt.NDArray[Any]
+
+
+def dequantize(evaluate: Evaluator, fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> tuple[Part, ...]:
+    """The weight f64[N, K], and the size of the terms it is made of, f64[N, K]; both exactly."""
+    value, magnitude = evaluate(_graph(fmt), **tensors)
+    return Part("value", value), Part("magnitude", magnitude)
+
+
+@dataclass(frozen=True, eq=False)
+class _Terms:
+    """w = scale * (code - zero) - minimum, which broadcast to [N, K], or to [N, ...] with K unfolded.
+
+    zero: stored, or the 2^(bits-1) that makes codes signed; a kernel may sum either apart.
+    """
+
+    scale: Tensor
+    code: Tensor
+    zero: Tensor | float = 0.0
+    minimum: Tensor | None = None
+
+
+@cache
+def _graph(fmt: QuantFormat) -> Graph:
+    g = Writer()
+    if fmt.is_float:
+        weight = _floats(g, fmt.id)
+        return g.finish(value=weight, magnitude=g("Abs", weight))
+    terms = _terms(g, fmt)
+    zero = terms.zero if isinstance(terms.zero, Tensor) else g.constant(terms.zero, "f64")
+    value = terms.scale * (terms.code - zero)
+    magnitude = g("Abs", terms.scale) * (g("Abs", terms.code) + g("Abs", zero))
+    if terms.minimum is not None:
+        value, magnitude = value - terms.minimum, magnitude + g("Abs", terms.minimum)
+    return g.finish(value=value.reshape(0, -1), magnitude=magnitude.reshape(0, -1))
+
+
+def _terms(g: Writer, fmt: QuantFormat) -> _Terms:
+    match fmt.packing:
+        case "dense":
+            scale = g.input("scale", fmt.scale_dtype).cast("f64").unsqueeze(1)
+            return _Terms(scale, g.input("weight", "i8").cast("f64"))
+        case "nibble_lo":
+            return _grouped(g, fmt)
+        case "gptq_v1" | "gptq_v2" | "awq":
+            return _words(g, fmt)
+        case "ggml" if fmt.id in _BLOCKS:
+            return _BLOCKS[fmt.id](g.input("blocks", "u8").reshape(0, -1, fmt.block_bytes))
+    raise ContractError("format.packing", "a packing that the second oracle has a graph for", fmt)
+
+
+def _floats(g: Writer, dtype: str) -> Tensor:
+    """A bf16 is the upper half of an f32."""
+    if dtype != "bf16":
+        return g.input("weight", dtype).cast("f64")
+    return (g.input("weight", "u16").cast("u32") << 16).bits_as("f32").cast("f64")
+
+
+def _fields(words: Tensor, bits: int, shifts: Sequence[int], inner: int = 0) -> Tensor:
+    """The fields of `bits` bits at these shifts, along a new axis that has `inner` of the dimensions after it."""
+    unsigned = {"u8": np.uint8, "u32": np.uint32}[words.dtype]
+    along = np.array(shifts, unsigned).reshape(-1, *[1] * inner)
+    return (words.unsqueeze(-1 - inner) >> along) & ((1 << bits) - 1)
+
+
+# ---- groups of columns, codes packed along K or N
+
+
+def _grouped(g: Writer, fmt: QuantFormat) -> _Terms:
+    """Lowest bits first along K. Without a stored zero point the code is the integer plus 2^(bits-1)."""
+    codes = _fields(g.input("codes", "u8"), fmt.bits, range(0, 8, fmt.bits)).reshape(0, -1, fmt.block_k).cast("f64")
+    scale = g.input("scale", fmt.scale_dtype).cast("f64").unsqueeze(2)
+    if fmt.zero == "int":
+        return _Terms(scale, codes, zero=g.input("zero", "u8").cast("f64").unsqueeze(2))
+    return _Terms(scale, codes, zero=2.0 ** (fmt.bits - 1))
+
+
+_LOWEST_FIRST: Final = tuple(range(0, 32, 4))
+_AWQ: Final = tuple(4 * (0, 2, 4, 6, 1, 3, 5, 7).index(column) for column in range(8))
+"""Where the nibbles of eight neighbours are: nibble i of an AWQ word belongs to output (0, 2, 4, 6, 1, 3, 5, 7)[i]."""
+
+
+def _words(g: Writer, fmt: QuantFormat) -> _Terms:
+    """32-bit words of eight nibbles: GPTQ's [K / 8, N] along K, AWQ's [K, N / 8] along N; zero points along N."""
+    awq = fmt.packing == "awq"
+    shifts = _AWQ if awq else _LOWEST_FIRST
+    words = g.input("qweight", "i32").bits_as("u32")
+    codes = _fields(words if awq else _transposed(words), 4, shifts).reshape(0, -1).cast("f64")
+    zero = _fields(g.input("qzeros", "i32").bits_as("u32"), 4, shifts).reshape(0, -1).cast("f64")
+    if fmt.packing == "gptq_v1":
+        zero = zero + 1.0
+    codes = _transposed(codes) if awq else codes
+    if fmt.g_idx:
+        group = g.input("g_idx", "i32")
+    else:
+        k = g("Squeeze", g("Shape", codes, dtype="i64", start=1, end=2))
+        group = g("Range", k * 0, k, 1) // fmt.block_k
+    scales = g.input("scales", fmt.scale_dtype).cast("f64")
+    return _Terms(_of_columns(scales, group), codes, zero=_of_columns(zero, group))
+
+
+def _of_columns(of_groups: Tensor, group: Tensor) -> Tensor:
+    """[G, N] of groups to [N, K] of columns."""
+    return _transposed(of_groups.writer("Gather", of_groups, group, axis=0))
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    return matrix.writer("Transpose", matrix, perm=[1, 0])
+
+
+# ---- ggml's blocks: u8 [N, blocks, bytes of a block] -> terms [N, blocks, ...] in the order of the weights
+
+
+def _half(block: Tensor, byte: int) -> Tensor:
+    """[N, blocks, 1]: two bytes, low one first, as an IEEE half."""
+    low, high = (block.part(2, at, at + 1).cast("u16") for at in (byte, byte + 1))
+    return (low | (high << 8)).bits_as("f16").cast("f64")
+
+
+def _nibbles(block: Tensor, byte: int) -> Tensor:
+    """16 bytes to [N, blocks, 32]: first the low nibbles, then the high."""
+    return _fields(block.part(2, byte, byte + 16), 4, (0, 4), inner=1).reshape(0, 0, -1)
+
+
+def _q4_0(block: Tensor) -> _Terms:
+    return _Terms(_half(block, 0), _nibbles(block, 2).cast("f64"), zero=8.0)
+
+
+def _q4_1(block: Tensor) -> _Terms:
+    """d * q + m: the minimum is stored with the other sign."""
+    return _Terms(_half(block, 0), _nibbles(block, 4).cast("f64"), minimum=-_half(block, 2))
+
+
+def _q5_0(block: Tensor) -> _Terms:
+    """The fifth bits are the 32 bits of bytes 2 to 5, in order."""
+    fifth = _fields(block.part(2, 2, 6), 1, range(8)).reshape(0, 0, -1)
+    return _Terms(_half(block, 0), (_nibbles(block, 6) | (fifth << 4)).cast("f64"), zero=16.0)
+
+
+def _q8_0(block: Tensor) -> _Terms:
+    return _Terms(_half(block, 0), block.part(2, 2, 34).bits_as("i8").cast("f64"))
+
+
+def _q2_k(block: Tensor) -> _Terms:
+    """Scale and minimum of each 16 in the nibbles of bytes 0 to 15; each half of the block in the bit pairs of 32."""
+    small = block.part(2, 0, 16)
+    codes = _fields(block.part(2, 16, 80).reshape(0, 0, 2, 32), 2, (0, 2, 4, 6), inner=1).reshape(0, 0, 16, 16)
+    scale = _half(block, 80) * (small & 15).cast("f64")
+    minimum = _half(block, 82) * (small >> 4).cast("f64")
+    return _Terms(scale.unsqueeze(3), codes.cast("f64"), minimum=minimum.unsqueeze(3))
+
+
+def _q4_k(block: Tensor) -> _Terms:
+    """Six-bit scales and minimums of each 32 from three times four bytes: scales, minimums and the low halves of the
+    last four of both, whose high halves lie on top of the first two."""
+    join = block.writer
+    scales, minimums, low = (block.part(2, at, at + 4) for at in (4, 8, 12))
+    scale = join("Concat", scales & 63, (low & 15) | ((scales >> 6) << 4), axis=2).cast("f64")
+    minimum = join("Concat", minimums & 63, (low >> 4) | ((minimums >> 6) << 4), axis=2).cast("f64")
+    codes = _fields(block.part(2, 16, 144).reshape(0, 0, 4, 32), 4, (0, 4), inner=1).reshape(0, 0, 8, 32)
+    scale, minimum = _half(block, 0) * scale, _half(block, 2) * minimum
+    return _Terms(scale.unsqueeze(3), codes.cast("f64"), minimum=minimum.unsqueeze(3))
+
+
+def _q6_k(block: Tensor) -> _Terms:
+    """Each half of the block: 64 bytes of nibbles, 32 bytes of bit pairs on top of them; signed scales of each 16."""
+    low = _fields(block.part(2, 0, 128).reshape(0, 0, 2, 64), 4, (0, 4), inner=1).reshape(0, 0, -1)
+    high = _fields(block.part(2, 128, 192).reshape(0, 0, 2, 32), 2, (0, 2, 4, 6), inner=1).reshape(0, 0, -1)
+    codes = (low | (high << 4)).cast("f64").reshape(0, 0, 16, 16)
+    scale = _half(block, 208) * block.part(2, 192, 208).bits_as("i8").cast("f64")
+    return _Terms(scale.unsqueeze(3), codes, zero=32.0)
+
+
+_BLOCKS: Final[Mapping[str, Callable[[Tensor], _Terms]]] = {
+    "q4_0": _q4_0,
+    "q4_1": _q4_1,
+    "q5_0": _q5_0,
+    "q8_0": _q8_0,
+    "q2_K": _q2_k,
+    "q4_K": _q4_k,
+    "q6_K": _q6_k,
+}
