@@ -48,11 +48,12 @@ class NotOpened(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """A case to be put, on the session as it is or with a fault of the catalogue."""
+    """A case to be put, on the session as it is or with a fault of the catalogue. limit_s: None for the pool's."""
 
     case: Case
     seed: int
     fault: str = ""
+    limit_s: float | None = None
 
 
 class Worker:
@@ -235,7 +236,7 @@ class Pool:
             return _unasked(question, self._stopped)
         started = time.perf_counter()
         try:
-            result = worker.ask(question, self._limit_s)
+            result = worker.ask(question, question.limit_s or self._limit_s)
         except Died as death:
             with self._lock:
                 self._busy.discard(worker)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -162,6 +162,8 @@ class FaultySession:
 
     def supports(self, request: Request) -> Any:
         right = self.right.supports(request)
+        if not self.in_place:
+            right = replace(right, capture="never")
         hit = self.fault.supports is not None and self.fault.hits(request)
         return self.fault.supports(right) if hit else right
 
@@ -174,6 +176,11 @@ class FaultySession:
         if batch is not None:
             plan.update(batch)
         return plan
+
+    def capture(self) -> Any:
+        """The right session's; refused as it would refuse where this one says that it does not work in place."""
+        session: Any = self.right if self.in_place else self
+        return Session.capture(session)
 
     def _inner(self, request: Request) -> Any:
         support = self.right.supports(request)

@@ -20,6 +20,8 @@ from opsocket_conformance.verdicts import Result, Verdict, count, failure_of
 
 ENOUGH: Final = 5
 KILLED: Final = 3
+_IN_VAIN: Final = 100
+"""So many cases without a kill: three are enough."""
 _OF_EACH_OPERATOR: Final = 8
 Ask = Callable[[Case, str], Result]
 """Put a case to the session as it is ("") or with the fault of that name; any number of threads at once, where a caller
