@@ -22,6 +22,8 @@ ENOUGH: Final = 5
 KILLED: Final = 3
 _IN_VAIN: Final = 100
 """So many cases without a kill: three are enough."""
+_UNSEEN: Final = 400
+"""So many cases without a kill, of a fault that says why no case can see it here: it survives."""
 _OF_EACH_OPERATOR: Final = 8
 Ask = Callable[[Case, str], Result]
 """Put a case to the session as it is ("") or with the fault of that name; any number of threads at once, where a caller
@@ -93,15 +95,17 @@ def examine(fault: Fault, cases: Iterable[Case], ask: Ask, enough: int = ENOUGH)
     if fault.category == "control":
         return _examine_control(fault, cases, ask)
     kills: dict[Any, str] = {}
-    ran, seconds = 0, 0.0
+    ran, in_vain, seconds = 0, 0, 0.0
     for case in in_order(fault, cases):
         result = ask(case, fault.name)
         if result.verdict is Verdict.NOT_RUN:
             return not_run(fault)
-        ran, seconds = ran + 1, seconds + result.seconds
+        ran, in_vain, seconds = ran + 1, in_vain + 1, seconds + result.seconds
         if _red(result) and case.check not in kills and not _red(ask(case, "")):
-            kills[case.check] = case.id
-        if len(kills) >= (KILLED if fault.isolated else enough):
+            kills[case.check], in_vain = case.id, 0
+        if len(kills) >= (KILLED if fault.isolated or in_vain > _IN_VAIN else enough):
+            break
+        if fault.unseen and in_vain > _UNSEEN:
             break
     verdict: Literal["killed", "weak", "survived"] = (
         "killed" if len(kills) >= KILLED else "weak" if kills else "survived"
