@@ -80,16 +80,24 @@ class Bench(Findings):
         self._inputs.append((name, whole, self.bits(whole)))
         return self.session.view(whole[:, 16 : 16 + width], values.shape)
 
-    def out(self, name: str, shape: Sequence[int], dtype: str) -> Array:
-        """An output between guard rows, filled with `SENTINEL`; None where the session does not work in place."""
+    def out(self, name: str, shape: Sequence[int], dtype: str, *, strided: bool = False) -> Array:
+        """An output between guard rows, filled with `SENTINEL`; None where the session does not work in place.
+
+        strided: each of its rows is a slice of a wider one, with guards on both sides.
+        """
         if not self.session.in_place:
             return None
-        rows = shape[0] + 2 * _GUARD_ROWS
-        fill = np.full((rows, *shape[1:]), int(SENTINEL) if dtype.startswith("i") else SENTINEL)
+        rows, width = shape[0] + 2 * _GUARD_ROWS, int(np.prod(shape[1:]))
+        margin = 8 if strided else 0
+        fill = np.full((rows, width + 2 * margin), int(SENTINEL) if dtype.startswith("i") else SENTINEL)
         whole = self.session.upload(fill.astype(np.int64 if dtype == "i64" else np.float32), dtype)
-        for part, where in (("before", slice(0, _GUARD_ROWS)), ("after", slice(rows - _GUARD_ROWS, rows))):
-            self._guards.append((f"{name}: rows {part}", whole[where], self.bits(whole[where])))
-        return whole[_GUARD_ROWS : rows - _GUARD_ROWS]
+        inside = slice(_GUARD_ROWS, rows - _GUARD_ROWS)
+        guards = {"rows before": whole[:_GUARD_ROWS], "rows after": whole[rows - _GUARD_ROWS :]}
+        if strided:
+            guards |= {"left of": whole[inside, :margin], "right of": whole[inside, margin + width :]}
+        for part, guard in guards.items():
+            self._guards.append((f"{name}: {part}", guard, self.bits(guard)))
+        return self.session.view(whole[inside, margin : margin + width], shape)
 
     def get(self, array: Array) -> Float64:
         """Values on the host, float64."""

@@ -69,3 +69,27 @@ def test_a_read_by_the_host_is_seen():
     with watching(torch.empty(3, device="meta")) as seen, pytest.raises((RuntimeError, NotImplementedError)):
         torch.empty(1, device="meta").item()
     assert any("waits for it" in what for what in seen)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "silu_mul[strided=1]#0",
+        "rms_norm[strided=1]#0",
+        "rope[strided=1]#0",
+        "matmul[strided=1]#0",
+        "take_rows[strided=1]#0",
+        "attention[strided=1]#0",
+    ],
+)
+def test_a_strided_output_written_as_if_it_were_dense(judge, case):
+    def write_densely(plan, result, args):
+        out = result[0] if isinstance(result, tuple) else result
+        strides = torch.empty(out.shape).stride()
+        out.as_strided(out.shape, strides, out.storage_offset()).copy_(out.clone())
+        return result
+
+    assert judge(case).verdict is Verdict.PASS
+    found = judge(case, case.partition("[")[0], result=write_densely)
+    assert found.verdict is Verdict.FAIL
+    assert any("the output were written to" in message for message in found.messages)

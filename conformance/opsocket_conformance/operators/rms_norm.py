@@ -59,7 +59,7 @@ class RMSNorm(ActivationCheck):
         if self.residual:
             residual = round_to(rng.standard_normal(shape) * 3, self.dtype)
             args.append(bench.put("residual", residual, self.dtype))
-        given = bench.out("out", shape, self.dtype)
+        given = bench.out("out", shape, self.dtype, strided=self.strided)
         result = bench.run(plan, *args, out=given)
         if self.residual:
             y, added = result

@@ -69,7 +69,7 @@ class Rope(ActivationCheck):
         positions[:2] = (0, self.far)
         factors = (1 + 7 * rng.random(rotary // 2)).astype(np.float32) if self.factors else None
         put = bench.put_strided if self.strided else bench.put
-        given = bench.out("out", x.shape, self.dtype)
+        given = bench.out("out", x.shape, self.dtype, strided=self.strided)
         y = bench.run(
             plan,
             put("x", x, self.dtype),

@@ -44,7 +44,7 @@ class SiluMul(ActivationCheck):
         gate = round_to(np.clip(rng.standard_normal((self.t, self.width)) * spread, -100, 100), self.dtype)
         up = round_to(rng.standard_normal((self.t, self.width)), self.dtype)
         put = bench.put_strided if self.strided else bench.put
-        given = bench.out("out", gate.shape, self.dtype)
+        given = bench.out("out", gate.shape, self.dtype, strided=self.strided)
         y = bench.run(plan, put("gate", gate, self.dtype), put("up", up, self.dtype), out=given)
         bench.check_padding("out", given, y, self.t)
         g, u = gate.astype(np.float64), up.astype(np.float64)

@@ -33,7 +33,7 @@ class TakeRows(ActivationCheck):
         x[1, : len(special)] = special[: self.width]
         rows = np.concatenate([[self.t - 1, 1, 1, 0], rng.integers(0, self.t, 3)])
         array = (bench.put_strided if self.strided else bench.put)("x", x, self.dtype)
-        given = bench.out("out", (len(rows), self.width), self.dtype)
+        given = bench.out("out", (len(rows), self.width), self.dtype, strided=self.strided)
         y = bench.run(plan, array, bench.put("rows", rows), out=given)
         bench.check_padding("out", given, y, len(rows))
         bench.same_bits("y", y, bench.bits(array)[rows])

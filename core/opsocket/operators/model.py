@@ -63,7 +63,7 @@ class RMSNormPlan(Plan):
         check_array(self.session, "weight", weight, "f32", (spec.width,), 1)
         check_optional(self.session, "residual", residual, spec.residual, spec.dtype, got, 1)
         if out is not None:
-            check_array(self.session, "out", out, spec.dtype, got)
+            check_array(self.session, "out", out, spec.dtype, got, len(shape) - 1)
         return self._call(self._run, x, weight, residual, out, outs={"out": out})
 
     @abstractmethod

@@ -109,7 +109,9 @@ def run_and_judge(bench: Bench, scene: Scene, check: Attention) -> tuple[Float64
     put = bench.put_strided if check.strided else bench.put
     kwargs = scene.operands(bench)
     if not check.fresh:
-        kwargs["out"] = bench.out("out", (len(q), spec.num_q_heads, spec.head_dim_vo), spec.out_dtype)
+        kwargs["out"] = bench.out(
+            "out", (len(q), spec.num_q_heads, spec.head_dim_vo), spec.out_dtype, strided=check.strided
+        )
         if spec.want_lse:
             kwargs["lse_out"] = bench.out("lse", (len(q), spec.num_q_heads), "f32")
     out, lse = bench.run(plan, put("q", q, spec.q_dtype), kv, **kwargs)

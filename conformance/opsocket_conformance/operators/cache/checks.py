@@ -70,6 +70,15 @@ class _CacheCheck(Check):
         cache = caches.allocate(bench, self.spec, self.dtype, scales, self.layout)
         return caches.write(bench, cache, self.dtype, np.arange(self.spec.num_slots), pair.k, pair.v), pair
 
+    def _held(self, bench: Bench, cache: Cache, pair: caches.Pair) -> tuple[Float64, Float64]:
+        """Every slot of a cache that `pair` filled. Held against what was written: copies that are compared with each
+        other agree also where every read gives 0."""
+        got = _contents(bench, cache, self.spec.num_slots)
+        stored = caches.expected(self.spec, pair.k, pair.v, caches.calibrate(self.spec, pair.k, pair.v))
+        for name, part, values in zip(("k", "v"), stored, got, strict=True):
+            caches.judge(bench, name, values, part)
+        return got
+
 
 @dataclass(frozen=True)
 class CacheWrite(_CacheCheck):
@@ -161,7 +170,7 @@ class CacheMove(_CacheCheck):
         else:
             source, target = rng.integers(0, count, count // 2), rng.permutation(count)[: count // 2]
         dst = src if self.how != "across" else self._other(bench, rng, pair)
-        before_src, before_dst = (_contents(bench, cache, count) for cache in (src, dst))
+        before_src, before_dst = self._held(bench, src, pair), _contents(bench, dst, count)
         plan = bench.plan(Request(CacheMoveSpec(), self.spec, src.layout), MoveBatch(source, target))
         moved = bench.run(plan, src, dst)
         now = _contents(bench, moved, count)
@@ -201,7 +210,7 @@ class CacheCopyBlocks(_CacheCheck):
             dst = caches.allocate(bench, larger, self.dtype, scales, self.layout)
             dst = caches.write(bench, dst, self.dtype, np.arange(larger.num_slots), other.k, other.v)
             pairs = np.stack([np.append(blocks, blocks[0]), rng.permutation(larger.num_blocks)[:6]], axis=1)
-        before_src = _contents(bench, src, src.spec.num_slots)
+        before_src = self._held(bench, src, pair)
         before_dst = _contents(bench, dst, dst.spec.num_slots)
         plan = bench.plan(Request(CacheCopyBlocksSpec(), dst.spec, dst.layout), BlockPairs(pairs))
         copied = bench.run(plan, src, dst)

@@ -63,7 +63,7 @@ class Matmul(Check):
         x = activations(rng, self.x, self.m, self.k, self.dtype)
         bias = rng.standard_normal(self.n).astype(np.float32) if self.bias else None
         put = bench.put_strided if self.strided else bench.put
-        given = bench.out("out", (self.m, self.n), out_dtype)
+        given = bench.out("out", (self.m, self.n), out_dtype, strided=self.strided)
         y = bench.run(
             plan,
             put("x", x, self.dtype),
