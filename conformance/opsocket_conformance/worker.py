@@ -52,10 +52,17 @@ def main(requests: IO[str], answers: IO[str]) -> None:
     from opsocket_conformance.case import parse_case
     from opsocket_conformance.checks import CHECKS
     from opsocket_conformance.runner import run_case
+    from opsocket_conformance.speed import measure as speed
 
     with session:
         for line in requests:
             request = json.loads(line)
+            if "speed" in request:
+                faulthandler.dump_traceback_later(request["speed"]["limit_s"] + GRACE_S, exit=True)
+                told = speed.answer(session, request["speed"])
+                faulthandler.cancel_dump_traceback_later()
+                answer(told)
+                continue
             under_test = _broken(session, request["fault"]) if request["fault"] else session
             faulthandler.dump_traceback_later(request["limit_s"] + GRACE_S, exit=True)
             result = run_case(parse_case(request["case"], CHECKS), under_test, request["seed"], request["limit_s"])

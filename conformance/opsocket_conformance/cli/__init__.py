@@ -59,6 +59,8 @@ class _Subcommands(click.Group):
 @click.option("--markdown", "markdown_file", type=_FILE, help="Write the report as Markdown.")
 @click.option("--html", "html_file", type=_FILE, help="Write the report as one HTML page.")
 @click.option("--badge", "badge_file", type=_FILE, help="Write an SVG badge.")
+@click.option("--speed", is_flag=True, help="Then time plain cases that passed, warm and cold: no benchmark.")
+@click.option("--speed-filter", metavar="TEXT", default="", help="With --speed: time cases whose id has TEXT as well.")
 @click.option("--self-test", is_flag=True, help="Test the suite: does it find the faults whose name has --filter?")
 @click.option("--power", metavar="FILE", type=click.Path(), help="Put a self-test's --json into the report.")
 @click.option("--reproduce", "reproduce_file", type=_FILE, help="Write a script that runs the first failure alone.")
@@ -83,6 +85,8 @@ def command(
     markdown_file: IO[str] | None,
     html_file: IO[str] | None,
     badge_file: IO[str] | None,
+    speed: bool,
+    speed_filter: str,
     self_test: bool,
     power: str | None,
     reproduce_file: IO[str] | None,
@@ -147,6 +151,18 @@ def command(
     report = data.build(asked, selection.backend.info, selection.device, cases, results, held, reason, took)
     if power is not None:
         report = with_power(report, power)
+    if speed:
+        from opsocket_conformance.speed.run import in_process as on_session
+        from opsocket_conformance.speed.run import isolated, with_speed
+        from opsocket_conformance.speed.selection import choose
+
+        timed = choose(cases, results, speed_filter)
+        if in_process:
+            with open_session(config, selection) as session:
+                report = with_speed(report, timed, on_session(session), seed, limit)
+        else:
+            with isolated(chosen) as ask:
+                report = with_speed(report, timed, ask, seed, limit)
     writers: Sequence[tuple[IO[str] | None, Callable[[], str]]] = (
         (json_file, lambda: json.dumps(report, indent=1) + "\n"),
         (junit_file, lambda: junit.junit(report)),

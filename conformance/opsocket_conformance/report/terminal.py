@@ -11,6 +11,7 @@ from opsocket_conformance.report.text import PROFILE_COLUMNS, operator_rows, pri
 from opsocket_conformance.verdicts import Result, Verdict
 
 _COLUMNS = ("operator", "cases", "pass", "fail", "unsup.", "worst ratio", "provider")
+_SPEED_COLUMNS = ("timed", "us cold", "us warm", "KB", "GB/s", "of limit")
 _MOST_FAILURES = 20
 _MOST_LINES = 12
 
@@ -51,10 +52,28 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     if profiles:
         yield from _aligned(PROFILE_COLUMNS, profiles)
         yield ""
+    if report.get("speed"):
+        yield from _aligned(_SPEED_COLUMNS, [_speed_row(entry) for entry in report["speed"]], right=range(1, 6))
+        limit = report.get("speed_limit")
+        if limit is not None and limit["gb_s"] is not None:
+            yield f"limit: {limit['gb_s']:.3g} GB/s ({limit['by']}); no benchmark: calls are timed with their overhead"
+        yield ""
     device, evidence = report["device"], report["evidence"]
     yield f"{device['id']}: {device['name']}; numerics: {evidence['numerics']}, artifact: {evidence['artifact']}"
     yield f"{summary(report)}; {report['run']['seconds']:.1f} s"
     yield "green" if report["verdict"]["green"] else f"red: {report['verdict']['reason']}"
+
+
+def _speed_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    share = entry["fraction_of_limit"]
+    return (
+        entry["case"],
+        f"{entry['seconds'] * 1e6:.1f}",
+        f"{entry['warm_seconds'] * 1e6:.1f}" if "warm_seconds" in entry else "",
+        f"{entry['bytes'] / 1e3:.1f}",
+        f"{entry['gb_s']:.3g}",
+        "" if share is None else f"{100 * share:.2g} %",
+    )
 
 
 def _failures(report: dict[str, Any]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from opsocket_conformance.report.html.markup import Markup, code, details, note, section, table, tag
@@ -12,9 +12,9 @@ _MOST_SHOWN = 1000
 
 
 def speed(report: Mapping[str, Any]) -> Markup:
-    """Operators by the share of the limit that they reach, then every case; nothing where nothing was measured."""
+    """Operators by the share of the limit that they reach, then every case; nothing where nothing was asked for."""
     measured: Sequence[Mapping[str, Any]] = report.get("speed", ())
-    if not measured:
+    if not measured and not report.get("speed_untimed"):
         return Markup("")
     by_operator: dict[str, list[Mapping[str, Any]]] = {}
     for entry in measured:
@@ -24,8 +24,9 @@ def speed(report: Mapping[str, Any]) -> Markup:
         "speed",
         "Speed",
         note(
-            "Bytes that must be moved at the least, over the time taken; the limit is the bandwidth measured on that "
-            "machine. A share above 100 % means that the data was in a cache."
+            "Times of calls through the public interface, overhead included: no benchmark, for these shapes are small. "
+            "GB/s are the bytes that must be moved at the least over the time taken. ",
+            *_limit(report.get("speed_limit")),
         ),
         table(
             "Speed by operator",
@@ -34,7 +35,28 @@ def speed(report: Mapping[str, Any]) -> Markup:
             numeric=range(1, 5),
         ),
         details(f"All {len(measured)} measurements", _all(measured)),
+        *_untimed(report.get("speed_untimed", ())),
     )
+
+
+def _limit(limit: Mapping[str, Any] | None) -> Iterator[str]:
+    """What cold means, and what the share is a share of."""
+    if limit is None:
+        yield "The limit is the bandwidth measured on that machine."
+        return
+    cache = f"{limit['cache_bytes'] / 2**20:.4g} MiB ({limit['cache_by']})"
+    yield f"Cold: the inputs are others each time, from more memory than the last-level cache of {cache} holds; where "
+    yield "they come from less, no share is given. "
+    if limit["gb_s"] is None:
+        yield f"The limit is not known: {limit['by']}."
+    else:
+        yield f"The limit, measured in the same run, is {limit['gb_s']:.3g} GB/s ({limit['by']})."
+
+
+def _untimed(untimed: Sequence[Mapping[str, Any]]) -> Iterator[Markup]:
+    if untimed:
+        rows = [(code(entry["case"]), entry["why"]) for entry in untimed[:_MOST_SHOWN]]
+        yield details(f"{len(untimed)} could not be timed", table("Not timed", ("case", "why"), rows))
 
 
 def _operator(name: str, entries: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
@@ -57,17 +79,18 @@ def _all(measured: Sequence[Mapping[str, Any]]) -> Markup:
         (
             code(entry["case"]),
             f"{entry['seconds'] * 1e6:.4g}",
+            f"{entry['warm_seconds'] * 1e6:.4g}" if "warm_seconds" in entry else "",
             f"{entry['bytes'] / 1e6:.3g}",
             f"{entry['gb_s']:.3g}",
             "" if entry["fraction_of_limit"] is None else _share(entry["fraction_of_limit"]),
         )
         for entry in ordered[:_MOST_SHOWN]
     ]
-    columns = ("case", "µs", "MB", "GB/s", "of the limit")
-    shown = table("Speed of every case", columns, rows, numeric=range(1, 5))
+    columns = ("case", "µs a call, cold", "µs a call, warm", "MB", "GB/s", "of the limit")
+    shown = table("Speed of every case", columns, rows, numeric=range(1, 6))
     left = len(ordered) - len(rows)
     return tag("div", shown, note(f"and {left} more, which the JSON report has") if left else "")
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:.0f} %" if value < 100 else f"{value:.3g}"
+    return f"{100 * value:.2g} %" if value < 1 else f"{100 * value:.0f} %" if value < 100 else f"{value:.3g}"
