@@ -52,7 +52,8 @@ def run_case(case: Case, session: Session, seed: int, limit_s: float) -> Result:
         ratio=bench.ratio,
         elements=bench.elements,
         filters=bench.filters,
-        messages=(*bench.failures, *messages) or tuple(bench.notes),
+        messages=(*bench.failures, *messages),
+        notes=tuple(bench.notes),
         reasons=reasons,
         seconds=time.perf_counter() - started,
     )

@@ -47,7 +47,8 @@ class Result:
     """What one case came to.
 
     ratio: the largest |out - ref| / E over the elements compared, None where nothing was compared by tolerance.
-    provider, tier: whose kernels ran, by receipt; "" where none ran. messages: every finding, the worst first.
+    provider, tier: whose kernels ran, by receipt; "" where none ran. messages: every finding, the worst first. notes:
+    what could be observed here, and what could not.
     """
 
     case: str
@@ -59,6 +60,7 @@ class Result:
     elements: int = 0
     filters: Mapping[str, Filtered] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     reasons: tuple[Reason, ...] = ()
     seconds: float = 0.0
 

@@ -139,6 +139,7 @@ def _result(entry: dict[str, Any]) -> Result:
         elements=entry["elements"],
         filters={knob: Filtered(f["t"], f["noise"]) for knob, f in entry["filters"].items()},
         messages=tuple(entry["messages"]),
+        notes=tuple(entry.get("notes", ())),
         reasons=tuple(Reason(**reason) for reason in entry["reasons"]),
         seconds=entry["seconds"],
     )

@@ -27,10 +27,9 @@ def result_to_json(result: Result) -> dict[str, Any]:
 def result_from_json(data: dict[str, Any]) -> Result:
     filters = {knob: Filtered(**reading) for knob, reading in data["filters"].items()}
     reasons = tuple(Reason(**reason) for reason in data["reasons"])
-    messages = tuple(data["messages"])
-    return Result(
-        **{**data, "verdict": Verdict(data["verdict"]), "filters": filters, "reasons": reasons, "messages": messages}
-    )
+    messages, notes = tuple(data["messages"]), tuple(data["notes"])
+    texts = {"messages": messages, "notes": notes}
+    return Result(**{**data, "verdict": Verdict(data["verdict"]), "filters": filters, "reasons": reasons, **texts})
 
 
 def main(requests: IO[str], answers: IO[str]) -> None:

@@ -175,3 +175,12 @@ def test_without_runs_no_backend_is_needed(report, edited, tmp_path):
 def test_the_cases_of_the_report_are_those_that_ids_name(report):
     for entry in report["cases"][:5]:
         assert parse_case(entry["id"], CHECKS).id == entry["id"]
+
+
+def test_a_case_that_says_what_it_could_not_observe_is_no_contradiction(make_report):
+    def observe_less(results):
+        results[0] = replace(results[0], notes=("the session does not count device memory",))
+
+    noted = make_report("silu_mul", observe_less)
+    assert noted["cases"][0]["notes"]
+    assert wholeness(noted) == []

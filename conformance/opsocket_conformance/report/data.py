@@ -149,6 +149,7 @@ def rounded(result: Result) -> Result:
         ratio=None if result.ratio is None else _number(result.ratio),
         filters={knob: Filtered(_number(f.t), _number(f.noise)) for knob, f in result.filters.items()},
         messages=tuple(clipped(message, _LONGEST_MESSAGE) for message in result.messages[:_MOST_MESSAGES]),
+        notes=tuple(clipped(note, _LONGEST_MESSAGE) for note in result.notes[:_MOST_MESSAGES]),
     )
 
 
@@ -166,6 +167,7 @@ def _case(case: Case, result: Result) -> dict[str, Any]:
             knob: {"t": f.t, "noise": f.noise, "credited": f.credited} for knob, f in sorted(result.filters.items())
         },
         "messages": list(result.messages),
+        **({"notes": list(result.notes)} if result.notes else {}),
         "reasons": [reason.to_json() for reason in result.reasons],
         "seconds": round(result.seconds, 4),
     }
