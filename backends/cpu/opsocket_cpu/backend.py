@@ -13,6 +13,7 @@ from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Provid
 from opsocket.operators.composed import ComposedProvider
 from opsocket_cpu import host
 from opsocket_cpu.graph import CpuGraph
+from opsocket_cpu.native.provider import NativeProvider
 from opsocket_cpu.torch_provider.provider import TorchProvider
 
 
@@ -35,7 +36,7 @@ class CpuBackend(Backend):
         return [DeviceInfo("cpu", 0, host.cpu_name(), platform.machine(), host.total_bytes(), host.cpu_features())]
 
     def providers(self) -> Sequence[Provider]:
-        return [TorchProvider(), ComposedProvider()]
+        return [NativeProvider(), TorchProvider(), ComposedProvider()]
 
     def open(self, device: DeviceInfo, options: SessionOptions) -> Session:
         from opsocket_cpu.session import CpuSession

@@ -20,6 +20,7 @@ from opsocket.operators import (
 )
 from opsocket.operators.torch_session import TorchSession
 from opsocket_cpu import host, layouts
+from opsocket_cpu.native.library import library
 
 
 class CpuSession(TorchSession):
@@ -33,7 +34,9 @@ class CpuSession(TorchSession):
         super().__init__(backend, device, options)
         if options.threads is not None and options.threads < 1:
             raise ContractError("threads", "at least 1, or None", options.threads)
-        torch.set_num_threads(options.threads or host.usable_cores())
+        self.threads = options.threads or host.usable_cores()
+        torch.set_num_threads(self.threads)
+        self.library = library()
 
     def allocate_cache(
         self,

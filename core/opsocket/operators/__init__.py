@@ -39,7 +39,7 @@ from opsocket.operators.cache import (
     SlotBatch,
     static_scale,
 )
-from opsocket.operators.capture import CaptureLevel, CommandList, Graph
+from opsocket.operators.capture import Call, CaptureLevel, CommandList, Graph
 from opsocket.operators.dtypes import FLOAT_DTYPES, DType, dtype_info
 from opsocket.operators.errors import (
     BackendError,
@@ -112,6 +112,7 @@ __all__ = [
     "CacheWritePlan",
     "CacheWriteSpec",
     "CaptureLevel",
+    "Call",
     "CommandList",
     "ContractError",
     "DType",

@@ -136,9 +136,13 @@ class CommandList(Graph):
 
     def _replay(self) -> None:
         for call in self.calls:
-            result = call.plan.launch(call.kernel, call.args)
-            if result is not call.result:
-                self._keep(call.result, result)
+            self._again(call)
+
+    def _again(self, call: Call) -> None:
+        """One recorded run again, its results where the first run left them."""
+        result = call.plan.launch(call.kernel, call.args)
+        if result is not call.result:
+            self._keep(call.result, result)
 
     def _keep(self, captured: Any, result: Any) -> None:
         """What an operator returns without a parameter for it (a residual sum) goes where it was when captured."""

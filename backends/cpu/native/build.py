@@ -1,0 +1,140 @@
+"""Compiles the native kernels: every kernel once for each instruction-set level, and one shared library of all.
+
+    python backends/cpu/native/build.py [--sanitize address|thread|undefined] [--compiler g++] [--output FILE]
+
+Needs a C++20 compiler (g++ or clang++) and nothing else. The build hook of the distribution calls `build`; where there
+is no compiler it leaves the reason in a file beside the library's place, for `opsocket doctor`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+OUTPUT = HERE.parent / "opsocket_cpu" / "native" / "libopsocket_cpu.so"
+
+_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni", "-mavx2", "-mfma",
+           "-mf16c", "-mprefer-vector-width=512"]  # fmt: skip
+LEVELS: dict[str, dict[str, list[str]]] = {
+    "x86_64": {
+        "avx512_bf16": [*_AVX512, "-mavx512bf16"],
+        "avx512_vnni": _AVX512,
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "portable": [],
+    },
+    "aarch64": {"portable": []},
+}
+# Compiled once, for any processor of the architecture; all other sources are kernels.
+COMMON = ("pool.cpp", "dispatch.cpp", "library.cpp")
+SHARED_CACHE = "OPSOCKET_NATIVE_CACHE"
+"""A directory for objects that several checkouts share: objects are named by what they were compiled from."""
+
+FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra",
+         "-Wno-psabi", "-Wno-ignored-attributes", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-pthread"]  # fmt: skip
+
+
+class NoCompilerError(Exception):
+    """There is no compiler here, or it can't compile the kernels."""
+
+
+def find_compiler() -> str:
+    """$CXX, or the first of g++, clang++ and c++ on the path."""
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and shutil.which(name.split()[0]):
+            return name
+    raise NoCompilerError("no C++ compiler: neither $CXX nor g++, clang++ or c++ on the path")
+
+
+def build(output: Path = OUTPUT, compiler: str | None = None, machine: str | None = None, extra: list[str] | None = None,
+          cache: Path | None = None, jobs: int | None = None) -> bool:  # fmt: skip
+    """Compile what has changed; whether anything had. NoCompilerError carries what the compiler said."""
+    compiler, machine, extra = compiler or find_compiler(), machine or platform.machine(), extra or []
+    if machine not in LEVELS:
+        raise NoCompilerError(f"no instruction-set levels are known for the architecture {machine}")
+    cache = Path(os.environ.get(SHARED_CACHE) or cache or HERE / ".objects")
+    cache.mkdir(parents=True, exist_ok=True)
+    version = _run([*compiler.split(), "--version"])
+    units = []
+    for source in sorted((HERE / "src").glob("*.cpp")):
+        levels = {"": []} if source.name in COMMON else LEVELS[machine]
+        for level, flags in levels.items():
+            options = [*FLAGS, *flags, *extra, *([f"-DOPSOCKET_LEVEL={level}"] if level else [])]
+            text = b"".join(path.read_bytes() for path in _with_headers(source)) + repr((version, options)).encode()
+            name = f"{source.stem}-{level or 'any'}-{hashlib.sha256(text).hexdigest()[:20]}.o"
+            units.append((source, options, cache / name))
+    stamp = output.with_suffix(".objects")
+    wanted = "\n".join(str(target.name) for *_, target in units)
+    if output.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return False
+    with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(lambda unit: _compile(compiler, *unit), units))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Linked elsewhere and moved into place: a process that has the old library mapped goes on with it.
+    with tempfile.TemporaryDirectory(dir=output.parent) as directory:
+        linked = Path(directory) / output.name
+        _run([*compiler.split(), "-shared", "-pthread", *extra, "-o", str(linked), *(str(t) for *_, t in units)])
+        os.replace(linked, output)
+    stamp.write_text(wanted)
+    if SHARED_CACHE not in os.environ:
+        for old in set(cache.glob("*.o")) - {target for *_, target in units}:
+            old.unlink()
+    return True
+
+
+def _with_headers(source: Path) -> list[Path]:
+    """A source and all of this project's headers that it includes, directly or not."""
+    found, open_ = [source], [source]
+    while open_:
+        for name in re.findall(r'^#include "(.+)"$', open_.pop().read_text(), re.MULTILINE):
+            path = source.parent / name
+            if path not in found:
+                found.append(path)
+                open_.append(path)
+    return sorted(found)
+
+
+def _compile(compiler: str, source: Path, options: list[str], target: Path) -> None:
+    if target.exists():
+        return
+    partial = target.with_suffix(f".{os.getpid()}.tmp")
+    _run([*compiler.split(), *options, "-c", str(source), "-o", str(partial)])
+    os.replace(partial, target)
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise NoCompilerError(f"{' '.join(command[:1])} failed with {done.returncode}:\n{done.stderr.strip()[-4000:]}")
+    if done.stderr.strip():
+        print(done.stderr, file=sys.stderr)
+    return done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sanitize", choices=("address", "thread", "undefined"))
+    parser.add_argument("--compiler")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    args = parser.parse_args()
+    extra, cache = [], HERE / ".objects"
+    if args.sanitize:
+        extra, cache = [f"-fsanitize={args.sanitize}", "-g", "-fno-omit-frame-pointer"], cache / args.sanitize
+    try:
+        changed = build(args.output, args.compiler, extra=extra, cache=cache)
+    except NoCompilerError as error:
+        sys.exit(f"error: {error}")
+    print(f"{args.output}: {'built' if changed else 'up to date'}")
+
+
+if __name__ == "__main__":
+    main()

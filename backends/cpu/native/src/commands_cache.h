@@ -1,0 +1,7 @@
+// The four operators over a KV cache.
+#pragma once
+#include "commands.h"
+
+namespace opsocket {
+
+}  // namespace opsocket

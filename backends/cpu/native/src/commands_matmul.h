@@ -1,0 +1,7 @@
+// Matrix products with packed weights, their packing, and the lookup of rows.
+#pragma once
+#include "commands.h"
+
+namespace opsocket {
+
+}  // namespace opsocket

@@ -1,0 +1,48 @@
+// Which kernels a level has, and whether this processor runs it.
+#include "dispatch.h"
+#include "kernels.h"
+
+namespace opsocket {
+namespace OPSOCKET_LEVEL {
+
+static void none(const Command *, Worker &) {}
+
+struct Table {
+    Kernel by_op[OP_COUNT] = {};
+    constexpr Table() {
+        by_op[OP_NONE] = none;
+#define KERNEL(op, command, name) by_op[op] = name;
+#include "kernels.inc"
+#undef KERNEL
+    }
+};
+
+static constexpr Table table;
+
+static bool runs_here() {
+#if OPSOCKET_AVX512_BF16
+    if (!__builtin_cpu_supports("avx512bf16")) return false;
+#endif
+#if OPSOCKET_AVX512
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c");
+#elif OPSOCKET_AVX2
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
+    return true;
+#endif
+}
+
+}  // namespace OPSOCKET_LEVEL
+
+#define OPSOCKET_JOIN(a, b) a##b
+#define OPSOCKET_LEVEL_OBJECT(name) OPSOCKET_JOIN(level_, name)
+#define OPSOCKET_TEXT(name) #name
+#define OPSOCKET_LEVEL_NAME(name) OPSOCKET_TEXT(name)
+
+extern const Level OPSOCKET_LEVEL_OBJECT(OPSOCKET_LEVEL);
+const Level OPSOCKET_LEVEL_OBJECT(OPSOCKET_LEVEL) = {OPSOCKET_LEVEL_NAME(OPSOCKET_LEVEL),
+                                                     OPSOCKET_LEVEL::table.by_op, OPSOCKET_LEVEL::runs_here};
+
+}  // namespace opsocket

@@ -1,0 +1,33 @@
+// The library's door: plain C, so that no Python header and no particular Python is needed.
+#include "commands.h"
+#include "dispatch.h"
+#include "pool.h"
+
+using namespace opsocket;
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Bytes of an operator's command as this library was compiled; 0 for an operator that it lacks.
+EXPORT int64_t opsocket_command_size(int32_t op) {
+    switch (op) {
+        case OP_NONE: return sizeof(Command);
+#define KERNEL(op, command, name) case op: return sizeof(command);
+#include "kernels.inc"
+#undef KERNEL
+        default: return 0;
+    }
+}
+
+// Take the instruction-set level of that name, "" for the best; its name, or null where it can't be had.
+EXPORT const char *opsocket_use_level(const char *name) { return use_level(name) ? level_in_force() : nullptr; }
+
+EXPORT int32_t opsocket_level_count() { return level_count(); }
+EXPORT const char *opsocket_level_name(int32_t i) { return levels()[i]->name; }
+EXPORT int32_t opsocket_level_runs_here(int32_t i) { return levels()[i]->runs_here(); }
+
+// 0: done. 1: no memory or thread to be had; nothing ran.
+EXPORT int32_t opsocket_run(const Command *const *commands, int64_t count, int32_t threads) {
+    return run(commands, count, threads) ? 0 : 1;
+}
+
+EXPORT int32_t opsocket_run_one(const Command *command, int32_t threads) { return run(&command, 1, threads) ? 0 : 1; }

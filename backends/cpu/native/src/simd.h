@@ -1,0 +1,292 @@
+// Vectors of one level's width: GCC's vector extension, with intrinsics where an instruction matters that the compiler
+// would not find. W floats or 32-bit integers make one vector: 16, 8, or 4 of them.
+//
+// Arithmetic is written with + - * /; the compiler contracts a * b + c to one rounding where the level has FMA.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#define OPSOCKET_AVX512 1
+#endif
+#if defined(__AVX512BF16__)
+#define OPSOCKET_AVX512_BF16 1
+#endif
+#if defined(__AVX2__) && !OPSOCKET_AVX512
+#define OPSOCKET_AVX2 1
+#endif
+#if OPSOCKET_AVX512 || OPSOCKET_AVX2
+#include <immintrin.h>
+#endif
+
+#include "commands.h"
+
+namespace opsocket {
+namespace OPSOCKET_LEVEL {
+
+#if OPSOCKET_AVX512
+constexpr int W = 16;
+#elif OPSOCKET_AVX2
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float F __attribute__((vector_size(W * 4)));
+typedef int32_t I __attribute__((vector_size(W * 4)));
+typedef uint32_t U __attribute__((vector_size(W * 4)));
+typedef int16_t H __attribute__((vector_size(W * 2)));
+typedef int8_t B __attribute__((vector_size(W)));
+
+inline F set(float x) { return F{} + x; }
+inline I set(int32_t x) { return I{} + x; }
+
+template <class V> inline V load_as(const void *p) {
+    V v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+inline F load(const float *p) { return load_as<F>(p); }
+inline void store(float *p, F v) { __builtin_memcpy(p, &v, sizeof v); }
+
+inline F as_float(I v) { return (F)v; }
+inline I as_int(F v) { return (I)v; }
+inline F convert(I v) { return __builtin_convertvector(v, F); }
+
+inline F min(F a, F b) { return a < b ? a : b; }  // b where either is NaN, as x86 has it
+inline F max(F a, F b) { return a > b ? a : b; }
+inline F abs(F a) { return as_float(as_int(a) & 0x7fffffff); }
+
+inline float sum(F v) {
+    float s = 0;
+#if OPSOCKET_AVX512
+    s = _mm512_reduce_add_ps((__m512)v);
+#else
+    for (int i = 0; i < W; i++) s += v[i];
+#endif
+    return s;
+}
+inline float largest(F v) {
+#if OPSOCKET_AVX512
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float m = v[0];
+    for (int i = 1; i < W; i++) m = v[i] > m ? v[i] : m;
+    return m;
+#endif
+}
+inline int32_t sum(I v) {
+#if OPSOCKET_AVX512
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int32_t s = 0;
+    for (int i = 0; i < W; i++) s += v[i];
+    return s;
+#endif
+}
+
+// Round to the nearest integer, ties to even.
+inline I round(F v) {
+#if OPSOCKET_AVX512
+    return (I)_mm512_cvtps_epi32((__m512)v);
+#elif OPSOCKET_AVX2
+    return (I)_mm256_cvtps_epi32((__m256)v);
+#else
+    I r;
+    for (int i = 0; i < W; i++) r[i] = int32_t(__builtin_rintf(v[i]));
+    return r;
+#endif
+}
+
+// ---- f16 and bf16
+
+inline float half_to_float(uint16_t h) {
+#if OPSOCKET_AVX512 || OPSOCKET_AVX2
+    return _cvtsh_ss(h);
+#elif defined(__aarch64__)
+    __fp16 x;
+    std::memcpy(&x, &h, 2);
+    return x;
+#else
+    uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff, bits;
+    if (magnitude >= 0x7c00) bits = 0x7f800000 | (magnitude & 0x3ff) << 13;
+    else if (magnitude >= 0x400) bits = (magnitude << 13) + 0x38000000;
+    else {
+        float small = float(magnitude) * 0x1p-24f;
+        std::memcpy(&bits, &small, 4);
+    }
+    bits |= sign;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+#endif
+}
+
+inline uint16_t float_to_half(float x) {
+#if OPSOCKET_AVX512 || OPSOCKET_AVX2
+    return _cvtss_sh(x, 0);
+#elif defined(__aarch64__)
+    __fp16 h = __fp16(x);
+    uint16_t bits;
+    std::memcpy(&bits, &h, 2);
+    return bits;
+#else
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return sign | 0x7e00;
+    if (bits >= 0x477ff000) return sign | 0x7c00;  // 65520 and more round to infinity
+    if (bits < 0x38800000) {                        // below 2^-14: a multiple of 2^-24
+        float magnitude;
+        std::memcpy(&magnitude, &bits, 4);
+        return sign | uint16_t(__builtin_rintf(magnitude * 0x1p24f));
+    }
+    bits += 0xfff + (bits >> 13 & 1);
+    return sign | uint16_t((bits - 0x38000000) >> 13);
+#endif
+}
+
+inline float bf16_to_float(uint16_t h) {
+    uint32_t bits = uint32_t(h) << 16;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+inline uint16_t float_to_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);
+    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline F load_half(const void *p) {
+#if OPSOCKET_AVX512
+    return (F)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif OPSOCKET_AVX2
+    return (F)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+    F v;
+    uint16_t h[W];
+    std::memcpy(h, p, sizeof h);
+    for (int i = 0; i < W; i++) v[i] = half_to_float(h[i]);
+    return v;
+#endif
+}
+
+inline void store_half(void *p, F v) {
+#if OPSOCKET_AVX512
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, 0));
+#elif OPSOCKET_AVX2
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, 0));
+#else
+    uint16_t h[W];
+    for (int i = 0; i < W; i++) h[i] = float_to_half(v[i]);
+    std::memcpy(p, h, sizeof h);
+#endif
+}
+
+typedef uint16_t UH __attribute__((vector_size(W * 2)));
+
+inline F load_bf16(const void *p) { return (F)(__builtin_convertvector(load_as<UH>(p), U) << 16); }
+
+inline void store_bf16(void *p, F v) {
+    U bits = (U)v;
+    U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    U quiet = (bits >> 16) | 0x40;
+    U result = (bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded;
+    UH h = __builtin_convertvector(result, UH);
+    __builtin_memcpy(p, &h, sizeof h);
+}
+
+// Elements of any float type as f32 and back; index in elements. `count`: of the last, partial vector.
+inline float load_one(const void *base, int64_t i, int32_t dtype) {
+    if (dtype == F32) return static_cast<const float *>(base)[i];
+    uint16_t h = static_cast<const uint16_t *>(base)[i];
+    return dtype == F16 ? half_to_float(h) : bf16_to_float(h);
+}
+inline void store_one(void *base, int64_t i, int32_t dtype, float x) {
+    if (dtype == F32) static_cast<float *>(base)[i] = x;
+    else static_cast<uint16_t *>(base)[i] = dtype == F16 ? float_to_half(x) : float_to_bf16(x);
+}
+
+inline const void *at(const void *base, int64_t i, int32_t dtype) {
+    return static_cast<const char *>(base) + i * (dtype == F32 ? 4 : 2);
+}
+inline void *at(void *base, int64_t i, int32_t dtype) { return static_cast<char *>(base) + i * (dtype == F32 ? 4 : 2); }
+
+template <int32_t T> inline F load_t(const void *base, int64_t i) {
+    if constexpr (T == F32) return load(static_cast<const float *>(base) + i);
+    else if constexpr (T == F16) return load_half(static_cast<const uint16_t *>(base) + i);
+    else return load_bf16(static_cast<const uint16_t *>(base) + i);
+}
+template <int32_t T> inline void store_t(void *base, int64_t i, F v) {
+    if constexpr (T == F32) store(static_cast<float *>(base) + i, v);
+    else if constexpr (T == F16) store_half(static_cast<uint16_t *>(base) + i, v);
+    else store_bf16(static_cast<uint16_t *>(base) + i, v);
+}
+
+inline F load_any(const void *base, int64_t i, int32_t dtype) {
+    return dtype == F32 ? load_t<F32>(base, i) : dtype == F16 ? load_t<F16>(base, i) : load_t<BF16>(base, i);
+}
+inline void store_any(void *base, int64_t i, int32_t dtype, F v) {
+    if (dtype == F32) store_t<F32>(base, i, v);
+    else if (dtype == F16) store_t<F16>(base, i, v);
+    else store_t<BF16>(base, i, v);
+}
+
+// The first n < W elements, the rest 0; and back.
+inline F load_part(const void *base, int64_t i, int32_t dtype, int n) {
+    F v = set(0.0f);
+    for (int j = 0; j < n; j++) v[j] = load_one(base, i + j, dtype);
+    return v;
+}
+inline void store_part(void *base, int64_t i, int32_t dtype, F v, int n) {
+    for (int j = 0; j < n; j++) store_one(base, i + j, dtype, v[j]);
+}
+
+// e^x within 2 units in the last place, for all x: 0 below -103.98, infinity above 88.73, NaN stays NaN.
+// 2^n e^r with r in [-ln 2 / 2, ln 2 / 2]; r by two constants (Cody and Waite 1980), e^r by its Taylor series to r^7.
+inline F exp(F x) {
+    F clamped = min(max(x, set(-110.0f)), set(90.0f));
+    F n = convert(round(clamped * 1.44269504f));
+    F r = clamped - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    F p = set(1.0f / 5040);
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    // 2^n in two factors, so that neither over- nor underflows before the product does.
+    I whole = round(n), half = whole >> 1, rest = whole - half;
+    F y = p * as_float((half + 127) << 23) * as_float((rest + 127) << 23);
+    return x == x ? y : x;
+}
+
+// sum of four products in each 32-bit lane, added to acc: unsigned bytes of w times signed bytes of a. On AVX2 two
+// neighbouring products are summed in 16 bits first: |sum| <= 32767 has to hold, so codes of w stay below 128 there
+// (dot_u8), or below 16 and anything goes.
+inline I dot_u8s8(I acc, I w, I a) {
+#if OPSOCKET_AVX512
+    return (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)a);
+#elif OPSOCKET_AVX2
+    __m256i pairs = _mm256_maddubs_epi16((__m256i)w, (__m256i)a);
+    return (I)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#else
+    uint8_t u[W * 4];
+    int8_t s[W * 4];
+    std::memcpy(u, &w, sizeof u);
+    std::memcpy(s, &a, sizeof s);
+    for (int i = 0; i < W; i++)
+        acc[i] += u[4 * i] * s[4 * i] + u[4 * i + 1] * s[4 * i + 1] + u[4 * i + 2] * s[4 * i + 2] + u[4 * i + 3] * s[4 * i + 3];
+    return acc;
+#endif
+}
+
+}  // namespace OPSOCKET_LEVEL
+}  // namespace opsocket

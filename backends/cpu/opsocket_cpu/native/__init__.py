@@ -1,0 +1,1 @@
+"""This project's own kernels for the CPU, in C++ (`backends/cpu/native`), as a provider."""

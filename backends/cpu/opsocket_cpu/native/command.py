@@ -1,0 +1,51 @@
+"""What a kernel is called with: `src/commands*.h`, mirrored. Each operator's struct stands in the module of its plan."""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+
+DTYPES = {"f32": 0, "f16": 1, "bf16": 2}
+
+
+class Op(IntEnum):
+    """`enum Op` of commands.h, in its order."""
+
+    NONE = 0
+    ADD = 1
+    SILU_MUL = 2
+    RMS_NORM = 3
+    ROPE = 4
+    TAKE_ROWS = 5
+    ARGMAX = 6
+    SAMPLE = 7
+    QUANTIZE_ACTIVATION = 8
+    MERGE_STATES = 9
+    MOE_ROUTE = 10
+    EMBEDDING = 11
+    MATMUL = 12
+    MATMUL_A8 = 13
+    GROUPED_MATMUL = 14
+    PACK = 15
+    CACHE_WRITE = 16
+    CACHE_READ = 17
+    CACHE_MOVE = 18
+    CACHE_COPY_BLOCKS = 19
+    ATTENTION = 20
+    READ = 21
+
+
+class Command(ctypes.Structure):
+    """The head of every command. wait: whether every thread must have finished before the next command begins."""
+
+    _fields_ = (("op", ctypes.c_int32), ("wait", ctypes.c_int32), ("workspace", ctypes.c_int64))
+
+    op: int
+    wait: int
+    workspace: int
+
+
+class ReadCommand(Command):
+    """Reads memory and does nothing with it."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("sums", ctypes.c_void_p))

@@ -1,0 +1,100 @@
+"""The shared library of native kernels: found, loaded and set to a level of instructions. Imports no framework."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from opsocket.operators import ContractError, ResourceError
+from opsocket_cpu.native.command import Command
+
+PATH = Path(__file__).with_name("libopsocket_cpu.so")
+REASON = PATH.with_suffix(".reason")
+"""Written by the build where it could not make the library: what was in the way."""
+
+LEVEL_VARIABLE = "OPSOCKET_CPU_ISA"
+
+
+@dataclass(frozen=True)
+class Level:
+    """A level of instructions that the kernels were compiled for, and whether this processor runs it."""
+
+    name: str
+    runs_here: bool
+
+
+class Library:
+    """The library, loaded, at one level of instructions for the whole process."""
+
+    def __init__(self, path: Path) -> None:
+        dll = ctypes.CDLL(str(path))
+        dll.opsocket_use_level.restype = ctypes.c_char_p
+        dll.opsocket_level_name.restype = ctypes.c_char_p
+        dll.opsocket_command_size.restype = ctypes.c_int64
+        dll.opsocket_run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32]
+        dll.opsocket_run_one.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+        self._dll = dll
+        self._run, self._run_one = dll.opsocket_run, dll.opsocket_run_one
+        self.level = self.use_level(os.environ.get(LEVEL_VARIABLE, ""))
+
+    def levels(self) -> list[Level]:
+        """Best first."""
+        dll = self._dll
+        return [
+            Level(dll.opsocket_level_name(i).decode(), bool(dll.opsocket_level_runs_here(i)))
+            for i in range(dll.opsocket_level_count())
+        ]
+
+    def use_level(self, name: str) -> str:
+        """Take the level of that name, the best for ""; for all kernels from now on. ContractError where it can't be had."""
+        level = self._dll.opsocket_use_level(name.encode())
+        if level is None:
+            have = [level.name for level in self.levels() if level.runs_here]
+            raise ContractError(LEVEL_VARIABLE, f"one of {have}, which this processor has, or nothing", repr(name))
+        self.level = level.decode()
+        return self.level
+
+    def command_size(self, op: int) -> int:
+        """Bytes of an operator's command as the library was compiled; 0 where it has no such kernel."""
+        size: int = self._dll.opsocket_command_size(op)
+        return size
+
+    def run_one(self, command: Command, threads: int) -> None:
+        if self._run_one(ctypes.addressof(command), threads):
+            raise ResourceError("bytes of workspace or threads", command.workspace, 0)
+
+    def run(self, commands: CommandArray, threads: int) -> None:
+        if self._run(commands.address, commands.count, threads):
+            raise ResourceError("bytes of workspace or threads", commands.workspace, 0)
+
+
+class CommandArray:
+    """Commands as the library takes them: an array of pointers. Keeps the commands alive."""
+
+    def __init__(self, commands: list[Command]) -> None:
+        self._commands = commands
+        self._pointers = (ctypes.c_void_p * len(commands))(*(ctypes.addressof(command) for command in commands))
+        self.address = ctypes.addressof(self._pointers)
+        self.count = len(commands)
+        self.workspace = max((command.workspace for command in commands), default=0)
+
+
+@cache
+def library() -> Library | None:
+    """The library, None where there is none: `absence` says why."""
+    return Library(PATH) if absence() is None else None
+
+
+@cache
+def absence() -> str | None:
+    """Why there are no native kernels here; None where there are."""
+    if not PATH.exists():
+        return REASON.read_text().strip() if REASON.exists() else f"{PATH.name} was not built"
+    try:
+        ctypes.CDLL(str(PATH))
+    except OSError as error:
+        return f"{PATH.name} can't be loaded: {error}"
+    return None

@@ -1,0 +1,35 @@
+"""Which native kernel serves which operator, and why not where none does. Imports no framework to say no."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Final
+
+from opsocket.operators import AddSpec, CacheLayout, CacheSpec, DeviceInfo, Pick, Provider, Reason, Request, Spec
+from opsocket_cpu.native import refusals
+from opsocket_cpu.native.library import absence
+
+_KERNELS: Final[dict[type[Spec], tuple[str, str, Callable[[Request], tuple[Reason, ...]]]]] = {
+    AddSpec: ("add", "NativeAdd", refusals.nothing),
+}
+"""Spec -> module, class, and what this provider refuses of it."""
+
+
+class NativeProvider(Provider):
+    """This project's own kernels. Layouts of weights and caches are its own too."""
+
+    name = "native"
+
+    def pick(self, device: DeviceInfo, request: Request) -> Pick | tuple[Reason, ...]:
+        missing = absence()
+        if missing is not None:
+            return (Reason("library", "native", missing, "native kernels, built when opsocket is installed"),)
+        if type(request.spec) not in _KERNELS:
+            return (Reason("operator", "op", request.op, sorted(spec.op for spec in _KERNELS)),)
+        module, name, refuse = _KERNELS[type(request.spec)]
+        reasons = refuse(request)
+        return reasons or Pick(getattr(importlib.import_module(f"opsocket_cpu.native.{module}"), name))
+
+    def layouts(self, device: DeviceInfo, cache: CacheSpec) -> tuple[CacheLayout, ...]:
+        return ()
