@@ -22,7 +22,8 @@ class NativeKernels(BuildHookInterface):
             return
         native = Path(self.root) / "backends" / "cpu" / "native"
         spec = importlib.util.spec_from_file_location("opsocket_native_build", native / "build.py")
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         builder = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(builder)
         reason = builder.OUTPUT.with_name(REASON)

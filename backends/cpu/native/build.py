@@ -39,8 +39,10 @@ COMMON = ("pool.cpp", "dispatch.cpp", "library.cpp")
 SHARED_CACHE = "OPSOCKET_NATIVE_CACHE"
 """A directory for objects that several checkouts share: objects are named by what they were compiled from."""
 
-FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra",
-         "-Wno-psabi", "-Wno-ignored-attributes", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-pthread"]  # fmt: skip
+FLAGS = [
+    *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-pthread"),
+    *("-Wall", "-Wextra", "-Wno-psabi", "-Wno-ignored-attributes", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+]
 
 
 class NoCompilerError(Exception):
@@ -55,8 +57,14 @@ def find_compiler() -> str:
     raise NoCompilerError("no C++ compiler: neither $CXX nor g++, clang++ or c++ on the path")
 
 
-def build(output: Path = OUTPUT, compiler: str | None = None, machine: str | None = None, extra: list[str] | None = None,
-          cache: Path | None = None, jobs: int | None = None) -> bool:  # fmt: skip
+def build(
+    output: Path = OUTPUT,
+    compiler: str | None = None,
+    machine: str | None = None,
+    extra: list[str] | None = None,
+    cache: Path | None = None,
+    jobs: int | None = None,
+) -> bool:
     """Compile what has changed; whether anything had. NoCompilerError carries what the compiler said."""
     compiler, machine, extra = compiler or find_compiler(), machine or platform.machine(), extra or []
     if machine not in LEVELS:

@@ -1,4 +1,4 @@
-"""What a kernel is called with: `src/commands*.h`, mirrored. Each operator's struct stands in the module of its plan."""
+"""What a kernel is called with: `src/commands*.h`, mirrored. Each operator's own struct stands beside its plan."""
 
 from __future__ import annotations
 

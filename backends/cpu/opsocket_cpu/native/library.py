@@ -49,7 +49,7 @@ class Library:
         ]
 
     def use_level(self, name: str) -> str:
-        """Take the level of that name, the best for ""; for all kernels from now on. ContractError where it can't be had."""
+        """Take the level of that name, the best for ""; ContractError where it can't be had."""
         level = self._dll.opsocket_use_level(name.encode())
         if level is None:
             have = [level.name for level in self.levels() if level.runs_here]
