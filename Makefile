@@ -9,7 +9,7 @@ JOBS ?= 1
 LEVEL_VARIABLE := OPSOCKET_CPU_ISA
 
 .PHONY: help setup native demo test test-slow lint format types contracts conformance levels self-test kill-matrix oracles stability \
-  template bench benchmark docs docs-check check clean
+  template bench bench-peers benchmark docs docs-check check clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,8 +89,11 @@ template: $(STAMP) $(NATIVE) ## the plugin template, installed as a stranger's b
 bench: $(STAMP) $(NATIVE) ## tokens per second beside this machine's memory bandwidth
 	$(BIN)/opsocket bench --model smollm2 --backend $(BACKEND)
 
-benchmark: $(STAMP) $(NATIVE) ## the whole model beside transformers, in turn
+benchmark: $(STAMP) $(NATIVE) ## the whole model beside transformers and those peers that are installed, in turn
 	$(BIN)/python benchmarks/whole_model.py --repeats 3
+
+bench-peers: $(STAMP) ## install the peers of the benchmarks, each in an environment of its own (compiles llama.cpp)
+	$(BIN)/python benchmarks/peers/install.py
 
 docs: $(STAMP) $(NATIVE) ## write the generated tables of README.md and docs/ anew
 	$(BIN)/python scripts/generate_docs.py

@@ -1,152 +1,276 @@
-"""Whole-model speed beside a named peer: the same GGUF file, the same prompts, the same machine, in turn (A B A B ...).
+"""Whole-model speed beside named peers: the same file, the same prompts, the same machine, in turn (A B A B ...).
 
-    .venv/bin/python benchmarks/whole_model.py [--threads 2] [--repeats 5] [--json FILE]
+    make bench-peers                                      # once: the peers, each in an environment of its own
+    .venv/bin/python benchmarks/whole_model.py [--threads 2] [--repeats 5] [--systems opsocket,llama.cpp] [--json FILE]
 
-Peer: Hugging Face transformers on torch, with the file's weights dequantized to f32 or bf16 once at load, as that
-library does it. Its decode step therefore reads 4 or 2 bytes for each weight where ours reads the 4 to 8 bits of the
-file. Both are greedy; whether our tokens equal the f32 peer's is printed. Before each run a buffer beyond any cache
-is read raw: the limit of whatever streams its weights from memory.
+Each system is a process of its own (`peers/`), loaded once. Between samples memory is read raw, which is the limit of
+whatever streams its weights. All are greedy; how many first tokens equal those of transformers in f32, which computes
+with the file's dequantized weights, is printed, since a fast wrong answer is no result. A sample during which other
+processes took more than 5 % of the machine is dropped and taken again, three times at most.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-import opsocket
-from opsocket_engine.engine import Engine
-from opsocket_engine.locate import locate
-from opsocket_engine.measure import HostReader, Spread
-from opsocket_engine.options import EngineOptions
-from opsocket_engine.sampling import SamplingParams
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "peers"))
 
+import install  # noqa: E402
+from raw_read import RawReader  # noqa: E402
 
-def peer(path: Path, dtype: torch.dtype) -> Any:
-    """LlamaForCausalLM with the file's dequantized weights."""
-    transformers.utils.logging.disable_progress_bar()
-    settings = load_gguf_checkpoint(str(path))["config"]
-    config = transformers.LlamaConfig(**{k: v for k, v in settings.items() if k != "model_type"})
-    model = transformers.LlamaForCausalLM(config)
-    loaded = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)
-    state = {name: torch.as_tensor(values) for name, values in loaded["tensors"].items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if set(missing) - {"lm_head.weight"} or unexpected:
-        raise SystemExit(f"the peer did not take the weights: missing {missing}, unexpected {unexpected}")
-    model.tie_weights()
-    return model.to(dtype).eval()
+TEXT = Path("/usr/share/common-licenses/GPL-3")
+"""What prompts are cut from, at random places: real text, so that the most probable token stands out. Debian's
+base-files has it; where it lacks, this project's own documentation serves."""
 
 
-def run_peer(model: Any, prompts: list[list[int]], decode: int) -> tuple[float, float, list[list[int]]]:
-    """Prompt tokens/s, decode tokens/s, and the tokens chosen."""
-    with torch.inference_mode():
+@dataclass(frozen=True)
+class System:
+    """script, environment (None: this one) and options of a worker."""
+
+    script: str
+    environment: str | None
+    options: tuple[str, ...] = ()
+
+
+OURS = "opsocket"
+REFERENCE = "transformers f32"
+SYSTEMS: dict[str, System] = {
+    OURS: System("opsocket_worker.py", None),
+    "opsocket f32": System(
+        "opsocket_worker.py", None, ("--activations", "none", "--dtype", "f32", "--kv-format", "f32")
+    ),
+    "llama.cpp": System("llama_cpp_worker.py", "llama_cpp"),
+    "llama.cpp q4_0": System("llama_cpp_worker.py", "llama_cpp", ("--q4_0",)),
+    "openvino": System("openvino_worker.py", "openvino"),
+    "onnxruntime": System("onnxruntime_worker.py", "onnxruntime_genai"),
+    "transformers bf16": System("transformers_worker.py", None, ("--dtype", "bfloat16")),
+    REFERENCE: System("transformers_worker.py", None, ("--dtype", "float32")),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`batch` prompts of `prompt` random tokens, then `decode` steps."""
+
+    prompt: int
+    batch: int
+    decode: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.batch} x {self.prompt}"
+
+
+CASES = (
+    Case(1, 1, 32),
+    Case(128, 1, 16),
+    Case(512, 1, 16),
+    Case(1024, 1, 16),
+    Case(4096, 1, 16),
+    Case(1, 8, 32),
+    Case(1024, 8, 16),
+)
+
+
+class Worker:
+    """A system's process."""
+
+    def __init__(self, name: str, system: System, model: Path, threads: int) -> None:
+        python = sys.executable if system.environment is None else str(install.python(system.environment))
+        command = [python, str(HERE / "peers" / system.script), str(model), "--threads", str(threads), *system.options]
+        settings = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=settings
+        )
+        self.name = name
+        self.facts = self._read()
+
+    def run(self, prompts: list[list[int]], decode: int) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"prompts": prompts, "decode": decode}) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@dataclass
+class Samples:
+    """One system's runs of one case: tokens per second, and the raw read beside each run in bytes per second."""
+
+    system: str
+    case: Case
+    prompt_rates: list[float] = field(default_factory=list)
+    decode_rates: list[float] = field(default_factory=list)
+    read_rates: list[float] = field(default_factory=list)
+    equal: list[float] = field(default_factory=list)
+    disturbed: int = 0
+
+
+def text_tokens(files: Any) -> np.ndarray:
+    from opsocket_engine.tokenizer import load_tokenizer
+
+    paths = [TEXT] if TEXT.exists() else sorted((HERE.parent / "docs").glob("*.md"))
+    return np.array(load_tokenizer(files).encode("\n".join(path.read_text() for path in paths)))
+
+
+def measure(
+    workers: list[Worker], reader: RawReader, text: np.ndarray, cases: list[Case], repeats: int
+) -> list[Samples]:
+    generator = np.random.default_rng(0)
+    results = []
+    for case in cases:
+        rows = {w.name: Samples(w.name, case) for w in workers}
+        for repeat in range(repeats + 1):
+            starts = generator.integers(0, len(text), case.batch)
+            prompts = [np.take(text, range(at, at + case.prompt), mode="wrap").tolist() for at in starts]
+            tokens: dict[str, list[list[int]]] = {}
+            for worker in workers:
+                read, answer, quiet = sample(worker, reader, prompts, case.decode)
+                tokens[worker.name] = answer["tokens"]
+                if repeat == 0:
+                    continue
+                row = rows[worker.name]
+                row.prompt_rates.append(case.batch * case.prompt / answer["prompt_seconds"])
+                row.decode_rates.append(case.batch * case.decode / answer["decode_seconds"])
+                row.read_rates.append(read)
+                row.disturbed += not quiet
+            if REFERENCE in tokens:
+                for name, mine in tokens.items():
+                    rows[name].equal.append(_agreement(mine, tokens[REFERENCE]))
+            print(f"{case.label}: {repeat}/{repeats}", end="\r", file=sys.stderr, flush=True)
+        results += rows.values()
+    return results
+
+
+def sample(
+    worker: Worker, reader: RawReader, prompts: list[list[int]], decode: int
+) -> tuple[float, dict[str, Any], bool]:
+    """One run beside a raw read; taken again where other work disturbed it."""
+    for _ in range(3):
+        others = _busy_elsewhere(worker)
         start = time.perf_counter()
-        out = model(torch.tensor(prompts), use_cache=True, logits_to_keep=1)
-        token = out.logits[:, -1].argmax(-1, keepdim=True)
-        between, chosen = time.perf_counter(), [token]
-        for _ in range(decode):
-            out = model(token, past_key_values=out.past_key_values, use_cache=True)
-            token = out.logits[:, -1].argmax(-1, keepdim=True)
-            chosen.append(token)
-        end = time.perf_counter()
-    size = len(prompts)
-    ids = torch.cat(chosen, 1).tolist()
-    return size * len(prompts[0]) / (between - start), size * decode / (end - between), ids
+        read = reader.bytes_per_second()
+        answer = worker.run(prompts, decode)
+        seconds = time.perf_counter() - start
+        if quiet := _busy_elsewhere(worker) - others < 0.05 * seconds * (os.cpu_count() or 1):
+            break
+    return read, answer, quiet
 
 
-def run_ours(engine: Engine, prompts: list[list[int]], decode: int) -> tuple[float, float, list[list[int]]]:
-    """The same of this project's engine; a step is prompt until every prompt is computed."""
-    params = SamplingParams(ignore_eos=True, max_tokens=decode + 1)
-    numbers = [engine.add_request(prompt, params) for prompt in prompts]
-    chosen: dict[int, list[int]] = {number: [] for number in numbers}
-    start = time.perf_counter()
-    _step(engine, chosen)
-    between = time.perf_counter()
-    if not all(chosen.values()):
-        raise SystemExit("the prompts did not fit one step: prompt and decode times would mix")
-    while engine.has_work:
-        _step(engine, chosen)
-    end = time.perf_counter()
-    size = len(prompts)
-    return size * len(prompts[0]) / (between - start), size * decode / (end - between), list(chosen.values())
+def _busy_elsewhere(worker: Worker) -> float:
+    """CPU seconds so far of all that is neither this process nor the worker."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    fields = Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    busy = sum(int(fields[i]) for i in (0, 1, 2, 5, 6, 7))
+    mine = 0
+    for pid in (os.getpid(), worker._process.pid):
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        mine += int(stat[11]) + int(stat[12])
+    return (busy - mine) / ticks
 
 
-def _step(engine: Engine, chosen: dict[int, list[int]]) -> None:
-    for output in engine.step():
-        chosen[output.request].append(output.token_id)
+def _agreement(mine: list[list[int]], reference: list[list[int]]) -> float:
+    """The share of tokens before the first that differs, over all sequences."""
+    same = 0
+    for a, b in zip(mine, reference, strict=True):
+        same += next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(b))
+    return same / sum(map(len, reference))
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values) if values else float("nan")
+
+
+COLUMNS = ("sequences x prompt", "system", "prompt tokens/s", "decode tokens/s", "prompt, ours / this",
+           "decode, ours / this", "first tokens equal")  # fmt: skip
+
+
+def report(results: list[Samples], facts: dict[str, Any]) -> str:
+    lines = [
+        f"{platform.machine()}, {facts['cpu']}, {facts['threads']} threads; {facts['model']}; medians (least-most) of "
+        f"{facts['repeats']} runs in turn",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{' --- |' * len(COLUMNS)}",
+    ]
+    for row in results:
+        ours = next((r for r in results if r.case == row.case and r.system == OURS), row)
+        lines.append(
+            f"| {row.case.label} | {row.system} | {_spread(row.prompt_rates)} | {_spread(row.decode_rates)} "
+            f"| {median(ours.prompt_rates) / median(row.prompt_rates):.2f} "
+            f"| {median(ours.decode_rates) / median(row.decode_rates):.2f} "
+            f"| {f'{100 * statistics.mean(row.equal):.0f} %' if row.equal else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
-    parser.add_argument("--decode", type=int, default=16, help="decode steps")
-    parser.add_argument("--batches", default="1,8")
+    parser.add_argument(
+        "--systems", help=f"of {', '.join(SYSTEMS)}, separated by commas; default: all that are installed"
+    )
+    parser.add_argument("--cases", help="as BATCHxPROMPT, separated by commas; default: all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
+    from opsocket_cpu import host
+    from opsocket_engine.locate import GGUFModel, locate
+
     files = locate("smollm2")
-    session = opsocket.open("cpu", threads=args.threads)
-    options = EngineOptions(
-        max_batch=8, max_step_tokens=2048, max_context=args.prompt + args.decode + 2, prefix_sharing=False
-    )
-    engine = Engine.load(session, "smollm2", options)
-    peers = {"transformers f32": peer(files.path, torch.float32), "transformers bf16": peer(files.path, torch.bfloat16)}
-    torch.set_num_threads(args.threads)
-    reader, rng = HostReader(args.threads), np.random.default_rng(0)
-    systems: dict[str, Callable[[list[list[int]]], tuple[float, float, list[list[int]]]]] = {
-        "opsocket cpu/torch f32": lambda p: run_ours(engine, p, args.decode)
-    }
-    for name, model in peers.items():
-        systems[name] = lambda p, model=model: run_peer(model, p, args.decode)
-
-    rows, equal = [], True
-    for batch in (int(b) for b in args.batches.split(",")):
-        rates: dict[str, list[tuple[float, float, float]]] = {name: [] for name in systems}
-        for repeat in range(args.repeats + 1):
-            prompts = rng.integers(0, 49000, (batch, args.prompt)).tolist()
-            tokens = {}
-            for name, run in systems.items():
-                read = reader.bytes_per_second()
-                prompt_rate, decode_rate, tokens[name] = run(prompts)
-                if repeat:
-                    rates[name].append((prompt_rate, decode_rate, read))
-            equal &= tokens["opsocket cpu/torch f32"] == tokens["transformers f32"]
-        for name, values in rates.items():
-            prompt, decode, read = (Spread.of(column) for column in zip(*values, strict=True))
-            rows.append({"batch": batch, "system": name, "prompt": prompt, "decode": decode, "read": read})
-
-    print(
-        f"{platform.machine()}, {session.device.name}, {args.threads} threads; SmolLM2-135M-Instruct Q4_1 GGUF; "
-        f"prompt {args.prompt}, decode {args.decode}, medians of {args.repeats} (least-most); "
-        f"torch {torch.__version__}, transformers {transformers.__version__}"
-    )
-    print(f"tokens equal to the f32 peer's in every run: {'yes' if equal else 'NO'}\n")
-    print("| batch | system | prompt tokens/s | decode tokens/s | decode, ours / this | raw read GB/s |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for row in rows:
-        ours = next(r for r in rows if r["batch"] == row["batch"])["decode"].median
-        print(
-            f"| {row['batch']} | {row['system']} | {_spread(row['prompt'])} | {_spread(row['decode'])} "
-            f"| {ours / row['decode'].median:.2f} | {_spread(row['read'], 1e-9)} |"
-        )
+    assert isinstance(files, GGUFModel)
+    names = args.systems.split(",") if args.systems else list(SYSTEMS)
+    cases = [c for c in CASES if not args.cases or f"{c.batch}x{c.prompt}" in args.cases.split(",")]
+    workers = []
+    for name in names:
+        environment = SYSTEMS[name].environment
+        if environment is not None and not install.installed(environment):
+            print(f"{name}: not installed (make bench-peers)", file=sys.stderr)
+            continue
+        workers.append(Worker(name, SYSTEMS[name], files.path, args.threads))
+    facts: dict[str, Any] = {
+        "cpu": host.cpu_name(), "threads": args.threads, "model": files.path.name, "repeats": args.repeats,
+        "systems": {w.name: w.facts for w in workers},
+    }  # fmt: skip
+    results = measure(workers, RawReader(args.threads), text_tokens(files), cases, args.repeats)
+    for worker in workers:
+        worker.close()
+    print(report(results, facts))
+    for worker in workers:
+        print(f"\n- {worker.name}: {worker.facts['ready']}; {', '.join(worker.facts['versions'])}", end="")
+    print()
     if args.json:
-        plain = [{k: (vars(v) if isinstance(v, Spread) else v) for k, v in row.items()} for row in rows]
-        args.json.write_text(json.dumps({"threads": args.threads, "tokens_equal": equal, "rows": plain}, indent=1))
-
-
-def _spread(spread: Spread, scale: float = 1.0) -> str:
-    return f"{spread.median * scale:.1f} ({spread.low * scale:.1f}-{spread.high * scale:.1f})"
+        args.json.write_text(json.dumps({**facts, "rows": [asdict(row) for row in results]}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""This project's engine on its CPU backend, by `opsocket` as it is installed."""
+
+from __future__ import annotations
+
+import time
+
+from protocol import arguments, serve
+
+import opsocket
+from opsocket_engine.engine import Engine
+from opsocket_engine.options import EngineOptions
+from opsocket_engine.sampling import SamplingParams
+
+
+def main() -> None:
+    options = {name: {} for name in ("dtype", "kv-format", "activations")}
+    args = arguments(__doc__ or "", **options)
+    given = {
+        name: value for name in ("dtype", "kv_format", "activations") if (value := getattr(args, name)) is not None
+    }
+    session = opsocket.open("cpu", threads=args.threads)
+    options = EngineOptions(
+        max_batch=args.batch, max_step_tokens=4096, max_context=args.context, num_blocks=args.context // 16,
+        prefix_sharing=False, **given,
+    )  # fmt: skip
+    engine = Engine.load(session, args.model, options)
+
+    def run(prompts: list[list[int]], decode: int) -> tuple[float, float, list[list[int]]]:
+        params = SamplingParams(ignore_eos=True, max_tokens=decode + 1)
+        tokens = {engine.add_request(prompt, params): [] for prompt in prompts}
+        start = time.perf_counter()
+        while not all(tokens.values()):
+            step(tokens)
+        between = time.perf_counter()
+        if max(map(len, tokens.values())) > 1:
+            raise SystemExit("the prompts did not fit one step: prompt and decode times would mix")
+        while engine.has_work:
+            step(tokens)
+        return between - start, time.perf_counter() - between, list(tokens.values())
+
+    def step(tokens: dict[int, list[int]]) -> None:
+        for output in engine.step():
+            tokens[output.request].append(output.token_id)
+
+    facts = ", ".join(f"{name} {value}" for name, value in given.items())
+    serve(f"opsocket cpu{' (' + facts + ')' if facts else ''}", [f"opsocket {opsocket.__version__}"], run)
+
+
+main()
