@@ -29,7 +29,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
 
 import install  # noqa: E402
-from raw_read import RawReader  # noqa: E402
+
+from opsocket_cpu.native.library import library  # noqa: E402
+from opsocket_cpu.native.limits import Reader  # noqa: E402
 
 TEXT = Path("/usr/share/common-licenses/GPL-3")
 """What prompts are cut from, at random places: real text, so that the most probable token stands out. Debian's
@@ -138,9 +140,7 @@ def text_tokens(files: Any) -> np.ndarray:
     return np.array(load_tokenizer(files).encode("\n".join(path.read_text() for path in paths)))
 
 
-def measure(
-    workers: list[Worker], reader: RawReader, text: np.ndarray, cases: list[Case], repeats: int
-) -> list[Samples]:
+def measure(workers: list[Worker], reader: Reader, text: np.ndarray, cases: list[Case], repeats: int) -> list[Samples]:
     generator = np.random.default_rng(0)
     results = []
     for case in cases:
@@ -167,9 +167,7 @@ def measure(
     return results
 
 
-def sample(
-    worker: Worker, reader: RawReader, prompts: list[list[int]], decode: int
-) -> tuple[float, dict[str, Any], bool]:
+def sample(worker: Worker, reader: Reader, prompts: list[list[int]], decode: int) -> tuple[float, dict[str, Any], bool]:
     """One run beside a raw read; taken again where other work disturbed it."""
     for _ in range(3):
         others = _busy_elsewhere(worker)
@@ -258,11 +256,15 @@ def main() -> None:
             print(f"{name}: not installed (make bench-peers)", file=sys.stderr)
             continue
         workers.append(Worker(name, SYSTEMS[name], files.path, args.threads))
+    native = library()
+    if native is None:
+        raise SystemExit("the native kernels are not built (make native), and memory is read raw by them")
+    reader = Reader(native, args.threads)
     facts: dict[str, Any] = {
         "cpu": host.cpu_name(), "threads": args.threads, "model": files.path.name, "repeats": args.repeats,
         "systems": {w.name: w.facts for w in workers},
     }  # fmt: skip
-    results = measure(workers, RawReader(args.threads), text_tokens(files), cases, args.repeats)
+    results = measure(workers, reader, text_tokens(files), cases, args.repeats)
     for worker in workers:
         worker.close()
     print(report(results, facts))

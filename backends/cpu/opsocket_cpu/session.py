@@ -12,6 +12,7 @@ from opsocket.operators import (
     CacheSpec,
     ContractError,
     DeviceInfo,
+    Limit,
     Memory,
     ResourceError,
     SessionOptions,
@@ -65,6 +66,11 @@ class CpuSession(TorchSession):
 
     def memory(self) -> Memory:
         return Memory(None, host.total_bytes())
+
+    def limits(self) -> tuple[Limit, ...]:
+        from opsocket_cpu.native.limits import measure
+
+        return () if self.library is None else measure(self.library, self.threads)
 
     def _zeros(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         array: torch.Tensor = self.empty(shape, dtype)

@@ -108,6 +108,17 @@ class Memory:
     total: int
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What a device can do at most, measured: `per_second` of bytes read from memory ("read"), or of operations on
+    numbers of a type ("f32", "int8", "bf16"; a product and its sum are two), on some host threads (0: not a host)."""
+
+    name: str
+    unit: Literal["bytes", "operations"]
+    threads: int
+    per_second: float
+
+
 class Plan(Checked, ABC):
     """One prepared operator. `plan` may allocate, tune and synchronize; `run` does none of these.
 
@@ -421,6 +432,10 @@ class Session(Checked, ABC):
     @abstractmethod
     def memory(self) -> Memory:
         """The device's memory."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        """What the device can do at most, measured now (seconds); empty where the backend has no way to tell."""
+        return ()
 
     def close(self) -> None:
         """Give back what the session holds."""

@@ -34,6 +34,7 @@ enum Op : int32_t {
     OP_CACHE_COPY_BLOCKS,
     OP_ATTENTION,
     OP_READ,            // reads memory and does nothing with it: the limit of all that streams
+    OP_RATE,            // computes in registers and stores nothing of it: the limit of all that computes
     OP_COUNT
 };
 
@@ -51,6 +52,17 @@ struct Read : Command {
     const void *data;
     int64_t bytes;
     int64_t *sums;  // [threads * 8]: something has to come of what is read
+};
+
+enum RateKind : int32_t { RATE_F32 = 0, RATE_INT8 = 1, RATE_BF16 = 2 };
+
+// Every thread does `steps` steps. operations: what one step comes to, counting a product and its sum as two; 0 where
+// this level has no such instruction.
+struct Rate : Command {
+    int32_t kind;
+    int64_t steps;
+    int64_t *operations;  // [1]
+    float *sums;          // [threads * 16]
 };
 
 }  // namespace opsocket

@@ -57,6 +57,9 @@ struct Team {
     const Command *const *commands = nullptr;
     int64_t count = 0;
     uint32_t generation = 0;  // of the barrier when the run begins
+    std::vector<int> cores;
+    int first_core = 0;  // which of them the caller is on: it stays unpinned, since threads that it makes later, another
+                         // library's, would inherit that. The others are pinned to the cores after it.
     unsigned char *shared = nullptr;
     size_t shared_bytes = 0;
     std::vector<unsigned char *> own;
@@ -106,21 +109,25 @@ static void execute(Team &team, Worker &worker) {
     }
 }
 
-static void pin(int index) {
-    cpu_set_t allowed, one;
-    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
-    int skip = index % std::max(CPU_COUNT(&allowed), 1);
-    for (int core = 0; core < CPU_SETSIZE; core++) {
-        if (!CPU_ISSET(core, &allowed) || skip-- > 0) continue;
-        CPU_ZERO(&one);
-        CPU_SET(core, &one);
-        sched_setaffinity(0, sizeof one, &one);
-        return;
-    }
+// The cores that the process may use, as they were when the team was made.
+static std::vector<int> usable_cores() {
+    std::vector<int> cores;
+    cpu_set_t allowed;
+    if (!sched_getaffinity(0, sizeof allowed, &allowed))
+        for (int core = 0; core < CPU_SETSIZE; core++)
+            if (CPU_ISSET(core, &allowed)) cores.push_back(core);
+    return cores;
+}
+
+static void pin(int core) {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(core, &one);
+    sched_setaffinity(0, sizeof one, &one);
 }
 
 static void serve(Team *team, int index, unsigned char *own, uint32_t done) {
-    pin(index);
+    int core = -1;
     for (;;) {
         int spin = 0;
         uint32_t now;
@@ -137,6 +144,10 @@ static void serve(Team *team, int index, unsigned char *own, uint32_t done) {
         done = now;
         int threads = int(now & 255);
         if (index >= threads) continue;
+        if (!team->cores.empty()) {
+            int want = team->cores[size_t(team->first_core + index) % team->cores.size()];
+            if (want != core) pin(core = want);
+        }
         Worker worker{index, threads, own, team->shared, team, team->generation, 0};
         execute(*team, worker);
     }
@@ -152,6 +163,7 @@ static Team &team() {
         static const int registered = pthread_atfork(nullptr, nullptr, [] { the_team = nullptr; });
         (void)registered;
         the_team = new Team();
+        the_team->cores = usable_cores();
     }
     return *the_team;
 }
@@ -194,6 +206,8 @@ bool run(const Command *const *commands, int64_t count, int threads) {
         for (Counter &counter : set) counter.value.store(0, std::memory_order_relaxed);
     Worker worker{0, threads, t.own[0], t.shared, &t, t.generation, 0};
     if (threads > 1) {
+        auto here = std::find(t.cores.begin(), t.cores.end(), sched_getcpu());
+        if (here != t.cores.end()) t.first_core = int(here - t.cores.begin());
         t.work.store((((t.work.load() >> 8) + 1) << 8) | uint32_t(threads));
         if (t.sleepers.load()) syscall(SYS_futex, &t.work, FUTEX_WAKE_PRIVATE, 1 << 30, nullptr, nullptr, 0);
     }

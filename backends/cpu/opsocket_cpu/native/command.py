@@ -33,6 +33,7 @@ class Op(IntEnum):
     CACHE_COPY_BLOCKS = 19
     ATTENTION = 20
     READ = 21
+    RATE = 22
 
 
 class Command(ctypes.Structure):
@@ -49,3 +50,14 @@ class ReadCommand(Command):
     """Reads memory and does nothing with it."""
 
     _fields_ = (("data", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("sums", ctypes.c_void_p))
+
+
+class RateCommand(Command):
+    """Computes in registers. kind: 0 f32, 1 int8, 2 bf16."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("steps", ctypes.c_int64),
+        ("operations", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+    )

@@ -1,0 +1,53 @@
+// How many operations a second this level's instructions come to, from registers: what every kernel that computes is
+// measured against.
+#include "kernels.h"
+
+namespace opsocket {
+namespace OPSOCKET_LEVEL {
+
+// Independent chains: enough to fill the pipes (latency 4 to 5 cycles, two pipes).
+constexpr int CHAINS = 12;
+
+template <class V, class Step> static float chains(int64_t steps, V first, V factor, Step step) {
+    V c[CHAINS];
+    for (int j = 0; j < CHAINS; j++) c[j] = first;
+    for (int64_t i = 0; i < steps; i++) {
+        for (int j = 0; j < CHAINS; j++) c[j] = step(c[j], factor);
+#if OPSOCKET_AVX512 || OPSOCKET_AVX2
+        asm volatile("" : "+v"(factor));  // or the compiler would do the steps in one
+#elif defined(__x86_64__)
+        asm volatile("" : "+x"(factor));
+#else
+        asm volatile("" : "+w"(factor));
+#endif
+    }
+    float total = 0;
+    for (int j = 0; j < CHAINS; j++) total += float(sum(c[j]));
+    return total;
+}
+
+void rate(const Command *command, Worker &worker) {
+    const Rate &c = *static_cast<const Rate *>(command);
+    float total = 0;
+    int64_t operations = 0;
+    if (c.kind == RATE_F32) {
+        operations = CHAINS * W * 2;
+        total = chains(c.steps, set(1.0f), set(0.5f), [](F a, F b) { return b * b + a; });
+    } else if (c.kind == RATE_INT8) {
+        operations = CHAINS * W * 4 * 2;
+        total = chains(c.steps, set(0), set(0x01010101), [](I a, I b) { return dot_u8s8(a, b, b); });
+    }
+#if OPSOCKET_AVX512_BF16
+    else if (c.kind == RATE_BF16) {
+        operations = CHAINS * W * 2 * 2;
+        total = chains(c.steps, set(1.0f), as_float(set(0x3f003f00)), [](F a, F b) {
+            return (F)_mm512_dpbf16_ps((__m512)a, (__m512bh)(__m512i)as_int(b), (__m512bh)(__m512i)as_int(b));
+        });
+    }
+#endif
+    c.sums[worker.index * 16] = total;
+    if (worker.index == 0) *c.operations = operations;
+}
+
+}  // namespace OPSOCKET_LEVEL
+}  // namespace opsocket
