@@ -219,6 +219,33 @@ def test_activation_codes(session: Any, dtype: str):
     np.testing.assert_array_equal(session.download(scale), want_scale)
 
 
+def _dequantized_codes(x: np.ndarray, group: int) -> np.ndarray:
+    """f64: x as int8 codes times scales, one scale for each `group` columns."""
+    codes, scale = _quantized(x.reshape(-1, group))
+    return (codes * scale.astype(np.float64)[:, None]).reshape(x.shape)
+
+
+@pytest.mark.parametrize("suffix", ["_a8", "_a8g32"])
+@pytest.mark.parametrize(
+    "base", ["q4_0", "q4_1", "q8_0", "q2_K", "q4_K", "q6_K", "i4_g48", "i2_g64_z", "gptq_v1_i4_g32_act", "awq_i4_g128"]
+)
+def test_int8_activations_meet_every_grouped_format(session: Any, base: str, suffix: str):
+    rng, n = np.random.default_rng(12), 24
+    k = 768 if base != "i4_g48" else 288
+    tensors = _random(rng, base, n, k)
+    x = rng.standard_normal((5, k)) * 10.0 ** rng.integers(-3, 3, (5, k // 32)).repeat(32, 1)
+    x = x.astype(np.float32)
+    x[2, :64], x[3] = 0, 0
+    order = np.argsort(tensors["g_idx"], kind="stable") if "g_idx" in tensors else np.arange(k)
+    stood_for = np.empty((5, k))
+    stood_for[:, order] = _dequantized_codes(x[:, order], k if suffix == "_a8" else 32)
+    bias = rng.standard_normal(n).astype(np.float32)
+    got = _run(session, MatmulSpec(base + suffix, n, k, bias=True), tensors, x, bias)
+    want = stood_for @ get_format(base).reference(tensors, n, k).T + bias
+    # Nothing but the roundings of the product to f32 and of the sum with the bias.
+    np.testing.assert_array_less(np.abs(got - want), 2.0**-23 * (np.abs(want) + np.abs(bias)) + 1e-37)
+
+
 W8A8 = """
     import numpy as np, opsocket
     from opsocket.operators import MatmulSpec, Request
@@ -255,6 +282,7 @@ def test_w8a8_sums_are_exact_whatever_the_processor_has(isa: str):
         (EmbeddingSpec("awq_i4_g32", 12, 64), "n"),
         (GroupedMatmulSpec(2, "i4_g64", 8, 96), "k"),
         (MatmulSpec("i8_channel_a8", 8, 200_000), "k"),
+        (MatmulSpec("i4_g16_a8g32", 8, 48), "k"),
         (MatmulSpec("f32", 8, 32, numerics=Numerics(accumulate="f64")), "numerics.accumulate"),
         (GroupedMatmulSpec(2, "f32", 8, 32, numerics=Numerics(accumulate="f64")), "numerics.accumulate"),
     ],

@@ -51,7 +51,7 @@ def random_tensors() -> Callable[[QuantFormat, int, int, np.random.Generator], T
                 tensors[name] = rng.integers(-(1 << 31), 1 << 31, shape, dtype=np.int32)
             else:
                 tensors[name] = rng.integers(0, 256, shape, dtype=np.uint8).view(np.int8 if dtype == "i8" else np.uint8)
-        for offset in _HALVES_IN_BLOCK.get(format.id, ()):
+        for offset in _HALVES_IN_BLOCK.get(format.base.id, ()):
             block = tensors["blocks"].reshape(n, -1, format.block_bytes)
             block[..., offset : offset + 2] = _finite_f16(rng, (*block.shape[:2], 1)).view(np.uint8)
         return tensors

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from opsocket.operators.errors import ContractError
-from opsocket.quantization import FORMATS, dequantize, get_format, quantize
+from opsocket.quantization import FORMATS, dequantize, get_format, quantize, with_activation, without_activation
 
 
 def test_every_format_is_found_by_its_id_and_hashable():
@@ -40,14 +40,50 @@ def test_unknown_id_names_the_nearest():
     "format", [format for format in FORMATS if format.packing == "ggml"], ids=lambda format: format.id
 )
 def test_block_sizes_are_ggmls(format):
-    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[format.id.upper()]]
+    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[format.base.id.upper()]]
     assert (format.super_block or format.block_k, format.block_bytes) == (block, block_bytes)
 
 
-def test_activation_precision_is_part_of_the_format():
-    w8a8, w8 = get_format("i8_channel_a8"), get_format("i8_channel")
-    assert (w8a8.activation, w8.activation) == ("i8_token", "none")
-    assert dataclasses.replace(w8a8, id=w8.id, activation="none") == w8
+QUANTIZED = [format for format in FORMATS if format.activation == "none" and not format.is_float]
+
+
+@pytest.mark.parametrize(("suffix", "activation"), [("_a8", "i8_token"), ("_a8g32", "i8_g32")])
+@pytest.mark.parametrize("base", QUANTIZED, ids=lambda format: format.id)
+def test_activation_precision_is_part_of_the_format(base, suffix, activation):
+    format = get_format(base.id + suffix)
+    assert (format.activation, base.activation) == (activation, "none")
+    assert dataclasses.replace(format, id=base.id, activation="none") == base == format.base == base.base
+    assert with_activation(base.id, activation) == format.id
+    assert without_activation(format.id) == with_activation(format.id, "none") == base.id
+    other = {"i8_token": "i8_g32", "i8_g32": "i8_token"}[activation]
+    assert get_format(with_activation(format.id, other)).activation == other
+
+
+@pytest.mark.parametrize("id", ["q4_1", "q4_K", "i2_g32_z", "gptq_v1_i4_g64_act", "awq_i4_g32", "i8_channel"])
+def test_the_stored_weight_is_the_same_whatever_the_activations(id):
+    weight = np.random.default_rng(0).standard_normal((8, 256)).astype(np.float32)
+    base, format = get_format(id), get_format(id + "_a8g32")
+    assert base.tensor_specs(8, 256) == format.tensor_specs(8, 256)
+    tensors = quantize(format, weight)
+    for name, tensor in quantize(base, weight).items():
+        np.testing.assert_array_equal(tensor, tensors[name])
+    np.testing.assert_array_equal(base.reference(tensors, 8, 256), format.reference(tensors, 8, 256))
+    np.testing.assert_array_equal(dequantize(base, tensors, 8, 256), dequantize(format, tensors, 8, 256))
+
+
+@pytest.mark.parametrize("id", ["f32_a8", "bf16_a8g32", "q4_1_a8_a8", "q4_1_a8g64", "q4_1_a16", "_a8", "i4_g20_a8"])
+def test_ids_that_name_no_activation_of_a_quantized_format(id):
+    with pytest.raises(ContractError) as error:
+        get_format(id)
+    assert error.value.argument == "format"
+
+
+def test_floats_have_no_int8_activations():
+    assert with_activation("bf16", "none") == without_activation("bf16") == "bf16"
+    for id, activation in (("bf16", "i8_token"), ("q4_1", "i8"), ("q4_1_a8", "")):
+        with pytest.raises(ContractError) as error:
+            with_activation(id, activation)
+        assert error.value.argument == "activation"
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.id)
@@ -78,6 +114,8 @@ def test_validate_names_the_tensor_at_fault(format):
         ("awq_i4_g32", 12, 64, "n"),
         ("f32", 0, 4, "n"),
         ("i8_channel", 4, 0, "k"),
+        ("i4_g16_a8g32", 4, 48, "k"),
+        ("i8_channel_a8g32", 4, 40, "k"),
     ],
 )
 def test_shapes_that_do_not_fit(id, n, k, argument):

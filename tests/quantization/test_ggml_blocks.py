@@ -12,7 +12,7 @@ GGML = [format for format in FORMATS if format.packing == "ggml"]
 
 
 def by_gguf(format, blocks):
-    return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[format.id.upper()])
+    return gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[format.base.id.upper()])
 
 
 @pytest.mark.parametrize("format", GGML, ids=lambda format: format.id)
@@ -38,5 +38,5 @@ def test_packed_weights(format):
 @pytest.mark.parametrize("format", [f for f in GGML if f.id in ("q4_0", "q4_1", "q5_0", "q8_0")], ids=lambda f: f.id)
 def test_bytes_packed_by_gguf(format):
     weight = np.random.default_rng(8).standard_normal((5, 320)).astype(np.float32)
-    blocks = gguf.quants.quantize(weight, gguf.GGMLQuantizationType[format.id.upper()])
+    blocks = gguf.quants.quantize(weight, gguf.GGMLQuantizationType[format.base.id.upper()])
     np.testing.assert_array_max_ulp(dequantize(format, {"blocks": blocks}, 5, 320), by_gguf(format, blocks), maxulp=1)

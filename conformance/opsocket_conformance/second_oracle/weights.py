@@ -66,8 +66,8 @@ def _terms(g: Writer, fmt: QuantFormat) -> _Terms:
             return _grouped(g, fmt)
         case "gptq_v1" | "gptq_v2" | "awq":
             return _words(g, fmt)
-        case "ggml" if fmt.id in _BLOCKS:
-            return _BLOCKS[fmt.id](g.input("blocks", "u8").reshape(0, -1, fmt.block_bytes))
+        case "ggml" if fmt.base.id in _BLOCKS:
+            return _BLOCKS[fmt.base.id](g.input("blocks", "u8").reshape(0, -1, fmt.block_bytes))
     raise ContractError("format.packing", "a packing that the second oracle has a graph for", fmt)
 
 

@@ -8,7 +8,14 @@
 from __future__ import annotations
 
 from opsocket.quantization.bfloat16 import bf16_to_f32, f32_to_bf16
-from opsocket.quantization.formats import FORMATS, QuantFormat, WeightTensor, get_format
+from opsocket.quantization.formats import (
+    FORMATS,
+    QuantFormat,
+    WeightTensor,
+    get_format,
+    with_activation,
+    without_activation,
+)
 from opsocket.quantization.grouped import GroupedWeight
 from opsocket.quantization.quantize import dequantize, quantize
 
@@ -22,4 +29,6 @@ __all__ = [
     "f32_to_bf16",
     "get_format",
     "quantize",
+    "with_activation",
+    "without_activation",
 ]

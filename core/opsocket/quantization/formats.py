@@ -9,6 +9,10 @@ A `QuantFormat` is a hashable record; everything that computes dispatches on its
   in the zero point: v1 stores ``zero - 1``, v2 stores ``zero``. ``_act``: column k belongs to group ``g_idx[k]``.
 - ``awq``: codes packed along N into i32 words in AWQ's interleaved order, stored [K, N].
 
+Every format that has codes also comes with int8 activations: ``<base>_a8`` quantizes each row of x with one scale,
+``<base>_a8g32`` each 32 consecutive columns of a row with one of their own. Tensors and meaning are the base's. Where
+``g_idx`` permutes columns, x is permuted first (`GroupedWeight.input_permutation`), and the 32 are counted after that.
+
 A format from elsewhere subclasses `QuantFormat` and overrides `tensor_specs`, `reference` and `group`.
 """
 
@@ -17,7 +21,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -39,6 +43,11 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "i32": np.dtype(np.int32),
 }
 
+_SUFFIXES: Mapping[str, str] = {"none": "", "i8_token": "_a8", "i8_g32": "_a8g32"}
+
+ACTIVATION_GROUP = 32
+"""Columns that share a scale under activation "i8_g32"."""
+
 
 @dataclass(frozen=True)
 class QuantFormat:
@@ -47,8 +56,12 @@ class QuantFormat:
     bits: width of a code. code: ``float``, ``signed`` (the code is the integer, or the integer plus 2^(bits-1)) or
     ``unsigned``. block_k: columns that share a scale, 0 for a whole row. super_block: columns that share the scale of
     the scales (256 for K-quants), else 0. scale_dtype: of the stored scale, "" for float formats. zero: ``none``,
-    ``int`` (w = scale * (code - zero)) or ``float_min`` (w = scale * code - minimum). activation: ``none`` or
-    ``i8_token`` (x is quantized per row: amax / 127, ties to even, f32 scale). block_bytes: of one ggml block, else 0.
+    ``int`` (w = scale * (code - zero)) or ``float_min`` (w = scale * code - minimum). block_bytes: of one ggml block,
+    else 0.
+
+    activation: what x is multiplied as. ``none``: as it is. ``i8_token``: per row, s = amax / 127 in f32, codes
+    clamp(round_half_even(x / s), -127, 127), and 0 with s = 0 where amax = 0. ``i8_g32``: the same for each 32
+    consecutive columns of a row, after any permutation by g_idx; K is then a multiple of 32.
     """
 
     id: str
@@ -68,10 +81,19 @@ class QuantFormat:
         """Whether the weight is stored as floats, with neither codes nor scales."""
         return self.code == "float"
 
+    @property
+    def base(self) -> QuantFormat:
+        """The same stored weight with activations as they are; itself, where it has none other."""
+        if self.activation == "none":
+            return self
+        return replace(self, id=self.id.removesuffix(_SUFFIXES[self.activation]), activation="none")
+
     def tensor_specs(self, n: int, k: int) -> Specs:
         """Name -> (dtype, shape) of the tensors of a weight [n, k]. ContractError where n or k does not fit."""
         self._check_multiple("n", n, 8 if self.packing in ("gptq_v1", "gptq_v2", "awq") else 1)
         self._check_multiple("k", k, self.super_block or self.block_k or 1)
+        if self.activation == "i8_g32":
+            self._check_multiple("k", k, ACTIVATION_GROUP)
         if self.is_float:
             return {"weight": (self.id, (n, k))}
         groups = k // (self.block_k or k)
@@ -162,10 +184,6 @@ def _float(id: str, bits: int) -> QuantFormat:
     return QuantFormat(id, bits, "float", 0, 0, "", "none", "dense")
 
 
-def _channel(id: str, activation: str) -> QuantFormat:
-    return QuantFormat(id, 8, "signed", 0, 0, "f32", "none", "dense", activation)
-
-
 def _ggml(id: str, bits: int, block_k: int, block_bytes: int, zero: str = "none", super_block: int = 0) -> QuantFormat:
     code = "unsigned" if zero == "float_min" else "signed"
     return QuantFormat(id, bits, code, block_k, super_block, "f16", zero, "ggml", block_bytes=block_bytes)
@@ -175,8 +193,7 @@ _FIXED = (
     _float("f32", 32),
     _float("f16", 16),
     _float("bf16", 16),
-    _channel("i8_channel_a8", "i8_token"),
-    _channel("i8_channel", "none"),
+    QuantFormat("i8_channel", 8, "signed", 0, 0, "f32", "none", "dense"),
     _ggml("q4_0", 4, 32, 18),
     _ggml("q4_1", 4, 32, 20, "float_min"),
     _ggml("q5_0", 5, 32, 22),
@@ -214,17 +231,41 @@ def get_format(id: str) -> QuantFormat:
 
     Raises ContractError with the nearest ids for an id that names no format.
     """
-    for format in _FIXED:
-        if format.id == id:
-            return format
-    parsed = _parse(id)
-    if parsed is None:
+    base_id, activation = _split(id)
+    base = next((format for format in _FIXED if format.id == base_id), None) or _parse(base_id)
+    if base is None or (base.is_float and activation != "none"):
         near = difflib.get_close_matches(id, [format.id for format in FORMATS], n=4, cutoff=0.0)
         raise ContractError("format", f"a known format, the nearest being {', '.join(near)}", repr(id))
-    return parsed
+    return replace(base, id=id, activation=activation)
 
 
-FORMATS: tuple[QuantFormat, ...] = _FIXED + tuple(
+def with_activation(id: str, activation: str) -> str:
+    """The id of that format with another activation: "none", "i8_token" or "i8_g32".
+
+    Raises ContractError for an id or an activation that does not exist, and for int8 activations of a float format.
+    """
+    base = get_format(id).base
+    if activation not in _SUFFIXES:
+        raise ContractError("activation", f"one of {', '.join(_SUFFIXES)}", repr(activation))
+    if base.is_float and activation != "none":
+        raise ContractError("activation", f"'none': {base.id} has no codes to multiply int8 codes with", activation)
+    return base.id + _SUFFIXES[activation]
+
+
+def without_activation(id: str) -> str:
+    """The id of the same stored weight with activations as they are."""
+    return with_activation(id, "none")
+
+
+def _split(id: str) -> tuple[str, str]:
+    """The base's id, and the activation that the rest of an id says."""
+    for activation, suffix in _SUFFIXES.items():
+        if suffix and id.endswith(suffix):
+            return id.removesuffix(suffix), activation
+    return id, "none"
+
+
+_PLAIN: tuple[QuantFormat, ...] = _FIXED + tuple(
     get_format(family.format(group))
     for family in (
         "i4_g{}",
@@ -239,4 +280,23 @@ FORMATS: tuple[QuantFormat, ...] = _FIXED + tuple(
     )
     for group in (32, 64, 128)
 )
-"""Every format there is; the parametric families with group sizes 32, 64 and 128."""
+
+FORMATS: tuple[QuantFormat, ...] = _PLAIN + tuple(
+    get_format(id)
+    for id in (
+        "i8_channel_a8",
+        "q4_0_a8",
+        "q4_0_a8g32",
+        "q4_1_a8",
+        "q4_1_a8g32",
+        "q8_0_a8",
+        "q4_K_a8",
+        "q6_K_a8g32",
+        "i4_g64_a8",
+        "i4_g64_a8g32",
+        "i2_g64_a8",
+        "gptq_v1_i4_g64_act_a8",
+    )
+)
+"""Every stored weight there is, the parametric families with group sizes 32, 64 and 128; then some of those with int8
+activations, which any of them but the floats can have."""

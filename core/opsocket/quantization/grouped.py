@@ -122,7 +122,7 @@ def _words_along_n(words: Array, nibble_of_column: npt.NDArray[np.uint32]) -> np
 def _unpack_ggml(format: QuantFormat, rows: Bytes, n: int, k: int) -> GroupedWeight:
     blocks = rows.reshape(-1, format.block_bytes)
     minimum: Array | None = None
-    match format.id:
+    match format.base.id:
         case "q4_0":
             codes, scale = _halves(blocks[:, 2:18]) - np.int8(8), _f16(blocks, 0)
         case "q4_1":

@@ -43,7 +43,7 @@ def quantize(format: QuantFormat, weight: Float32) -> dict[str, Array]:
         case "dense":
             tensors = _channel(weight) if not format.is_float else {"weight": _to_float(format, weight)}
         case "ggml":
-            packer = quantize_ggml.PACKERS[format.id]
+            packer = quantize_ggml.PACKERS[format.base.id]
             block_k = format.super_block or format.block_k
             blocks = _by_rows(weight, lambda rows: (packer(rows.reshape(-1, block_k)).reshape(rows.shape[0], -1),))[0]
             tensors = {"blocks": blocks}

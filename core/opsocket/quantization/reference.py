@@ -43,7 +43,7 @@ def dequantize(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int
             return _gptq(format, tensors, n, k, stored_zero_is_less_by=0)
         case "awq":
             return _awq(format, tensors, n, k)
-        case "ggml" if format.id in _GGML_BLOCKS:
+        case "ggml" if format.base.id in _GGML_BLOCKS:
             return _ggml(format, tensors["blocks"], n, k)
     raise ContractError("format.packing", "a packing that opsocket knows, or a subclass's own reference", format)
 
@@ -102,7 +102,7 @@ def _awq(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> F
 
 
 def _ggml(format: QuantFormat, rows: Array, n: int, k: int) -> Float64:
-    weight_of = _GGML_BLOCKS[format.id]
+    weight_of = _GGML_BLOCKS[format.base.id]
     block_k = format.super_block or format.block_k
     block = rows.reshape(n, k // block_k, format.block_bytes)
     return np.stack([weight_of(block, j) for j in range(block_k)], axis=-1).reshape(n, k)

@@ -1,4 +1,4 @@
-"""Activations as int8 codes with a scale per row, and their exact product with int8 weights."""
+"""Activations as int8 codes with a scale per row or group, and their exact product with int8 weights."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = x.abs().amax(1) / 127.0
     codes = torch.where(scale.unsqueeze(1) == 0, 0.0, x / scale.unsqueeze(1))
     return codes.round_().clamp_(-127.0, 127.0).nan_to_num_(nan=0.0).to(torch.int8), scale
+
+
+def rounded_to_int8(x: torch.Tensor, group: int) -> torch.Tensor:
+    """f64 [M, K]: x f32 [M, K] as its int8 codes times their scales, exactly; one scale for each `group` columns."""
+    codes, scale = quantize_rows(x.reshape(-1, group))
+    return codes.double().mul_(scale.unsqueeze(1)).view(x.shape)
 
 
 def int8_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

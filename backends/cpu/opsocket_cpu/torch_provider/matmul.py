@@ -1,4 +1,4 @@
-"""Matrix products with weights in any format, widened to f32 a tile of rows at a time."""
+"""Matrix products with weights in any format, widened to f32 (f64 for int8 activations) a tile of rows at a time."""
 
 from __future__ import annotations
 
@@ -10,25 +10,35 @@ import torch
 from opsocket.operators import GroupedMatmulPlan, MatmulPlan, PackedWeight, Request, Session
 from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket.quantization import get_format
+from opsocket.quantization.formats import ACTIVATION_GROUP
 from opsocket_cpu.torch_provider import weights
-from opsocket_cpu.torch_provider.activation import int8_product, quantize_rows
+from opsocket_cpu.torch_provider.activation import int8_product, quantize_rows, rounded_to_int8
 
 
 def product(x: torch.Tensor, packed: PackedWeight) -> torch.Tensor:
-    """f32 [M, N]: x [M, K] in any float type times the weight's transpose, summed in f32, or in int32 for W8A8."""
+    """f32 [M, N]: x [M, K] in any float type times the weight's transpose, summed in f32; of int8 activations in int32
+    where the weight has one scale per row, else in f64, where products of codes and scales and their sums are exact."""
     content: weights.Weight = packed.content
-    if get_format(packed.weight_format).activation == "i8_token":
+    activation = get_format(packed.weight_format).activation
+    if activation != "none":
         assert isinstance(content, weights.CodedWeight)
-        codes, scale = quantize_rows(x)
-        return int8_product(codes, content.codes).float().mul_(scale.unsqueeze(1)).mul_(content.scale.float().t())
+        if activation == "i8_token" and content.is_integer_by_row:
+            codes, scale = quantize_rows(x)
+            return int8_product(codes, content.codes).float().mul_(scale.unsqueeze(1)).mul_(content.scale.float().t())
     x = x.float()
     if content.permutation is not None:
         x = x.index_select(1, content.permutation)
+    if activation != "none":
+        x = rounded_to_int8(x, ACTIVATION_GROUP if activation == "i8_g32" else packed.k)
     y, step = torch.empty(len(x), packed.n), content.tile_rows()
-    buffer = weights.tile_buffer(content, packed.k)
+    buffer = weights.tile_buffer(content, packed.k, x.dtype)
     for start in range(0, packed.n, step):
         rows = slice(start, start + step)
-        torch.mm(x, content.widen(rows, buffer).t(), out=y[:, rows])
+        tile = content.widen(rows, buffer).t()
+        if x.dtype == torch.float32:
+            torch.mm(x, tile, out=y[:, rows])
+        else:
+            y[:, rows] = torch.mm(x, tile)
     return y
 
 

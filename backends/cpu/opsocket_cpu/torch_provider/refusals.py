@@ -54,6 +54,6 @@ def _weight(weight_format: str, n: int, k: int) -> list[Reason]:
         fmt.tensor_specs(n, k)
     except ContractError as error:
         return [Reason("shape", error.argument, error.got, error.want)]
-    if fmt.activation == "i8_token" and k > MAX_INT8_COLUMNS:
+    if fmt.activation == "i8_token" and not fmt.block_k and k > MAX_INT8_COLUMNS:
         return [Reason("shape", "k", k, f"at most {MAX_INT8_COLUMNS} for int32 sums of {fmt.id}")]
     return []

@@ -64,8 +64,8 @@ class CodedWeight:
     permutation: torch.Tensor | None
 
     def widen(self, rows: slice | torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
-        """f32 [R, K] of the rows asked for, in `into` where given, columns as stored: scale times code rounded once,
-        then less the minimum."""
+        """[R, K] of the rows asked for, columns as stored, f32 or in `into` and its type: scale times code rounded
+        once, then less the minimum; in f64 exactly."""
         packed, fields = _rows(self.codes, rows), 8 // self.bits
         values = _shaped(into, (len(packed), fields, packed.shape[1]))
         if fields == 1:
@@ -76,14 +76,19 @@ class CodedWeight:
                 torch.bitwise_right_shift(packed, field * self.bits, out=field_codes)
                 values[:, field] = field_codes.bitwise_and_((1 << self.bits) - 1)
         groups = values.view(len(packed), self.scale.shape[1], -1)
-        groups.mul_(_rows(self.scale, rows).float().unsqueeze(-1))
+        groups.mul_(_rows(self.scale, rows).to(values.dtype).unsqueeze(-1))
         if self.minimum is not None:
-            groups.sub_(_rows(self.minimum, rows).float().unsqueeze(-1))
+            groups.sub_(_rows(self.minimum, rows).to(values.dtype).unsqueeze(-1))
         return values.view(len(packed), -1)
 
     def tile_rows(self) -> int:
         """How many rows to widen at a time."""
         return max(1, _TILE_ELEMENTS // (self.codes.shape[1] * (8 // self.bits)))
+
+    @property
+    def is_integer_by_row(self) -> bool:
+        """Whether a row is int8 codes times one scale."""
+        return self.bits == 8 and self.scale.shape[1] == 1 and self.minimum is None
 
     @property
     def nbytes(self) -> int:
@@ -95,15 +100,16 @@ Weight = DenseWeight | CodedWeight
 _own = threading.local()
 
 
-def tile_buffer(weight: Weight, k: int) -> torch.Tensor | None:
-    """f32 room for one tile, kept by each thread: memory fresh from the system for every tile costs more than to widen
-    into it. None for f32 weights, which are read where they are."""
+def tile_buffer(weight: Weight, k: int, dtype: torch.dtype) -> torch.Tensor | None:
+    """Room for one tile in f32 or f64, kept by each thread: memory fresh from the system for every tile costs more than
+    to widen into it. None for f32 weights, which are read where they are."""
     if isinstance(weight, DenseWeight) and weight.weight.dtype == torch.float32:
         return None
     need = weight.tile_rows() * k
-    buffer: torch.Tensor | None = getattr(_own, "buffer", None)
+    buffers: dict[torch.dtype, torch.Tensor] = _own.__dict__.setdefault("buffers", {})
+    buffer = buffers.get(dtype)
     if buffer is None or buffer.numel() < need:
-        buffer = _own.buffer = torch.empty(max(need, _TILE_ELEMENTS))
+        buffer = buffers[dtype] = torch.empty(max(need, _TILE_ELEMENTS), dtype=dtype)
     return buffer
 
 

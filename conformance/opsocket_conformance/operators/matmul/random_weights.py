@@ -68,9 +68,12 @@ def _blocks(
     rng: np.random.Generator, fmt: QuantFormat, shape: tuple[int, ...], k: int, size: float
 ) -> npt.NDArray[np.uint8]:
     blocks = rng.integers(0, 256, (shape[0], shape[1] // fmt.block_bytes, fmt.block_bytes)).astype(np.uint8)
-    for offset in _HALVES[fmt.id]:
+    for offset in _HALVES[fmt.base.id]:
         scale = (
-            _scales(rng, blocks.shape[:2], k) * _SMALLER.get(fmt.id, 1.0) * size * rng.choice([-1, 1], blocks.shape[:2])
+            _scales(rng, blocks.shape[:2], k)
+            * _SMALLER.get(fmt.base.id, 1.0)
+            * size
+            * rng.choice([-1, 1], blocks.shape[:2])
         )
         blocks[..., offset : offset + 2] = scale.astype("<f2").view(np.uint8).reshape(*blocks.shape[:2], 2)
     return blocks.reshape(shape)

@@ -93,7 +93,7 @@ def _awq(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weig
 def _ggml(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
     width = fmt.super_block or fmt.block_k
     blocks = tensors["blocks"].reshape(n, k // width, -1)
-    weight = _BLOCKS[fmt.id](blocks.astype(np.int64), np.arange(width))
+    weight = _BLOCKS[fmt.base.id](blocks.astype(np.int64), np.arange(width))
     return Weight(weight.value.reshape(n, k), weight.magnitude.reshape(n, k))
 
 

@@ -25,22 +25,33 @@ from opsocket_template.arrays import dtype_of, result
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """values [N, K]: f32, or for int8 activations the codes, in f64, whose sums are exact. scale f32[N]: of codes."""
+    """values [N, K]: f32, or for int8 activations in f64, where their products with int8 codes and the sums are exact.
+
+    activation: the format's, which says what x is multiplied as. order i64[K] or None: the columns by group.
+    """
 
     values: np.ndarray
-    scale: np.ndarray | None
+    activation: str = "none"
+    order: np.ndarray | None = None
 
     def rows(self, which: np.ndarray | slice) -> np.ndarray:
         """f32 [R, K] of the rows asked for."""
-        values = self.values[which].astype(np.float32)
-        return values if self.scale is None else values * self.scale[which][:, None]
+        return self.values[which].astype(np.float32)
 
     def times(self, x: np.ndarray) -> np.ndarray:
         """x W^T [M, N], before the bias."""
-        if self.scale is None:
+        if self.activation == "none":
             return x.astype(np.float32) @ self.values.T
-        codes, x_scale = quantized(x)
-        return codes.astype(np.float64) @ self.values.T * x_scale[:, None] * self.scale
+        return self._as_int8(x) @ self.values.T
+
+    def _as_int8(self, x: np.ndarray) -> np.ndarray:
+        """f64 [M, K]: int8 codes times their scales, one scale per row or per 32 columns of a group's order."""
+        order = slice(None) if self.order is None else self.order
+        columns = x[:, order]
+        codes, scale = quantized(columns.reshape(-1, 32) if self.activation == "i8_g32" else columns)
+        result = np.empty(x.shape)
+        result[:, order] = (codes * scale[:, None].astype(np.float64)).reshape(x.shape)
+        return result
 
 
 class _Weighted:
@@ -53,10 +64,10 @@ class _Weighted:
         spec = request.spec
         weight_format = get_format(spec.weight_format)
         if weight_format.activation == "none":
-            weight = Weight(dequantize(weight_format, tensors, spec.n, spec.k), None)
+            weight = Weight(dequantize(weight_format, tensors, spec.n, spec.k))
         else:
-            grouped = weight_format.group(tensors, spec.n, spec.k)
-            weight = Weight(grouped.codes.astype(np.float64), grouped.scale[:, 0].copy())
+            order = weight_format.group(tensors, spec.n, spec.k).input_permutation
+            weight = Weight(weight_format.reference(tensors, spec.n, spec.k), weight_format.activation, order)
         return PackedWeight(weight_format.id, spec.n, spec.k, cls.weight_layouts[0], weight, weight.values.nbytes)
 
     @classmethod
