@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -29,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
 
 import install  # noqa: E402
+from worker import System, Worker, busy_elsewhere  # noqa: E402
 
 from opsocket_cpu.native.library import library  # noqa: E402
 from opsocket_cpu.native.limits import Reader  # noqa: E402
@@ -36,15 +36,6 @@ from opsocket_cpu.native.limits import Reader  # noqa: E402
 TEXT = Path("/usr/share/common-licenses/GPL-3")
 """What prompts are cut from, at random places: real text, so that the most probable token stands out. Debian's
 base-files has it; where it lacks, this project's own documentation serves."""
-
-
-@dataclass(frozen=True)
-class System:
-    """script, environment (None: this one) and options of a worker."""
-
-    script: str
-    environment: str | None
-    options: tuple[str, ...] = ()
 
 
 OURS = "opsocket"
@@ -85,39 +76,6 @@ CASES = (
     Case(1, 8, 32),
     Case(1024, 8, 16),
 )
-
-
-class Worker:
-    """A system's process."""
-
-    def __init__(self, name: str, system: System, model: Path, threads: int) -> None:
-        python = sys.executable if system.environment is None else str(install.python(system.environment))
-        command = [python, str(HERE / "peers" / system.script), str(model), "--threads", str(threads), *system.options]
-        settings = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=settings
-        )
-        self.name = name
-        self.facts = self._read()
-
-    def run(self, prompts: list[list[int]], decode: int) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompts": prompts, "decode": decode}) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended with {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 @dataclass
@@ -170,26 +128,14 @@ def measure(workers: list[Worker], reader: Reader, text: np.ndarray, cases: list
 def sample(worker: Worker, reader: Reader, prompts: list[list[int]], decode: int) -> tuple[float, dict[str, Any], bool]:
     """One run beside a raw read; taken again where other work disturbed it."""
     for _ in range(3):
-        others = _busy_elsewhere(worker)
+        others = busy_elsewhere(worker)
         start = time.perf_counter()
         read = reader.bytes_per_second()
-        answer = worker.run(prompts, decode)
+        answer = worker.ask({"prompts": prompts, "decode": decode})
         seconds = time.perf_counter() - start
-        if quiet := _busy_elsewhere(worker) - others < 0.05 * seconds * (os.cpu_count() or 1):
+        if quiet := busy_elsewhere(worker) - others < 0.05 * seconds * (os.cpu_count() or 1):
             break
     return read, answer, quiet
-
-
-def _busy_elsewhere(worker: Worker) -> float:
-    """CPU seconds so far of all that is neither this process nor the worker."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    fields = Path("/proc/stat").read_text().split("\n")[0].split()[1:]
-    busy = sum(int(fields[i]) for i in (0, 1, 2, 5, 6, 7))
-    mine = 0
-    for pid in (os.getpid(), worker._process.pid):
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        mine += int(stat[11]) + int(stat[12])
-    return (busy - mine) / ticks
 
 
 def _agreement(mine: list[list[int]], reference: list[list[int]]) -> float:
@@ -255,7 +201,7 @@ def main() -> None:
         if environment is not None and not install.installed(environment):
             print(f"{name}: not installed (make bench-peers)", file=sys.stderr)
             continue
-        workers.append(Worker(name, SYSTEMS[name], files.path, args.threads))
+        workers.append(Worker(name, SYSTEMS[name], args.threads, files.path))
     native = library()
     if native is None:
         raise SystemExit("the native kernels are not built (make native), and memory is read raw by them")

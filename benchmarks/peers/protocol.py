@@ -5,6 +5,10 @@ the model, says `{"ready": ...}` with its name and versions, and answers each jo
 "decode": n}` with `{"prompt_seconds": s, "decode_seconds": s, "tokens": [[id, ...], ...]}`: greedy, end tokens ignored,
 n + 1 tokens for each prompt, of which the first belongs to the prompt's time. decode_seconds are of n steps in which
 every sequence decodes. Every prompt is computed anew: no cache of an earlier job may serve a later one.
+
+A worker for single operators (`python peers/operators_SYSTEM.py --threads N`) answers `{"case": {...}}`, which it
+prepares, with `{"bytes": read by one call, "skip": why it can't, or null}`, and `{"calls": n}` with `{"seconds": [of each
+call]}`. Calls take turns through copies of the data that together are larger than any cache.
 """
 
 from __future__ import annotations
@@ -13,22 +17,70 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+ROTATED_BYTES = 640 << 20
+"""Of the copies together."""
 
 Run = Callable[[list[list[int]], int], tuple[float, float, list[list[int]]]]
 
 
-def arguments(description: str, **options: Any) -> argparse.Namespace:
+def arguments(description: str, model: bool = True, **options: Any) -> argparse.Namespace:
     """The command line of a worker. options: name -> what add_argument takes."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("model")
+    if model:
+        parser.add_argument("model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--batch", type=int, default=8)
     for name, settings in options.items():
         parser.add_argument(f"--{name}", **settings)
     return parser.parse_args()
+
+
+def copies(size: int) -> int:
+    """How many copies of `size` bytes calls have to take turns through."""
+    return max(2, -(-ROTATED_BYTES // size))
+
+
+class Prepared(NamedTuple):
+    """call: one call on copy number i. size: bytes of data that it reads."""
+
+    call: Callable[[int], object]
+    count: int
+    size: int
+
+
+def serve_operators(name: str, versions: Sequence[str], prepare: Callable[[dict[str, Any]], Prepared | str]) -> None:
+    """Answer jobs on single operators. prepare: a case's call, or why there is none."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    answers.write(json.dumps({"ready": name, "versions": list(versions)}) + "\n")
+    prepared: Prepared | None = None
+    at = 0
+    for line in sys.stdin:
+        job = json.loads(line)
+        if "case" in job:
+            prepared = None  # give back the last case's memory before the next one's is taken
+            found = prepare(job["case"])
+            if isinstance(found, str):
+                answer: dict[str, Any] = {"bytes": 0, "skip": found}
+            else:
+                prepared, answer = found, {"bytes": found.size, "skip": None}
+                for i in range(min(prepared.count, 3)):
+                    prepared.call(i)
+        else:
+            assert prepared is not None
+            seconds = []
+            for _ in range(job["calls"]):
+                at = (at + 1) % prepared.count
+                start = time.perf_counter()
+                prepared.call(at)
+                seconds.append(time.perf_counter() - start)
+            answer = {"seconds": seconds}
+        answers.write(json.dumps(answer) + "\n")
 
 
 def serve(name: str, versions: Sequence[str], run: Run) -> None:

@@ -1,0 +1,77 @@
+"""This project's CPU backend, by its plans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from protocol import Prepared, arguments, copies, serve_operators
+
+import opsocket
+from opsocket.operators import (
+    AttentionBatch,
+    AttentionSpec,
+    Bounds,
+    CacheSpec,
+    CacheWriteSpec,
+    KVFormat,
+    MatmulSpec,
+    Numerics,
+    Request,
+    SlotBatch,
+)
+from opsocket.quantization import get_format, quantize
+from opsocket_engine.options import parse_kv_format
+
+args = arguments(__doc__ or "", model=False, provider={"default": None})
+pins = {} if args.provider is None else {"matmul": args.provider, "attention": args.provider}
+session = opsocket.open("cpu", threads=args.threads, operators=pins)
+generator = np.random.default_rng(0)
+
+
+def prepare(case: dict[str, Any]) -> Prepared | str:
+    return matmul(case) if case["op"] == "matmul" else attention(case)
+
+
+def matmul(case: dict[str, Any]) -> Prepared | str:
+    m, n, k = case["m"], case["n"], case["k"]
+    request = Request(MatmulSpec(case["format"], n, k), bounds=Bounds(max_tokens=m))
+    plan = session.plan(request)
+    tensors = quantize(get_format(case["format"]), generator.standard_normal((n, k), np.float32))
+    first = session.prepare_weight(request, tensors)
+    count = copies(first.nbytes) if m <= 8 else 2
+    weights = [first, *(session.prepare_weight(request, tensors) for _ in range(count - 1))]
+    x, y = session.upload(generator.standard_normal((m, k), np.float32)), session.empty((m, n), "f32")
+    return Prepared(lambda i: plan.run(x, weights[i], out=y), count, first.nbytes)
+
+
+def attention(case: dict[str, Any]) -> Prepared | str:
+    heads, kv_heads, dim, batch = case["q_heads"], case["kv_heads"], case["head_dim"], case["batch"]
+    context, q_len, page, dtype = case["context"], case["q_len"], case["page"], case["dtype"]
+    fmt: KVFormat = parse_kv_format(case["cache"])
+    pages = batch * -(-context // page)
+    spec = CacheSpec(pages, page, kv_heads, dim, dim, fmt, fmt)
+    numerics = Numerics(probabilities=case["probabilities"])
+    request = Request(
+        AttentionSpec(heads, kv_heads, dim, dim, dim**-0.5, q_dtype=dtype, out_dtype=dtype, numerics=numerics),
+        spec,
+        bounds=Bounds(batch * q_len, batch, q_len, context),
+    )
+    plan = session.plan(request)
+    size = session.cache_layouts(spec)[0].bytes_per_block * pages
+    count = copies(size) if q_len == 1 else 2
+    table = generator.permutation(pages).reshape(batch, -1).astype(np.int32)
+    caches = [session.allocate_cache(spec) for _ in range(count)]
+    write = session.plan(Request(CacheWriteSpec(), spec))
+    values = generator.standard_normal((pages * page, kv_heads, dim), np.float32)
+    write.update(SlotBatch(np.arange(pages * page)))
+    values = session.upload(values)
+    caches = [write.run(cache, values, values) for cache in caches]
+    q_indptr = np.arange(batch + 1, dtype=np.int32) * q_len
+    plan.update(AttentionBatch(q_indptr, np.full(batch, context, np.int32), table))
+    q = session.upload(generator.standard_normal((batch * q_len, heads, dim), np.float32), dtype)
+    out = session.empty((batch * q_len, heads, dim), dtype)
+    return Prepared(lambda i: plan.run(q, caches[i], out=out), count, size)
+
+
+serve_operators("opsocket cpu", [f"opsocket {opsocket.__version__}"], prepare)
