@@ -67,36 +67,53 @@ def build(
 ) -> bool:
     """Compile what has changed; whether anything had. NoCompilerError carries what the compiler said."""
     compiler, machine, extra = compiler or find_compiler(), machine or platform.machine(), extra or []
+    cache = Path(os.environ.get(SHARED_CACHE) or cache or HERE / ".objects")
+    units = units_of(sorted((HERE / "src").glob("*.cpp")), compiler, machine, extra, cache)
+    targets = [target for *_, target in units]
+    stamp = output.with_suffix(".objects")
+    wanted = "\n".join(target.name for target in targets)
+    if output.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return False
+    compile_units(units, compiler, jobs)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Linked elsewhere and moved into place: a process that has the old library mapped goes on with it.
+    with tempfile.TemporaryDirectory(dir=output.parent) as directory:
+        linked = Path(directory) / output.name
+        _run([*compiler.split(), "-shared", "-pthread", *extra, "-o", str(linked), *map(str, targets)])
+        os.replace(linked, output)
+    stamp.write_text(wanted)
+    if SHARED_CACHE not in os.environ:
+        for old in set(cache.glob("*.o")) - set(targets):
+            old.unlink()
+    return True
+
+
+Unit = tuple[Path, list[str], Path]
+"""A source, the options that it is compiled with, and the object that comes of it."""
+
+
+def units_of(sources: list[Path], compiler: str, machine: str, extra: list[str], cache: Path) -> list[Unit]:
+    """Every source once for each level, those of COMMON once; objects are named by their source, level and content."""
     if machine not in LEVELS:
         raise NoCompilerError(f"no instruction-set levels are known for the architecture {machine}")
-    cache = Path(os.environ.get(SHARED_CACHE) or cache or HERE / ".objects")
-    cache.mkdir(parents=True, exist_ok=True)
     version = _run([*compiler.split(), "--version"])
     units = []
-    for source in sorted((HERE / "src").glob("*.cpp")):
+    for source in sources:
         levels = {"": []} if source.name in COMMON else LEVELS[machine]
         for level, flags in levels.items():
             options = [*FLAGS, *flags, *extra, *([f"-DOPSOCKET_LEVEL={level}"] if level else [])]
             text = b"".join(path.read_bytes() for path in _with_headers(source)) + repr((version, options)).encode()
             name = f"{source.stem}-{level or 'any'}-{hashlib.sha256(text).hexdigest()[:20]}.o"
             units.append((source, options, cache / name))
-    stamp = output.with_suffix(".objects")
-    wanted = "\n".join(str(target.name) for *_, target in units)
-    if output.exists() and stamp.exists() and stamp.read_text() == wanted:
-        return False
+    return units
+
+
+def compile_units(units: list[Unit], compiler: str, jobs: int | None = None) -> None:
+    """Those whose object is not there yet, several at a time."""
+    for directory in {target.parent for *_, target in units}:
+        directory.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:
         list(pool.map(lambda unit: _compile(compiler, *unit), units))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Linked elsewhere and moved into place: a process that has the old library mapped goes on with it.
-    with tempfile.TemporaryDirectory(dir=output.parent) as directory:
-        linked = Path(directory) / output.name
-        _run([*compiler.split(), "-shared", "-pthread", *extra, "-o", str(linked), *(str(t) for *_, t in units)])
-        os.replace(linked, output)
-    stamp.write_text(wanted)
-    if SHARED_CACHE not in os.environ:
-        for old in set(cache.glob("*.o")) - {target for *_, target in units}:
-            old.unlink()
-    return True
 
 
 def _with_headers(source: Path) -> list[Path]:
@@ -104,7 +121,7 @@ def _with_headers(source: Path) -> list[Path]:
     found, open_ = [source], [source]
     while open_:
         for name in re.findall(r'^#include "(.+)"$', open_.pop().read_text(), re.MULTILINE):
-            path = source.parent / name
+            path = next(p for p in (source.parent / name, HERE / "src" / name) if p.exists())
             if path not in found:
                 found.append(path)
                 open_.append(path)

@@ -1,0 +1,88 @@
+"""Builds and runs the native tests (`tests/test_*.cpp`) at every instruction-set level, plain or under sanitizers.
+
+    python backends/cpu/native/check.py [--sanitize address undefined thread] [--machine aarch64] [test_name ...]
+
+A test is compiled once per level, as a kernel is, and linked with all kernels. On another architecture's `--machine`
+its cross compiler and user-mode emulator run them, or this says which one is missing and ends well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from build import HERE, LEVELS, SHARED_CACHE, NoCompilerError, compile_units, find_compiler, units_of
+
+NOT_HERE = 77
+"""What a test ends with where the processor lacks its level."""
+
+_FIRST_REPORT_ENDS = {"ASAN_OPTIONS": "abort_on_error=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+                      "TSAN_OPTIONS": "halt_on_error=1"}  # fmt: skip
+
+
+def check(
+    names: list[str], compiler: str, machine: str, emulator: list[str], sanitizer: str | None, verbose: bool
+) -> int:
+    """How many tests failed, over all levels."""
+    extra = [f"-fsanitize={sanitizer}", "-g1", "-fno-omit-frame-pointer"] if sanitizer else []
+    if sanitizer == "undefined":
+        extra.append("-fno-sanitize-recover=all")
+    cache = Path(os.environ.get(SHARED_CACHE) or HERE / ".objects" / "check")
+    sources = [path for path in sorted((HERE / "tests").glob("test_*.cpp")) if not names or path.stem in names]
+    kernels = units_of(sorted((HERE / "src").glob("*.cpp")), compiler, machine, extra, cache)
+    tests = units_of(sources, compiler, machine, [*extra, f"-I{HERE / 'src'}"], cache)
+    compile_units([*kernels, *tests], compiler)
+    failed = 0
+    with tempfile.TemporaryDirectory() as directory:
+        for source, options, target in tests:
+            level = next(o for o in options if o.startswith("-DOPSOCKET_LEVEL=")).partition("=")[2]
+            program = Path(directory) / f"{source.stem}-{level}"
+            linked = [str(target), *(str(t) for *_, t in kernels)]
+            static = ["-static"] if emulator else []
+            command = [*compiler.split(), "-pthread", *static, *extra, "-o", str(program), *linked]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise NoCompilerError(done.stderr[-4000:])
+            done = subprocess.run(
+                [*emulator, str(program)], capture_output=True, text=True, env=os.environ | _FIRST_REPORT_ENDS
+            )
+            verdict = {0: "ok", NOT_HERE: "not on this processor"}.get(done.returncode, f"FAILED ({done.returncode})")
+            print(f"{machine} {sanitizer or 'plain'} {level} {source.stem}: {verdict}", flush=True)
+            if verdict.startswith("FAILED"):
+                failed += 1
+            if verdict.startswith("FAILED") or verbose:
+                print(done.stdout[-4000:], done.stderr[-4000:], sep="\n")
+    return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sanitize", nargs="+", choices=("address", "undefined", "thread"), default=[None])
+    parser.add_argument("--machine", choices=sorted(LEVELS), default=platform.machine())
+    parser.add_argument("--verbose", action="store_true", help="what the tests print, passed or not")
+    parser.add_argument("tests", nargs="*", default=[])
+    args = parser.parse_args()
+    emulator: list[str] = []
+    try:
+        compiler = find_compiler()
+        if args.machine != platform.machine():
+            compiler, emulator = f"{args.machine}-linux-gnu-g++", [f"qemu-{args.machine}", "-cpu", "max"]
+            if missing := [tool for tool in (compiler, emulator[0]) if not shutil.which(tool)]:
+                print(f"not checked for {args.machine}: {' and '.join(missing)} not on the path")
+                return
+        failed = sum(check(args.tests, compiler, args.machine, emulator, s, args.verbose) for s in args.sanitize)
+    except NoCompilerError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(f"{failed} failed" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
