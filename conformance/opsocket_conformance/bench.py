@@ -1,8 +1,8 @@
 """The only door between a case and a session: moves data, runs plans under guard, and takes down what it finds.
 
-A case reaches a session by `upload`, `download`, `write`, `view`, `plan` and `allocate_cache` alone, and by slices of
-arrays, so that it runs on any array type. Here a denial is checked against `supports`, every call needs a receipt from
-the provider that `supports` named, and every input is compared with what was put in.
+A case reaches a session by `upload`, `download`, `write`, `view`, `split`, `plan` and `allocate_cache` alone, and by
+slices of arrays, so that it runs on any array type. Here a denial is checked against `supports`, every call needs a
+receipt from the provider that `supports` named, and every input is compared with what was put in.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from opsocket_engine.scheduler import Step
 @dataclass(frozen=True, eq=False)
 class StepBatch:
     """token_ids, positions i64[T]. attention, cache_write: the batches of those operators. rows i64[R]: of the last
-    hidden states, those whose logits are wanted, one for each token to choose. copies: None where nothing is copied."""
+    hidden states, those whose logits are wanted, one for each token to choose. copies: None where nothing is copied.
+    is_decode: whether every sequence computes one token and chooses the next one, so that rows is 0, 1, ..., T - 1."""
 
     token_ids: np.ndarray
     positions: np.ndarray
@@ -22,6 +23,7 @@ class StepBatch:
     cache_write: SlotBatch
     rows: np.ndarray
     copies: BlockPairs | None
+    is_decode: bool
 
 
 def assemble(step: Step, blocks: BlockManager) -> StepBatch:
@@ -39,4 +41,5 @@ def assemble(step: Step, blocks: BlockManager) -> StepBatch:
         cache_write=SlotBatch(np.concatenate([blocks.slots(c.sequence.key, c.start, c.stop) for c in chunks])),
         rows=np.repeat(q_indptr[1:].astype(np.int64) - 1, [c.num_sampled for c in chunks]),
         copies=BlockPairs(np.array(step.copies, np.int64)) if step.copies else None,
+        is_decode=all(c.stop - c.start == 1 and c.num_sampled == 1 for c in chunks),
     )

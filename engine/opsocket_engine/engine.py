@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from opsocket.cache import BlockManager
 from opsocket.operators import ContractError, ResourceError, Session
 from opsocket_engine.batch import assemble
+from opsocket_engine.captured import CapturedDecoder, captures
 from opsocket_engine.checkpoint import Checkpoint, open_checkpoint
 from opsocket_engine.locate import locate
 from opsocket_engine.model import Decoder
@@ -76,6 +77,8 @@ class Engine:
         self._session = session
         self._tokenizer = tokenizer
         self._decoder = Decoder(session, checkpoint, self.requests)
+        can_capture = options.capture and captures(session, self.requests)
+        self._captured = CapturedDecoder(session, self._decoder) if can_capture else None
         plans = self._decoder.plans
         self._sampler = Sampler(session, plans[self.requests.argmax], plans[self.requests.sample])
         self.blocks = BlockManager(num_blocks, options.block_size, prefix_sharing=options.prefix_sharing)
@@ -138,11 +141,13 @@ class Engine:
         step = self._scheduler.schedule()
         if not step.chunks:
             return []
-        logits = self._decoder.forward(assemble(step, self.blocks))
+        batch = assemble(step, self.blocks)
+        captured = self._captured if batch.is_decode else None
+        logits, largest = captured(batch) if captured else (self._decoder.forward(batch), None)
         sequences = [sequence for chunk in step.chunks for sequence in self._scheduler.complete(chunk)]
-        tokens = [] if logits is None else self._sampler(logits, sequences).tolist()
+        tokens = [] if logits is None else self._sampler(logits, sequences, largest).tolist()
         outputs = [self._accept(sequence, token) for sequence, token in zip(sequences, tokens, strict=True)]
-        self._count(step, len(outputs), time.perf_counter() - start)
+        self._count(step, len(outputs), captured is not None, time.perf_counter() - start)
         return outputs
 
     def stream(self, prompts: Items[Prompt], params: SamplingParams | None = None) -> Iterator[Output]:
@@ -179,7 +184,7 @@ class Engine:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self.abort(sequence.request)
         self.blocks.check()
-        del self._decoder, self._sampler
+        del self._captured, self._decoder, self._sampler
 
     def __enter__(self) -> Engine:
         return self
@@ -212,7 +217,7 @@ class Engine:
             self._texts.pop(sequence, None)
         return Output(sequence.request, sequence.sample, token, text, reason)
 
-    def _count(self, step: Step, generated: int, seconds: float) -> None:
+    def _count(self, step: Step, generated: int, captured: bool, seconds: float) -> None:
         decoded = sum(chunk.is_decode for chunk in step.chunks)
         prompt = sum(chunk.stop - chunk.start for chunk in step.chunks) - decoded
         share = seconds / (decoded + prompt)
@@ -220,6 +225,7 @@ class Engine:
         self._stats = replace(
             stats,
             steps=stats.steps + 1,
+            captured_steps=stats.captured_steps + captured,
             prompt_tokens=stats.prompt_tokens + prompt,
             decode_tokens=stats.decode_tokens + decoded,
             generated_tokens=stats.generated_tokens + generated,

@@ -45,7 +45,8 @@ class EngineOptions:
     num_blocks: blocks of each layer's cache; None takes `memory_fraction` of the device's free memory, but no more than
     `max_batch` sequences of `max_context` tokens fill. max_batch: sequences in one step. max_step_tokens: tokens in one
     step, decodes and prompt chunks together. max_context: tokens of one sequence; None is the model's own limit.
-    prefix_sharing: whether sequences share the blocks of equal beginnings. seed: of requests that name none.
+    prefix_sharing: whether sequences share the blocks of equal beginnings. capture: whether decode steps are recorded
+    and replayed where the session can. seed: of requests that name none.
     """
 
     dtype: str = "f32"
@@ -58,6 +59,7 @@ class EngineOptions:
     max_step_tokens: int = 512
     max_context: int | None = None
     prefix_sharing: bool = True
+    capture: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +79,6 @@ class EngineOptions:
     def of(cls, config: EngineConfig, **settings: Any) -> EngineOptions:
         """Options from the runtime's configuration; `settings` and the defaults here fill in what it leaves open."""
         names = {"max_batch": "max_batch", "max_tokens": "max_step_tokens", "block_size": "block_size"}
-        names |= {"num_blocks": "num_blocks", "kv_format": "kv_format", "dtype": "dtype"}
+        names |= {"num_blocks": "num_blocks", "kv_format": "kv_format", "dtype": "dtype", "capture": "capture"}
         configured = {names[key]: value for key, value in vars(config).items() if value is not None}
         return cls(**(settings | configured))

@@ -7,7 +7,7 @@ make equal requests, and equal requests share one plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from opsocket.operators import (
@@ -26,6 +26,7 @@ from opsocket.operators import (
     SiluMulSpec,
     TakeRowsSpec,
 )
+from opsocket.quantization import get_format, rows_join
 from opsocket_engine.canonical import matrix_shapes
 from opsocket_engine.config import ModelConfig
 from opsocket_engine.options import EngineOptions, parse_kv_format
@@ -35,23 +36,43 @@ FormatOf = Callable[[str], str]
 
 
 @dataclass(frozen=True)
+class Projection:
+    """One matmul by the rows of several matrices, `names`, that multiply the same input: its output is theirs, side by
+    side, `widths` columns each."""
+
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+    request: Request
+
+
+@dataclass(frozen=True)
+class CacheRequests:
+    """The operators of one layer that take a step's batch."""
+
+    cache_write: Request
+    attention: Request
+
+
+@dataclass(frozen=True)
 class LayerRequests:
-    """One layer's operators, in the order in which they run. q_norm, k_norm: None where the model has no QK norm."""
+    """One layer's operators, in the order in which they run.
+
+    qkv: q_proj, k_proj and v_proj; gate_up: gate_proj and up_proj: in as few products as their formats allow.
+    q_norm, k_norm: None where the model has no QK norm. decode: for steps in which every sequence computes one token
+    (`StepBatch.is_decode`); mixed: for all others.
+    """
 
     attn_norm: Request
-    q_proj: Request
-    k_proj: Request
-    v_proj: Request
+    qkv: tuple[Projection, ...]
     q_norm: Request | None
     k_norm: Request | None
     q_rope: Request
     k_rope: Request
-    cache_write: Request
-    attention: Request
+    mixed: CacheRequests
+    decode: CacheRequests
     o_proj: Request
     mlp_norm: Request
-    gate_proj: Request
-    up_proj: Request
+    gate_up: tuple[Projection, ...]
     silu_mul: Request
     down_proj: Request
 
@@ -73,6 +94,11 @@ class DecoderRequests:
         """Each request once, in the order of first use."""
         return list(dict.fromkeys(_requests(self)))
 
+    def decode_step(self) -> list[Request]:
+        """Each request of a decode step once: all but sampling, the copying of blocks, and what other steps need."""
+        layers = tuple(replace(layer, mixed=layer.decode) for layer in self.layers)
+        return list(dict.fromkeys(_requests((self.embedding, layers, self.norm, self.lm_head, self.argmax))))
+
 
 def cache_spec(config: ModelConfig, options: EngineOptions, num_blocks: int) -> CacheSpec:
     """The cache of one layer; all layers have the same."""
@@ -91,11 +117,31 @@ def decoder_requests(
     context = max_context(config, options, num_blocks)
     step = Bounds(max_tokens=options.max_step_tokens)
     sequences = Bounds(max_tokens=options.max_batch, max_batch=options.max_batch)
-    attention = Bounds(options.max_step_tokens, options.max_batch, min(options.max_step_tokens, context), context)
+    mixed = Bounds(options.max_step_tokens, options.max_batch, min(options.max_step_tokens, context), context)
+    decode = Bounds(options.max_batch, options.max_batch, 1, context)
 
     def matmul(name: str, bias: bool, out_dtype: str = dtype, bounds: Bounds = step) -> Request:
         n, k = shapes.get(name) or shapes["embed_tokens"]
         return Request(MatmulSpec(format_of(name), n, k, dtype, out_dtype, bias, numerics), bounds=bounds)
+
+    def projections(prefix: str, names: tuple[str, ...], bias: bool) -> tuple[Projection, ...]:
+        """Matrices of one format are one matrix, wherever they stand in `names`."""
+        groups: list[list[str]] = []
+        for name in names:
+            weight_format = format_of(prefix + name)
+            same = (g for g in groups if format_of(prefix + g[0]) == weight_format)
+            group = next(same, None) if rows_join(get_format(weight_format)) else None
+            if group is None:
+                groups.append([name])
+            else:
+                group.append(name)
+        return tuple(projection(prefix, group, bias) for group in groups)
+
+    def projection(prefix: str, names: list[str], bias: bool) -> Projection:
+        widths = tuple(shapes[prefix + name][0] for name in names)
+        k = shapes[prefix + names[0]][1]
+        spec = MatmulSpec(format_of(prefix + names[0]), sum(widths), k, dtype, dtype, bias, numerics)
+        return Projection(tuple(names), widths, Request(spec, bounds=step))
 
     def norm(residual: bool) -> Request:
         return Request(RMSNormSpec(config.hidden_size, config.rms_norm_eps, dtype, residual), bounds=step)
@@ -111,7 +157,7 @@ def decoder_requests(
         )
         return Request(spec, bounds=step)
 
-    def attend(window: int | None) -> Request:
+    def over_cache(window: int | None, bounds: Bounds) -> CacheRequests:
         spec = AttentionSpec(
             num_q_heads=config.num_q_heads,
             num_kv_heads=config.num_kv_heads,
@@ -124,25 +170,23 @@ def decoder_requests(
             out_dtype=dtype,
             numerics=numerics,
         )
-        return Request(spec, cache, bounds=attention)
+        write = Request(CacheWriteSpec(dtype), cache, bounds=Bounds(max_tokens=bounds.max_tokens))
+        return CacheRequests(write, Request(spec, cache, bounds=bounds))
 
     def layer(i: int) -> LayerRequests:
         prefix = f"layers.{i}."
         return LayerRequests(
             attn_norm=norm(residual=i > 0),  # the first layer's input is the residual stream itself
-            q_proj=matmul(prefix + "q_proj", config.qkv_bias),
-            k_proj=matmul(prefix + "k_proj", config.qkv_bias),
-            v_proj=matmul(prefix + "v_proj", config.qkv_bias),
+            qkv=projections(prefix, ("q_proj", "k_proj", "v_proj"), config.qkv_bias),
             q_norm=head_norm(config.num_q_heads),
             k_norm=head_norm(config.num_kv_heads),
             q_rope=rope(config.num_q_heads),
             k_rope=rope(config.num_kv_heads),
-            cache_write=Request(CacheWriteSpec(dtype), cache, bounds=step),
-            attention=attend(config.window(i)),
+            mixed=over_cache(config.window(i), mixed),
+            decode=over_cache(config.window(i), decode),
             o_proj=matmul(prefix + "o_proj", config.o_bias),
             mlp_norm=norm(residual=True),
-            gate_proj=matmul(prefix + "gate_proj", config.mlp_bias),
-            up_proj=matmul(prefix + "up_proj", config.mlp_bias),
+            gate_up=projections(prefix, ("gate_proj", "up_proj"), config.mlp_bias),
             silu_mul=Request(SiluMulSpec(config.intermediate_size, dtype), bounds=step),
             down_proj=matmul(prefix + "down_proj", config.mlp_bias),
         )

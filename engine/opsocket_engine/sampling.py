@@ -85,10 +85,11 @@ class Sampler:
         self._argmax = argmax
         self._sample = sample
 
-    def __call__(self, logits: Array, sequences: Rows[Sequence]) -> np.ndarray:
-        """Token ids i64[R] for logits f32[R, V]; row i belongs to sequence i."""
+    def __call__(self, logits: Array, sequences: Rows[Sequence], largest: Array | None = None) -> np.ndarray:
+        """Token ids i64[R] for logits f32[R, V]; row i belongs to sequence i. largest i64[R]: each row's argmax, where
+        it is known already."""
         if all(s.params.is_greedy for s in sequences):
-            return self._session.download(self._argmax.run(logits))  # type: ignore[attr-defined]
+            return self._session.download(self._argmax.run(logits) if largest is None else largest)  # type: ignore[attr-defined]
         self._sample.update(sample_batch(sequences))
         return self._session.download(self._sample.run(logits))  # type: ignore[attr-defined]
 

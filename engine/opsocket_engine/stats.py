@@ -12,8 +12,9 @@ class EngineStats:
 
     prompt_tokens: computed as part of a prompt, or again after a preemption. decode_tokens: computed one by one after
     it. generated_tokens: chosen; the first of each sample comes out of its prompt's step. shared_tokens: found in the
-    prefix cache instead of computed. prompt_seconds, decode_seconds: a step that does both counts for each in
-    proportion to its tokens. step_bytes: of the weights, what a step reads.
+    prefix cache instead of computed. captured_steps: of all steps, those that a graph ran. prompt_seconds,
+    decode_seconds: a step that does both counts for each in proportion to its tokens. step_bytes: of the weights, what
+    a step reads.
     """
 
     num_blocks: int
@@ -24,6 +25,7 @@ class EngineStats:
     used_blocks: int = 0
     peak_blocks: int = 0
     steps: int = 0
+    captured_steps: int = 0
     prompt_tokens: int = 0
     shared_tokens: int = 0
     decode_tokens: int = 0

@@ -44,8 +44,9 @@ def params(request):
 
 @pytest.fixture(scope="module")
 def alone(session, generate_ids, checkpoint, prompts, params):
-    """Every prompt in an engine that does nothing else."""
-    return [generate_ids(session, checkpoint, [prompt], params, prefix_sharing=False)[0][0] for prompt in prompts]
+    """Every prompt in an engine that does nothing else, and captures nothing."""
+    settings = {"prefix_sharing": False, "capture": False}
+    return [generate_ids(session, checkpoint, [prompt], params, **settings)[0][0] for prompt in prompts]
 
 
 def test_a_sampled_text_needs_more_than_one_token(alone):
@@ -57,6 +58,7 @@ def test_batched(session, generate_ids, checkpoint, prompts, params, alone):
     tokens, stats = generate_ids(session, checkpoint, prompts, params, max_batch=11, prefix_sharing=False)
     assert tokens == alone
     assert stats.steps == TOKENS
+    assert stats.captured_steps == TOKENS - 1
     assert stats.shared_tokens == stats.preemptions == 0
 
 

@@ -12,14 +12,14 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import opsocket_engine
-from opsocket.operators import Plan, Session
+from opsocket.operators import Graph, Plan, Session
 from opsocket.runtime import Recorder, load_config, place
 from opsocket_engine.engine import Engine
 from opsocket_engine.explain import model_requests
 from opsocket_engine.options import EngineOptions
 from opsocket_engine.sampling import SamplingParams
 
-EDGES = ("upload", "download", "write", "view", "empty")
+EDGES = ("upload", "download", "write", "view", "split", "empty")
 """The session's methods by which arrays come, go, and change their shape."""
 
 PROMPTS = [[5, 6, 7], list(range(40)), [*range(40, 80)], [*range(40), 9]]
@@ -66,6 +66,7 @@ def watch(session: Session, monkeypatch) -> Watch:
     for name in EDGES:
         watch.wrap(session, name, monkeypatch)
     watch.wrap(Plan, "update", monkeypatch)
+    watch.wrap(Graph, "replay", monkeypatch)  # kernels, and copies of what they returned to where they did at first
     monkeypatch.setattr(session, "observer", watch.allowed)
     return watch
 

@@ -231,6 +231,9 @@ class PlainSession(Session):
     def view(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         return array.reshape(shape)
 
+    def split(self, array: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, ...]:
+        return tuple(np.split(array, np.cumsum(sizes)[:-1], axis=-1))
+
     def describe(self, array: np.ndarray) -> ArrayInfo:
         return ArrayInfo(array.shape, f"{array.dtype.kind}{array.itemsize * 8}", None, str(self.device))
 

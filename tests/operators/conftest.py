@@ -128,6 +128,9 @@ class NumpySession(Session):
     def view(self, array, shape):
         return array.reshape(tuple(shape))
 
+    def split(self, array, sizes):
+        return tuple(np.split(array, np.cumsum(sizes)[:-1], axis=-1))
+
     def describe(self, array):
         if not isinstance(array, np.ndarray):
             raise ContractError("array", "a numpy.ndarray", type(array).__name__)

@@ -25,6 +25,7 @@ VALUES = {
     ),
     "plugins.allow": st.lists(st.sampled_from(["cpu", "mychip"]), min_size=1),
     "engine.block_size": st.sampled_from([16, 32]),
+    "engine.capture": st.booleans(),
     "engine.kv_format": st.sampled_from(["f16", "i8/token_head"]),
 }
 PROFILE = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -110,7 +111,7 @@ def test_overriding_keeps_the_other_values_and_their_origins(write):
             "line 2, column 3",
             "unknown key 'blok_size' of 'engine'; did you mean 'block_size'?",
         ),
-        ("engine: {xyz: 3}\n", "line 1, column 10", "known: block_size, dtype"),
+        ("engine: {xyz: 3}\n", "line 1, column 10", "known: block_size, capture, dtype"),
         ("operators: {atention: torch}\n", "line 1, column 13", "did you mean 'attention'?"),
         ("operators:\n  matmul: 3\n", "line 2, column 11", "operators.matmul: wanted a provider such as 'torch'"),
         ("threads: two\n", "line 1, column 10", "wanted a whole number of at least 1, got 'two'"),

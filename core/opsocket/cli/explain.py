@@ -92,7 +92,8 @@ def _model_requests(model: str, config: RuntimeConfig) -> list[Request]:
 
 def _print(placed: Placed) -> None:
     support = placed.support
-    answer = f"{support.tier} by {support.provider} ({placed.kernel})" if support else "not served"
+    served = f"{support.tier} by {support.provider} ({placed.kernel}), capture: {support.capture}"
+    answer = served if support else "not served"
     click.echo(f"{placed.request.op}: {answer}")
     click.echo(f"  request: {placed.request.dumps()}")
     if not support.passed_over:

@@ -422,6 +422,11 @@ class Session(Checked, ABC):
         """The same elements under another shape; moves no bytes."""
 
     @abstractmethod
+    def split(self, array: Array, sizes: Sequence[int]) -> tuple[Array, ...]:
+        """An array's columns, cut along the last dimension into neighbours of these sizes; moves no bytes, so that the
+        parts keep the array's strides. `ContractError` where the sizes do not add up to that dimension."""
+
+    @abstractmethod
     def describe(self, array: Array) -> ArrayInfo:
         """Shape, dtype, strides and device of one of this session's arrays; `ContractError` for any other object."""
 

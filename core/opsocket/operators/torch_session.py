@@ -90,6 +90,13 @@ class TorchSession(Session):
                 "shape", f"a view of shape {list(array.shape)}, strides {array.stride()}", list(shape)
             ) from None
 
+    def split(self, array: Array, sizes: Sequence[int]) -> tuple[Array, ...]:
+        try:
+            parts: tuple[Array, ...] = array.split_with_sizes(tuple(sizes), -1)
+        except (RuntimeError, IndexError):
+            raise ContractError("sizes", f"sizes whose sum is the last of {list(array.shape)}", list(sizes)) from None
+        return parts
+
     def describe(self, array: Array) -> ArrayInfo:
         if not isinstance(array, torch.Tensor):
             raise ContractError("array", "a torch.Tensor of this session", type(array).__name__)

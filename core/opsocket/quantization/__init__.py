@@ -1,13 +1,14 @@
 """Weight formats as data, canonical weights, packers, and readers of model files.
 
 `QuantFormat` says what a stored weight means (`reference`, float64) and unpacks it for backends (`group`);
-`quantize` and `dequantize` go between f32 and a format's tensors. The readers live in `gguf_file` and
-`safetensors_file`, and need the extra ``opsocket[models]``.
+`quantize` and `dequantize` go between f32 and a format's tensors; `concatenate` joins the rows of several
+weights. The readers live in `gguf_file` and `safetensors_file`, and need the extra ``opsocket[models]``.
 """
 
 from __future__ import annotations
 
 from opsocket.quantization.bfloat16 import bf16_to_f32, f32_to_bf16
+from opsocket.quantization.concatenate import concatenate, rows_join
 from opsocket.quantization.formats import (
     FORMATS,
     QuantFormat,
@@ -25,10 +26,12 @@ __all__ = [
     "QuantFormat",
     "WeightTensor",
     "bf16_to_f32",
+    "concatenate",
     "dequantize",
     "f32_to_bf16",
     "get_format",
     "quantize",
+    "rows_join",
     "with_activation",
     "without_activation",
 ]

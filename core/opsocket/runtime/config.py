@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 from opsocket import operators
 from opsocket.operators import FLOAT_DTYPES, ContractError, KVFormat, Spec
 from opsocket.operators.layout import KVCode
-from opsocket.runtime.kinds import Choice, Count, Kind, Names, Table, Text, Wrong
+from opsocket.runtime.kinds import Choice, Count, Flag, Kind, Names, Table, Text, Wrong
 
 Source = Literal["argument", "flag", "environment", "file", "default"]
 
@@ -77,6 +77,7 @@ class EngineConfig:
     num_blocks: int | None = _option(None, Count(), "Blocks of the KV cache.")
     kv_format: str | None = _option(None, Choice(_kv_formats(), optional=True), "How keys and values are stored.")
     dtype: str | None = _option(None, Choice(FLOAT_DTYPES, optional=True), "Type of the activations.")
+    capture: bool | None = _option(None, Flag(), "Whether decode steps are recorded once and replayed.")
 
 
 @dataclass(frozen=True)

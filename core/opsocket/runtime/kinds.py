@@ -113,6 +113,26 @@ class Count(Kind):
 
 
 @dataclass(frozen=True)
+class Flag(Kind):
+    """true or false, or null."""
+
+    optional: bool = True
+
+    def check(self, value: object) -> bool | None:
+        if isinstance(value, bool) or (value is None and self.optional):
+            return value
+        raise Wrong("true or false", value)
+
+    def parse(self, text: str) -> bool | None:
+        if text.lower() not in ("true", "false"):
+            raise Wrong("true or false", text)
+        return text.lower() == "true"
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": ["boolean", "null"] if self.optional else "boolean"}
+
+
+@dataclass(frozen=True)
 class Names(Kind):
     """A list of names, or null; as text separated by commas, "none" for the empty list."""
 

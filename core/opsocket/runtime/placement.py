@@ -26,6 +26,7 @@ class Placed:
             "tier": self.support.tier,
             "provider": self.support.provider,
             "kernel": self.kernel,
+            "capture": self.support.capture,
             "reasons": [reason.to_json() for reason in self.support.reasons],
             "passed_over": [
                 {"provider": provider, "reasons": [reason.to_json() for reason in reasons]}

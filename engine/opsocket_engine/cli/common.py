@@ -29,16 +29,24 @@ def engine_options(command: F) -> F:
     @backend_options
     @click.option("--dtype", help="Type of the activations: f32, bf16 or f16.")
     @click.option("--kv-format", help="How keys and values are stored: f32, f16, bf16, f8e4m3fn, i8, i4, ...")
+    @click.option("--capture/--no-capture", default=None, help="Record decode steps and replay them (default: yes).")
     @click.option("--threads", type=click.IntRange(min=1), help="Host threads.")
     @functools.wraps(command)
     def wrapper(
-        *args: Any, config: RuntimeConfig, dtype: str | None, kv_format: str | None, threads: int | None, **kwargs: Any
+        *args: Any,
+        config: RuntimeConfig,
+        dtype: str | None,
+        kv_format: str | None,
+        capture: bool | None,
+        threads: int | None,
+        **kwargs: Any,
     ) -> Any:
         from opsocket_engine.options import kv_format_name
 
         flags = {
             "engine.dtype": dtype,
             "engine.kv_format": None if kv_format is None else kv_format_name(kv_format),
+            "engine.capture": capture,
             "threads": threads,
         }
         given = {key: value for key, value in flags.items() if value is not None}

@@ -164,7 +164,8 @@ def _summary_lines(report: dict[str, Any], stats: dict[str, Any]) -> Iterator[st
     yield (
         f"{report['model']} on {report['device']}: prompt {stats['prompt_tokens']} tokens, "
         f"{stats['prompt_tokens_per_second']:.1f}/s; decode {stats['decode_tokens']} tokens, "
-        f"{stats['decode_tokens_per_second']:.1f}/s; loaded in {report['load_seconds']:.2f} s"
+        f"{stats['decode_tokens_per_second']:.1f}/s, "
+        f"{stats['captured_steps']} of {stats['steps']} steps captured; loaded in {report['load_seconds']:.2f} s"
     )
     yield (
         f"cache: {report['kv_format']}, peak {stats['peak_blocks']} of {stats['num_blocks']} blocks of "

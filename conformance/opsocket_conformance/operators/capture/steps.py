@@ -243,9 +243,10 @@ class _Layer(_Attention):
             plans["norm"], self.inputs["x"], self.gain, self.inputs["residual"], out=outs["normed"]
         )
         projected = bench.run(plans["project"], normed, self.weights["project"], out=outs["projected"])
-        at = np.cumsum([0, self.q_width, self.kv_width, self.kv_width])
-        heads = (check.hq, check.hkv, check.hkv)
-        q, k, v = (view(projected[:, at[i] : at[i + 1]], (rows, heads[i], check.d)) for i in range(3))
+        parts = bench.session.split(projected, (self.q_width, self.kv_width, self.kv_width))
+        q, k, v = (
+            view(part, (rows, n, check.d)) for part, n in zip(parts, (check.hq, check.hkv, check.hkv), strict=True)
+        )
         q = bench.run(plans["rope_q"], q, positions, out=outs["q"])
         k = bench.run(plans["rope_k"], k, positions, out=outs["k"])
         bench.run(plans["write"], side.cache, k, v)

@@ -68,6 +68,11 @@ class TemplateSession(Session):
             raise ContractError("shape", f"a view of {array.shape} with strides {array.strides}", list(shape))
         return reshaped
 
+    def split(self, array: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, ...]:
+        if sum(sizes) != array.shape[-1] or min(sizes) < 0:
+            raise ContractError("sizes", f"sizes whose sum is the last of {list(array.shape)}", list(sizes))
+        return tuple(np.split(array, np.cumsum(sizes)[:-1], axis=-1))
+
     def describe(self, array: np.ndarray) -> ArrayInfo:
         """Core checks every argument of every operator by this, before a kernel sees it."""
         if not isinstance(array, np.ndarray):

@@ -1,0 +1,41 @@
+"""One weight of several that multiply the same activations: their rows, one after the other.
+
+Fused projections (q, k and v; gate and up) are read by one matmul, which then gives their outputs side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from opsocket.operators.errors import ContractError
+from opsocket.quantization.formats import QuantFormat, WeightTensor
+
+_ROWS_AXIS: Final = {"dense": 0, "ggml": 0, "nibble_lo": 0, "gptq_v1": 1, "gptq_v2": 1, "awq": 1}
+"""Packing -> the axis of all of its tensors along which rows of the weight lie."""
+
+
+def rows_join(format: QuantFormat) -> bool:
+    """Whether weights of this format can be joined whatever they hold. Not where each has an order of its columns
+    (`g_idx`), nor in a packing that opsocket does not know."""
+    return format.packing in _ROWS_AXIS and not format.g_idx
+
+
+def concatenate(weights: Sequence[WeightTensor]) -> WeightTensor:
+    """The rows of all weights, in this order, as one weight [sum of n, k]; a copy where there are several.
+
+    Raises ContractError where there is none, or they differ in format or k, or the format's rows do not join.
+    """
+    if len(weights) == 1:
+        return weights[0]
+    if len({(weight.format, weight.k) for weight in weights}) != 1:
+        got = [(weight.format.id, weight.k) for weight in weights]
+        raise ContractError("weights", "at least one, all of one format and one k", got)
+    format, k = weights[0].format, weights[0].k
+    if not rows_join(format):
+        raise ContractError("format", "one whose rows join: no g_idx, and a packing that opsocket knows", format.id)
+    axis = _ROWS_AXIS[format.packing]
+    tensors = {name: np.concatenate([weight.tensors[name] for weight in weights], axis) for name in weights[0].tensors}
+    return WeightTensor(format, sum(weight.n for weight in weights), k, tensors)

@@ -1,0 +1,109 @@
+"""Decode steps by graphs give what the same steps give without. `test_equivalence` runs every kind of batch so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import opsocket
+from opsocket.operators import BackendError
+from opsocket_engine import captured
+from opsocket_engine.checkpoint import open_checkpoint
+from opsocket_engine.engine import Engine
+from opsocket_engine.locate import locate
+from opsocket_engine.options import EngineOptions
+from opsocket_engine.sampling import SamplingParams
+
+OPTIONS = EngineOptions(num_blocks=64, max_batch=6, max_step_tokens=64, block_size=4)
+GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
+
+
+def steps(session, checkpoint, options, requests):
+    """What each step put out, with (prompt, params) of `requests` coming one in every other step; and the stats."""
+    with Engine(session, checkpoint, None, options) as engine:
+        outputs, coming = [], list(requests)
+        while coming or engine.has_work:
+            if coming and len(outputs) % 2 == 0:
+                engine.add_request(*coming.pop(0))
+            outputs.append([(o.request, o.sample, o.token_id) for o in engine.step()])
+        engine.blocks.check()
+        return outputs, engine.stats()
+
+
+@pytest.mark.parametrize(
+    "formats", [{}, {"layers.0.k_proj": "q8_0", "layers.1.up_proj": "f16"}], ids=["fused", "apart"]
+)
+def test_batches_that_grow_and_shrink_in_every_other_step(session, tiny, formats):
+    rng = np.random.default_rng(0)
+    sampled = replace(GREEDY, temperature=0.9, top_k=20, n=2, seed=3)
+    requests = [
+        (rng.integers(0, 128, length).tolist(), replace(sampled if i % 3 == 2 else GREEDY, max_tokens=5 + 4 * i))
+        for i, length in enumerate((3, 1, 9, 2, 17, 1))
+    ]
+    checkpoint = tiny(formats, qkv_bias=True, qk_norm=True, tie_embeddings=True)
+    eager, eager_stats = steps(session, checkpoint, replace(OPTIONS, capture=False), requests)
+    outputs, stats = steps(session, checkpoint, OPTIONS, requests)
+    assert outputs == eager
+    assert eager_stats.captured_steps == 0
+    assert 20 < stats.captured_steps < stats.steps == eager_stats.steps
+
+
+def test_copied_blocks_are_copied_before_the_replay(session, tiny):
+    """Two samples share the last block of a prompt that does not fill it: each writes into its own copy."""
+    requests = [([1, 2, 3, 4, 5], replace(GREEDY, n=2, temperature=1.0, seed=1))] * 2
+    eager, _ = steps(session, tiny(), replace(OPTIONS, capture=False), requests)
+    outputs, stats = steps(session, tiny(), OPTIONS, requests)
+    assert outputs == eager
+    assert stats.captured_steps > 10
+
+
+def test_graphs_are_dropped_when_they_are_too_many(session, tiny, monkeypatch):
+    monkeypatch.setattr(captured, "MAX_GRAPHS", 2)
+    with Engine(session, tiny(), None, OPTIONS) as engine:
+        for n in (1, 2, 3, 2, 1):
+            one = replace(GREEDY, n=n, temperature=1.0, max_tokens=3)
+            assert [len(c.token_ids) for c in engine.generate([[5, 6]], one)] == [3] * n
+        assert list(engine._captured._steps) == [2, 1]
+
+
+def test_a_capture_that_fails_is_made_again(session, tiny, monkeypatch):
+    with Engine(session, tiny(), None, OPTIONS) as engine:
+        plan = engine._decoder.plans[engine.requests.lm_head]
+        engine.add_request([1, 2, 3], GREEDY)
+        engine.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(type(plan), "_run", lambda *_: 1 / 0)
+            with pytest.raises(BackendError):
+                engine.step()
+        assert session.capturing is None
+        rest = [output.token_id for _ in range(11) for output in engine.step()]
+        assert engine.stats().captured_steps == 11
+    whole, _ = steps(session, tiny(), replace(OPTIONS, capture=False), [([1, 2, 3], GREEDY)])
+    assert [token for step in whole for *_, token in step][1:] == rest
+
+
+def test_nothing_is_captured_where_contents_are_checked(tiny):
+    with opsocket.open("cpu", threads=1, checked="deep") as session:
+        _, stats = steps(session, tiny(), OPTIONS, [([1, 2], GREEDY)])
+    assert stats.captured_steps == 0
+
+
+def test_nothing_is_captured_where_a_kernel_can_not_be(session, tiny, monkeypatch):
+    monkeypatch.setattr(session.backend.graph_type, "level", classmethod(lambda cls, kernel: "never"))
+    _, stats = steps(session, tiny(), OPTIONS, [([1, 2], GREEDY)])
+    assert stats.captured_steps == 0
+
+
+@pytest.mark.model
+def test_smollm2(session):
+    checkpoint = open_checkpoint(locate("smollm2"))
+    prompts = [[19556, 28], list(range(300, 330)), [504]]
+    texts = []
+    for capture in (False, True):
+        options = EngineOptions(num_blocks=40, max_batch=3, capture=capture)
+        with Engine(session, checkpoint, None, options) as engine:
+            texts.append([c.token_ids for c in engine.generate(prompts, replace(GREEDY, max_tokens=10))])
+            assert engine.stats().captured_steps == (9 if capture else 0)
+    assert texts[0] == texts[1]
