@@ -5,12 +5,14 @@ hypothesis comes with the extra ``fuzz``; only the fuzzer imports this module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 from hypothesis import strategies as st
 
 from opsocket.quantization import FORMATS, get_format
+from opsocket.quantization.formats import ACTIVATION_GROUP
 from opsocket_conformance.case import Case, Check
 from opsocket_conformance.operators.activations import DTYPES
 from opsocket_conformance.operators.add import Add
@@ -41,7 +43,7 @@ Fields = st.SearchStrategy[dict[str, Any]]
 _FLAG = st.booleans()
 _DTYPE = st.sampled_from(("f32", *(name for name in DTYPES if name != "f32")))
 _KV = st.sampled_from(("", *INT8, *INT4, *FP8, "i8.channel+i4.token_head"))
-_FORMAT = st.sampled_from(tuple(f.id for f in FORMATS if f.activation == "none" or not f.block_k))
+_FORMAT = st.sampled_from(tuple(f.id for f in FORMATS))
 
 
 def _often(usual: Any, *others: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -156,7 +158,7 @@ def _weight(draw: st.DrawFn, most_n: int = 300, most_k: int = 1500) -> dict[str,
     """A format, and a shape that it can hold."""
     fmt = get_format(draw(_FORMAT))
     unit_n = 8 if fmt.packing in ("gptq_v1", "gptq_v2", "awq") else 1
-    unit_k = fmt.super_block or fmt.block_k or 1
+    unit_k = math.lcm(fmt.super_block or fmt.block_k or 1, ACTIVATION_GROUP if fmt.activation == "i8_g32" else 1)
     n = unit_n * draw(st.integers(1, most_n // unit_n))
     return {"w": fmt.id, "n": n, "k": unit_k * draw(st.integers(1, max(most_k // unit_k, 1)))}
 

@@ -54,6 +54,10 @@ def _weights(bits: int) -> Patterns:
     return tuple(f"weight:{f.id}" for f in FORMATS if f.bits == bits and f.activation == "none" and not f.is_float)
 
 
+def _with_int8_activations(weights: Patterns) -> Patterns:
+    return tuple(f"{weight}_{suffix}" for weight in weights for suffix in ("a8", "a8g32"))
+
+
 def _decoder(name: str, title: str, *dtypes: str) -> Profile:
     base = ("op:attention", "cache:same", *_CACHE, *_MODEL, *_WEIGHTS, *dtypes)
     return Profile(name, title, base, choices=(dtypes, ("weight:*",)))
@@ -69,6 +73,13 @@ PROFILES: Final[tuple[Profile, ...]] = (
     _decoder("decoder-f32", "the same in f32", "dtype:f32"),
     _decoder("decoder-f16", "the same in f16", "dtype:f16"),
     Profile("quant-w4", "4-bit weights", ("op:matmul", *_ANY_DTYPE), _weights(4), (_ANY_DTYPE, ("weight:*",))),
+    Profile(
+        "quant-w4a8",
+        "4-bit weights, 8-bit activations",
+        ("op:matmul", *_ANY_DTYPE),
+        _with_int8_activations(_weights(4)),
+        (_ANY_DTYPE, ("weight:*",)),
+    ),
     Profile(
         "quant-w8a8",
         "8-bit weights and activations",

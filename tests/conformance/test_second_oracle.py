@@ -27,7 +27,7 @@ from opsocket_conformance.operators import add, argmax, merge_states, moe_route,
 from opsocket_conformance.operators.attention.oracle import Problem, attention
 from opsocket_conformance.operators.cache.quantizer import store
 from opsocket_conformance.operators.matmul.product import matmul
-from opsocket_conformance.operators.matmul.quantize_activation import quantize_activation
+from opsocket_conformance.operators.matmul.quantize_activation import int8_rows, quantize_activation
 from opsocket_conformance.operators.matmul.weights import dequantize
 from opsocket_conformance.runner import run
 from opsocket_conformance.second_oracle.agreement import SECOND, Agreement
@@ -185,6 +185,20 @@ def test_rope(agreement, rng, interleaved, scaling):
         rope.rope(rng.standard_normal((5, 2, 16)), positions, spec, None)
         rope.rope(rng.standard_normal((5, 2, 16)), positions, spec, rng.uniform(1, 8, 6))
     assert agreement.holds, agreement.disagreements
+
+
+@pytest.mark.parametrize("activation", ["i8_token", "i8_g32"])
+def test_int8_activations(agreement, rng, activation):
+    """Columns in any order; a row of zeros, and rows in which many codes are near a tie, or exactly on one."""
+    x = rng.standard_normal((6, 96)).astype(F32)
+    x[1], x[2], x[3] = 0, rng.integers(-127, 127, 96) + F32(0.5), 3 * (rng.integers(-127, 127, 96) + F32(0.5))
+    x[2, ::32], x[3, ::32] = 127, 381
+    with listening(agreement):
+        ties = [int8_rows(x, activation, order).step for order in (np.arange(96), rng.permutation(96))]
+        int8_rows(x[:0], activation, np.arange(96))
+    assert agreement.holds, agreement.disagreements
+    assert ties[0][3].any()
+    assert not ties[0][2].any()
 
 
 def test_the_rest(agreement, rng):

@@ -18,7 +18,7 @@ from opsocket_conformance.operators.attention.tolerance import tolerance as atte
 from opsocket_conformance.operators.matmul.inputs import activations
 from opsocket_conformance.operators.matmul.product import expect
 from opsocket_conformance.operators.matmul.random_weights import random_weight
-from opsocket_conformance.operators.matmul.weights import Weight, dequantize
+from opsocket_conformance.operators.matmul.weights import dequantize, of_floats
 from opsocket_conformance.power.models import apart, chained, flash, problem, products, tilings
 
 F = np.float32
@@ -163,7 +163,7 @@ def test_truncation_and_16_bit_weights_are_out_of_bounds_unless_declared():
     assert ratio(x @ round_to(tensors_value.value, "bf16").T, want, bound) > 2
     # Positive terms only: what is cut off never cancels.
     w = np.abs(tensors_value.value).astype(F)
-    positive = Weight(w.astype(float), w.astype(float))
+    positive = of_floats(w.astype(float))
     want, bound = expect(get_format("f32"), x, positive, None, "f32", Numerics())
     truncating = Numerics(accumulate="f32_truncating")
     got = next(products(x, w, truncating))[1]

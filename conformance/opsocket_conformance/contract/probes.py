@@ -18,7 +18,7 @@ def cases() -> Iterator[Case]:
             yield Case(Contract(law, dtype))
         for op in ROWS:
             yield Case(BatchInvariant(op, dtype), 0, "smoke" if op == "attention" else "default")
-        for w in ("i4_g64", "q4_0", "i8_channel_a8"):
+        for w in ("i4_g64", "q4_0", "i8_channel_a8", "q4_1_a8", "i4_g64_a8g32"):
             yield Case(BatchInvariant("matmul", dtype, w))
         for kv in ("i8.token_head", "f8e4m3fn"):
             yield Case(BatchInvariant("attention", dtype, kv=kv))

@@ -21,7 +21,7 @@ from opsocket_conformance.second_oracle.answer import Part
 from opsocket_conformance.second_oracle.attention import attention
 from opsocket_conformance.second_oracle.cache import static_scale, store
 from opsocket_conformance.second_oracle.evaluators import Evaluator
-from opsocket_conformance.second_oracle.matmul import matmul, quantize_activation
+from opsocket_conformance.second_oracle.matmul import int8_rows, matmul, quantize_activation
 from opsocket_conformance.second_oracle.merge_states import merge_states
 from opsocket_conformance.second_oracle.model import add, moe_route, rms_norm, rope, silu_mul
 from opsocket_conformance.second_oracle.sampling import argmax, sample
@@ -32,8 +32,8 @@ Array = npt.NDArray[Any]
 SECOND: Final[Mapping[str, Callable[..., tuple[Part | None, ...]]]] = {
     function.__name__: function
     for function in (
-        attention, merge_states, matmul, quantize_activation, dequantize, store, static_scale, rms_norm, silu_mul, rope,
-        add, moe_route, argmax, sample,
+        attention, merge_states, matmul, quantize_activation, int8_rows, dequantize, store, static_scale, rms_norm,
+        silu_mul, rope, add, moe_route, argmax, sample,
     )
 }  # fmt: skip
 """The first oracle's entry points, by name: each takes an evaluator and the same arguments, and gives one `Part` for

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +12,9 @@ from opsocket_conformance.floats import roundoff
 from opsocket_conformance.second_oracle.answer import Part, near
 from opsocket_conformance.second_oracle.evaluators import Evaluator
 from opsocket_conformance.second_oracle.graph import Graph, Tensor, Writer
-from opsocket_conformance.second_oracle.rounding import nearest_fp8, nearest_integers
+from opsocket_conformance.second_oracle.rounding import FRACTION_BITS, nearest_fp8, nearest_integers
 
 Float32 = npt.NDArray[np.float32]
-
-_FRACTION_BITS: Final = 0x007FFFFF
-"""Of an f32: what a power of two has none of."""
 
 
 def store(evaluate: Evaluator, values: Float32, fmt: KVFormat, static_scale: Float32 | None = None) -> tuple[Part, ...]:
@@ -69,7 +65,7 @@ def _graph(fmt: KVFormat) -> Graph:
     else:
         nearest = nearest_fp8(g, quotient, fmt.code, fmt.max_code)
     # By a power of two nothing is rounded, so that no other code may come of it.
-    exact = (scale.bits_as("u32") & _FRACTION_BITS).equals(0)
+    exact = (scale.bits_as("u32") & FRACTION_BITS).equals(0)
     other = g("Where", exact, nearest.codes, nearest.other)
     codes, other, scale = (part.cast("f64") for part in (nearest.codes, other, scale))
     return g.finish(codes=codes, other=other, scale=_like(g, scale, x))

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from opsocket_conformance.second_oracle.answer import Float64, Part, U, near
 from opsocket_conformance.second_oracle.evaluators import Evaluator
-from opsocket_conformance.second_oracle.graph import Graph, Writer
-from opsocket_conformance.second_oracle.rounding import nearest_integers
+from opsocket_conformance.second_oracle.graph import Graph, Tensor, Writer
+from opsocket_conformance.second_oracle.rounding import FRACTION_BITS, nearest_integers
 from opsocket_conformance.tolerance import growth
 
 
@@ -34,12 +34,44 @@ def quantize_activation(evaluate: Evaluator, x: npt.NDArray[np.float32]) -> tupl
     return Part("codes", codes), Part("scale", scale), Part("near_tie", near_tie)
 
 
+def int8_rows(
+    evaluate: Evaluator, x: npt.NDArray[np.float32], activation: str, order: npt.NDArray[np.int64]
+) -> tuple[Part, ...]:
+    """x f32[M, K] -> value f64[M, K], step f64[M, K], all of them exactly."""
+    value, step = evaluate(_rows(activation), x=x, order=order)
+    return Part("value", value), Part("step", step)
+
+
+@cache
+def _rows(activation: str) -> Graph:
+    g = Writer()
+    x, order = g.input("x", "f32"), g.input("order", "i64")
+    ordered = g("Gather", x, order, axis=1)
+    if activation == "i8_g32":
+        groups = g("Shape", x, dtype="i64", start=1, end=2) // 32
+        ordered = g("Reshape", ordered, g("Concat", [0], groups, [32], dtype="i64", axis=0))
+    codes, scale, near_tie = _codes(g, ordered)
+    scale, shape = scale.cast("f64"), g("Shape", x, dtype="i64")
+    count = g("Squeeze", g("Shape", order))
+    back = g("ScatterElements", order, order, g("Range", count * 0, count, 1), axis=0)
+    value, step = (
+        g("Gather", g("Reshape", part.cast("f64") * scale, shape), back, axis=1) for part in (codes, near_tie)
+    )
+    return g.finish(value=value, step=step)
+
+
 @cache
 def _quantizer() -> Graph:
-    """In f32: s = amax / 127; codes = clamp(round_half_even(x / s), -127, 127); a row of zeros gives 0 and 0."""
     g = Writer()
-    x = g.input("x", "f32")
+    codes, scale, near_tie = _codes(g, g.input("x", "f32"))
+    return g.finish(codes=codes.cast("f64"), scale=g("Squeeze", scale, [-1]), near_tie=near_tie)
+
+
+def _codes(g: Writer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """codes, scale and near ties, in f32, along the last axis: s = amax / 127; codes = clamp(round_half_even(x / s),
+    -127, 127); zeros give 0 and 0. By a power of two nothing is rounded but the tie itself, which is then none."""
     scale = g("ReduceMax", g("Abs", x), [-1], keepdims=1) / 127.0
     quotient = g("Where", scale.equals(0.0), 0.0, x / scale)
     nearest = nearest_integers(g, quotient, 127)
-    return g.finish(codes=nearest.codes.cast("f64"), scale=g("Squeeze", scale, [-1]), near_tie=nearest.near_tie)
+    rounded = g("Not", (scale.bits_as("u32") & FRACTION_BITS).equals(0))
+    return nearest.codes, scale, nearest.near_tie & rounded

@@ -13,6 +13,9 @@ _TIE: Final = 4 * dtype_info("f32").unit_roundoff
 _EXPONENT_BITS: Final = 0x7F800000
 """Of an f32: what is left of a number is the power of two at or below it."""
 
+FRACTION_BITS: Final = 0x007FFFFF
+"""Of an f32: what a power of two has none of."""
+
 _FP8: Final = {"f8e4m3fn": (3, -6), "f8e4m3fnuz": (3, -7), "f8e5m2": (2, -14)}
 """Fraction bits, and the exponent of the smallest normal number."""
 

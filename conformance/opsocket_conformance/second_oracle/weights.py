@@ -24,9 +24,11 @@ Array = npt.NDArray[Any]
 
 
 def dequantize(evaluate: Evaluator, fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> tuple[Part, ...]:
-    """The weight f64[N, K], and the size of the terms it is made of, f64[N, K]; both exactly."""
-    value, magnitude = evaluate(_graph(fmt), **tensors)
-    return Part("value", value), Part("magnitude", magnitude)
+    """The weight f64[N, K], the size of the terms it is made of, what of them is stored for a group, and the order of
+    its columns; all exactly."""
+    value, magnitude, apart = evaluate(_graph(fmt), **tensors)
+    order = evaluate(_sorted(), group=tensors["g_idx"])[0] if fmt.g_idx else np.arange(k)
+    return Part("value", value), Part("magnitude", magnitude), Part("apart", apart), Part("order", order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +49,29 @@ def _graph(fmt: QuantFormat) -> Graph:
     g = Writer()
     if fmt.is_float:
         weight = _floats(g, fmt.id)
-        return g.finish(value=weight, magnitude=g("Abs", weight))
+        return g.finish(value=weight, magnitude=g("Abs", weight), apart=weight * 0.0)
     terms = _terms(g, fmt)
     zero = terms.zero if isinstance(terms.zero, Tensor) else g.constant(terms.zero, "f64")
     value = terms.scale * (terms.code - zero)
     magnitude = g("Abs", terms.scale) * (g("Abs", terms.code) + g("Abs", zero))
+    stored = terms.scale * zero if isinstance(terms.zero, Tensor) else terms.scale * 0.0
     if terms.minimum is not None:
-        value, magnitude = value - terms.minimum, magnitude + g("Abs", terms.minimum)
-    return g.finish(value=value.reshape(0, -1), magnitude=magnitude.reshape(0, -1))
+        value, magnitude, stored = value - terms.minimum, magnitude + g("Abs", terms.minimum), terms.minimum
+    apart = g("Expand", stored, g("Shape", value, dtype="i64"))
+    return g.finish(value=value.reshape(0, -1), magnitude=magnitude.reshape(0, -1), apart=apart.reshape(0, -1))
+
+
+@cache
+def _sorted() -> Graph:
+    """Where each column goes among those ordered by group, and then what comes from where."""
+    g = Writer()
+    group = g.input("group", "i32").cast("i64")
+    count = g("Squeeze", g("Shape", group))
+    # Distinct keys: group first, then the column.
+    own = g("Range", count * 0, count, 1)
+    key = group * count + own
+    place = g("ReduceSum", (key.unsqueeze(0) < key.unsqueeze(1)).cast("i64"), [1], keepdims=0)
+    return g.finish(order=g("ScatterElements", own, place, own, axis=0))
 
 
 def _terms(g: Writer, fmt: QuantFormat) -> _Terms:

@@ -16,7 +16,7 @@ from opsocket.operators import (
 from opsocket.quantization import get_format
 from opsocket_conformance.bench import Bench
 from opsocket_conformance.case import Case, Check
-from opsocket_conformance.operators.matmul.formats import FORMATS, SMOKE
+from opsocket_conformance.operators.matmul.formats import FORMATS, INT8, SMOKE
 from opsocket_conformance.operators.matmul.random_weights import random_weight
 from opsocket_conformance.operators.matmul.weights import dequantize
 from opsocket_conformance.tolerance import (
@@ -66,3 +66,6 @@ def cases() -> Iterator[Case]:
     for w in FORMATS:
         yield Case(Dequantize(w=w), 0, "smoke" if w in SMOKE else "default")
         yield Case(Dequantize(w=w, op="embedding"))
+    for w in INT8:
+        n, k = 40, 384 if get_format(w).block_k == 48 else 512
+        yield Case(Dequantize(w=w, n=n, k=k))

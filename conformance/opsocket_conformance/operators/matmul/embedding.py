@@ -16,7 +16,7 @@ from opsocket.quantization import get_format
 from opsocket_conformance.bench import Bench
 from opsocket_conformance.case import Case, Check
 from opsocket_conformance.operators.activations import DTYPES
-from opsocket_conformance.operators.matmul.formats import FORMATS
+from opsocket_conformance.operators.matmul.formats import FORMATS, SMOKE_INT8
 from opsocket_conformance.operators.matmul.random_weights import random_weight
 from opsocket_conformance.operators.matmul.weights import dequantize
 from opsocket_conformance.operators.rounding import check_rounded_once
@@ -66,5 +66,7 @@ def cases() -> Iterator[Case]:
         for dtype in DTYPES:
             yield Case(Embedding(w=w, dtype=dtype), 0, "smoke" if w == dtype else "default")
     for dtype in DTYPES:
+        for w in SMOKE_INT8:
+            yield Case(Embedding(w=w, dtype=dtype))
         for w in (dtype, "q8_0"):
             yield Case(Embedding(n=40001, k=32, w=w, dtype=dtype))

@@ -25,3 +25,13 @@ SMOKE = (
     "gptq_v2_i4_g64",
     "awq_i4_g128",
 )
+
+INT8: Final = (
+    "q4_0_a8", "q4_1_a8", "q5_0_a8", "q8_0_a8", "q4_K_a8", "q6_K_a8", "i4_g32_a8", "i4_g128_a8", "i2_g64_a8",
+    "gptq_v1_i4_g32_act_a8", "q4_0_a8g32", "q4_1_a8g32", "q8_0_a8g32", "q2_K_a8g32", "q6_K_a8g32", "i4_g48_a8g32",
+    "i4_g128_z_a8g32", "gptq_v2_i4_g64_act_a8g32", "awq_i4_g128_a8g32", "i8_channel_a8g32",
+)  # fmt: skip
+"""Formats with int8 activations and scales per group, of the weight or of x: every kind of zero point and minimum,
+groups that are smaller, larger and no multiple of 32, and permuted columns."""
+
+SMOKE_INT8: Final = ("q4_0_a8", "q4_1_a8", "q4_1_a8g32", "q8_0_a8", "q6_K_a8", "i4_g128_a8", "gptq_v1_i4_g32_act_a8")

@@ -12,10 +12,10 @@ Float32 = npt.NDArray[np.float32]
 
 def activations(rng: np.random.Generator, kind: str, rows: int, width: int, dtype: str) -> Float32:
     """x f32[M, K]. "normal"; "outliers": a few channels 60 times larger, a zero row and a tiny one; "extreme": all of
-    one size and sign; "cancel": sums far smaller than their terms; "ties": halves, in rows whose int8 scale is 1."""
+    one size and sign; "cancel": sums far smaller than their terms; "ties": halves, each 32 with an int8 scale of 1."""
     if kind == "ties":
         x = rng.integers(-127, 127, (rows, width)) + 0.5
-        x[:, :1] = 127.0
+        x[:, ::32] = 127.0
         return round_to(x, dtype)
     x = rng.standard_normal((rows, width))
     if kind == "outliers":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -13,7 +14,7 @@ from opsocket.quantization import get_format
 from opsocket_conformance.bench import Bench
 from opsocket_conformance.case import Case, Check
 from opsocket_conformance.operators.activations import DTYPES
-from opsocket_conformance.operators.matmul.formats import FORMATS, SMOKE
+from opsocket_conformance.operators.matmul.formats import FORMATS, INT8, SMOKE, SMOKE_INT8
 from opsocket_conformance.operators.matmul.inputs import activations
 from opsocket_conformance.operators.matmul.product import expect, matmul
 from opsocket_conformance.operators.matmul.random_weights import random_weight
@@ -86,6 +87,9 @@ def cases() -> Iterator[Case]:
     for w in FORMATS:
         for dtype in DTYPES:
             yield from _cases(w, dtype)
+    for w in INT8:
+        for dtype in DTYPES:
+            yield from _int8_cases(w, dtype)
 
 
 def _cases(w: str, dtype: str) -> Iterator[Case]:
@@ -115,3 +119,22 @@ def _cases(w: str, dtype: str) -> Iterator[Case]:
     if get_format(w).is_float:
         yield Case(Matmul(m=3, n=37, k=101, w=w, dtype=dtype))
         yield Case(Matmul(m=1, n=1, k=1, w=w, dtype=dtype))
+
+
+def _int8_cases(w: str, dtype: str) -> Iterator[Case]:
+    """Rows and columns on both sides of what a tile holds; K a multiple of the groups, and where these allow it of no
+    more than 32 or 48."""
+    fmt = get_format(w)
+    unit = math.lcm(fmt.super_block or fmt.block_k or 32, 32)
+    odd_n = 40 if fmt.packing in ("gptq_v1", "gptq_v2", "awq") else 37
+    yield Case(Matmul(k=unit * 3, w=w, dtype=dtype), 0, "smoke" if w in SMOKE_INT8 and dtype == "bf16" else "default")
+    yield Case(Matmul(m=1, n=72, k=unit * 5, w=w, dtype=dtype, bias=True))
+    yield Case(Matmul(m=17, n=odd_n, k=unit, w=w, dtype=dtype, x="outliers"))
+    yield Case(Matmul(m=67, n=264, k=unit * 3, w=w, dtype=dtype), 0, "full")
+    if dtype != "f16":
+        yield Case(Matmul(m=8, n=104, k=unit * 2, w=w, dtype=dtype, strided=True, out="f32"))
+        yield Case(Matmul(m=64, n=odd_n, k=unit * 3, w=w, dtype=dtype, x="ties", bias=True))
+    if dtype == "f32":
+        yield Case(Matmul(m=2, n=24, k=unit * (3840 // unit), w=w, dtype=dtype, x="cancel"))
+        yield Case(Matmul(m=2, n=24, k=unit * (3840 // unit), w=w, dtype=dtype, x="extreme"))
+        yield Case(Matmul(m=3, n=40, k=unit, w=w, dtype=dtype, x="subnormal"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,10 +11,11 @@ from opsocket.operators import (
     Numerics,
 )
 from opsocket.quantization import QuantFormat
+from opsocket.quantization.formats import ACTIVATION_GROUP
 from opsocket_conformance.findings import Float64
 from opsocket_conformance.floats import roundoff
 from opsocket_conformance.guard import judge_only
-from opsocket_conformance.operators.matmul.quantize_activation import quantize_activation
+from opsocket_conformance.operators.matmul.quantize_activation import int8_rows
 from opsocket_conformance.operators.matmul.weights import Weight
 from opsocket_conformance.tolerance import STEP, Bound, U, accumulation, bound, of_random_sign
 
@@ -28,12 +31,17 @@ def expect(
         want = matmul(exact, weight.value, bias)
         rounded = None if fmt.is_float else weight.value
         return want, tolerance(exact, weight.magnitude, want, out_dtype, numerics, bias, rounded)
-    row = quantize_activation(x)
-    scale = row.scale.astype(np.float64)[:, None]
-    product = matmul(row.codes * scale, weight.value)
-    flips = (row.near_tie * scale) @ np.abs(weight.value).T
-    want = product if bias is None else product + bias
-    return want, integer_tolerance(flips, product, want, out_dtype, bias)
+    rows = int8_rows(x, fmt.activation, weight.order)
+    want = matmul(rows.value, weight.value, bias)
+    flips = rows.step @ np.abs(weight.value).T
+    return want, integer_tolerance(rows.value, weight, _piece(fmt, x.shape[-1]), flips, want, out_dtype, numerics, bias)
+
+
+def _piece(fmt: QuantFormat, k: int) -> int:
+    """Columns that may share a sum of integers: a whole row where nothing divides it, else at most 32."""
+    if fmt.activation == "i8_token" and not fmt.block_k:
+        return k
+    return math.gcd(fmt.block_k or k, ACTIVATION_GROUP)
 
 
 @judge_only
@@ -68,11 +76,27 @@ def tolerance(
 
 
 def integer_tolerance(
-    flips: Float64, product: Float64, ref: Float64, out_dtype: str, bias: Float64 | None = None
+    x: Float64,
+    weight: Weight,
+    piece: int,
+    flips: Float64,
+    ref: Float64,
+    out_dtype: str,
+    numerics: Numerics,
+    bias: Float64 | None = None,
 ) -> Bound:
-    """E of y = s_x s_w (codes_x . codes_w) + b, whose integer part is exact. flips f64[M, N]: the sum of s_x |w| over
-    activations so near a tie that their code may be one off. product: y without b."""
-    inner = 4 * U * np.abs(product) + flips / 2
+    """E of y = sum over pieces of s_x (s_w (codes_x . codes_w) - apart sum(codes_x)) + b, whose sums of integers are
+    exact. x f64[M, K]: codes times scales. piece: columns in one sum of integers. flips f64[M, N]: the sum of s_x |w|
+    over activations so near a tie that their code may be one off."""
+    terms, products = np.zeros_like(ref), 0
+    for part in (weight.value + weight.apart, weight.apart):
+        if not part.any():
+            continue
+        products += x.shape[-1] // piece
+        for first in range(0, x.shape[-1], piece):
+            columns = weight.order[first : first + piece]
+            terms += np.abs(x[:, columns] @ part[:, columns].T)
+    inner = (accumulation(numerics, products, 0) + 3 * U) * terms + flips / 2
     if bias is not None:
         inner = inner + U * np.abs(bias)
     return bound(ref, inner, out_dtype)

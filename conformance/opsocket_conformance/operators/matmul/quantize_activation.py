@@ -13,6 +13,7 @@ from opsocket.operators import (
     QuantizeActivationSpec,
     Request,
 )
+from opsocket.quantization.formats import ACTIVATION_GROUP
 from opsocket_conformance.bench import Bench
 from opsocket_conformance.case import Case, Check
 from opsocket_conformance.findings import Float64
@@ -88,6 +89,26 @@ def quantize_activation(x: Float32) -> Activation:
     near_tie = np.abs(quotient - np.floor(quotient) - 0.5) <= TIE * np.abs(quotient)
     near_tie &= np.frexp(scale)[0][:, None] != 0.5  # by a power of two nothing is rounded but the tie itself
     return Activation(np.clip(np.rint(quotient), -127, 127), scale, near_tie)
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Rows:
+    """What a format with int8 activations multiplies instead of x. value f64[M, K]: codes times scales, exactly.
+    step f64[M, K]: the scale where the code may be either neighbour, else 0."""
+
+    value: Float64
+    step: Float64
+
+
+@judge_only
+def int8_rows(x: Float32, activation: str, order: npt.NDArray[np.int64]) -> Int8Rows:
+    """x f32[M, K] by activation "i8_token", a scale for each row; or "i8_g32", one for each 32 columns in `order`."""
+    m, k = x.shape
+    codes = quantize_activation(x[:, order].reshape(-1, ACTIVATION_GROUP if activation == "i8_g32" else k))
+    scale = codes.scale.astype(np.float64)[:, None]
+    value, step = np.empty((m, k)), np.empty((m, k))
+    value[:, order], step[:, order] = (codes.codes * scale).reshape(m, k), (codes.near_tie * scale).reshape(m, k)
+    return Int8Rows(value, step)
 
 
 def cases() -> Iterator[Case]:

@@ -6,7 +6,7 @@ Sources of the layouts: ggml's block definitions, AutoGPTQ and GPTQModel (GPTQ v
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +22,33 @@ Int = npt.NDArray[np.int64]
 @dataclass(frozen=True, eq=False)
 class Weight:
     """value f64[N, K]; magnitude f64[N, K]: the size of the terms that a kernel may sum apart to get it, |w| for a
-    float, |scale| (code + zero) for an integer zero point, |scale| code + |minimum| for a stored minimum."""
+    float, |scale| (code + zero) for an integer zero point, |scale| code + |minimum| for a stored minimum.
+
+    apart f64[N, K]: the term that it stores for a group and not for a code: scale * zero or minimum, value = scale *
+    code - apart; 0 where it stores none. order i64[K]: the columns, group after group.
+    """
 
     value: Float64
     magnitude: Float64
+    apart: Float64
+    order: Int
 
 
 @judge_only
 def dequantize(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
     """The weight [n, k] of a format's tensors; exact."""
     if fmt.is_float:
-        value = _floats(fmt.id, tensors["weight"])
-        return Weight(value, np.abs(value))
-    return _PACKINGS[fmt.packing](fmt, tensors, n, k)
+        terms = of_floats(_floats(fmt.id, tensors["weight"]))
+    else:
+        terms = _PACKINGS[fmt.packing](fmt, tensors, n, k)
+    if not fmt.g_idx:
+        return terms
+    return replace(terms, order=np.argsort(tensors["g_idx"], kind="stable").astype(np.int64))
+
+
+def of_floats(value: Float64) -> Weight:
+    """A weight that is stored as floats [N, K]."""
+    return Weight(value, np.abs(value), np.zeros_like(value), np.arange(value.shape[-1]))
 
 
 def _floats(dtype: str, weight: Array) -> Float64:
@@ -43,19 +57,27 @@ def _floats(dtype: str, weight: Array) -> Float64:
     return (weight.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
 
 
-def _affine(scale: Float64, codes: Int, zero: Int | int) -> Weight:
-    magnitude: Float64 = np.abs(scale) * (np.abs(codes) + np.abs(zero))
-    return Weight(scale * (codes - zero), magnitude)
+def _affine(scale: Float64, codes: Int, zero: Int) -> Weight:
+    """scale * (code - zero), the zero point stored."""
+    weight = _signed(scale, codes, zero)
+    return replace(weight, apart=np.broadcast_to(scale * zero, weight.value.shape))
+
+
+def _signed(scale: Float64, codes: Int, offset: Int | int) -> Weight:
+    """scale * (code - offset), the offset being what makes the codes signed."""
+    value: Float64 = scale * (codes - offset)
+    return replace(of_floats(value), magnitude=np.abs(scale) * (np.abs(codes) + np.abs(offset)))
 
 
 def _with_minimum(scale: Float64, codes: Int, minimum: Float64) -> Weight:
+    value: Float64 = scale * codes - minimum
     magnitude: Float64 = np.abs(scale) * codes.astype(np.float64) + np.abs(minimum)
-    return Weight(scale * codes - minimum, magnitude)
+    return replace(of_floats(value), magnitude=magnitude, apart=np.broadcast_to(minimum, value.shape))
 
 
 def _channel(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
     scale = tensors["scale"].astype(np.float64)[:, None]
-    return _affine(scale, tensors["weight"].astype(np.int64), 0)
+    return _signed(scale, tensors["weight"].astype(np.int64), 0)
 
 
 def _grouped(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
@@ -64,8 +86,9 @@ def _grouped(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> 
     codes = (tensors["codes"].astype(np.int64)[:, bit // 8] >> (bit % 8)) & ((1 << fmt.bits) - 1)
     group = column // fmt.block_k
     scale = tensors["scale"].astype(np.float64)[:, group]
-    zero = tensors["zero"].astype(np.int64)[:, group] if fmt.zero == "int" else 1 << (fmt.bits - 1)
-    return _affine(scale, codes, zero)
+    if fmt.zero == "int":
+        return _affine(scale, codes, tensors["zero"].astype(np.int64)[:, group])
+    return _signed(scale, codes, 1 << (fmt.bits - 1))
 
 
 def _gptq(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
@@ -94,7 +117,8 @@ def _ggml(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Wei
     width = fmt.super_block or fmt.block_k
     blocks = tensors["blocks"].reshape(n, k // width, -1)
     weight = _BLOCKS[fmt.base.id](blocks.astype(np.int64), np.arange(width))
-    return Weight(weight.value.reshape(n, k), weight.magnitude.reshape(n, k))
+    value, magnitude, apart = (a.reshape(n, k) for a in (weight.value, weight.magnitude, weight.apart))
+    return Weight(value, magnitude, apart, np.arange(k))
 
 
 def _half(blocks: Int, at: int) -> Float64:
@@ -116,7 +140,7 @@ def _signed_bytes(blocks: Int, byte: Int) -> Int:
 
 
 def _q4_0(blocks: Int, j: Int) -> Weight:
-    return _affine(_half(blocks, 0), _nibble_halves(blocks, j, 2), 8)
+    return _signed(_half(blocks, 0), _nibble_halves(blocks, j, 2), 8)
 
 
 def _q4_1(blocks: Int, j: Int) -> Weight:
@@ -125,11 +149,11 @@ def _q4_1(blocks: Int, j: Int) -> Weight:
 
 def _q5_0(blocks: Int, j: Int) -> Weight:
     codes = _nibble_halves(blocks, j, 6) | _field(blocks, 2 + j // 8, j % 8, 1) << 4
-    return _affine(_half(blocks, 0), codes, 16)
+    return _signed(_half(blocks, 0), codes, 16)
 
 
 def _q8_0(blocks: Int, j: Int) -> Weight:
-    return _affine(_half(blocks, 0), _signed_bytes(blocks, 2 + j), 0)
+    return _signed(_half(blocks, 0), _signed_bytes(blocks, 2 + j), 0)
 
 
 def _q2_k(blocks: Int, j: Int) -> Weight:
@@ -154,7 +178,7 @@ def _q6_k(blocks: Int, j: Int) -> Weight:
     low = _field(blocks, 64 * (j // 128) + j % 64, 4 * (j % 128 // 64), 4)
     high = _field(blocks, 128 + 32 * (j // 128) + j % 32, 2 * (j % 128 // 32), 2)
     scale = _half(blocks, 208) * _signed_bytes(blocks, 192 + j // 16)
-    return _affine(scale, low | high << 4, 32)
+    return _signed(scale, low | high << 4, 32)
 
 
 _BLOCKS: Mapping[str, Callable[[Int, Int], Weight]] = {
