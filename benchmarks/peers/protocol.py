@@ -7,8 +7,9 @@ n + 1 tokens for each prompt, of which the first belongs to the prompt's time. d
 every sequence decodes. Every prompt is computed anew: no cache of an earlier job may serve a later one.
 
 A worker for single operators (`python peers/operators_SYSTEM.py --threads N`) answers `{"case": {...}}`, which it
-prepares, with `{"bytes": read by one call, "skip": why it can't, or null}`, and `{"calls": n}` with `{"seconds": [of each
-call]}`. Calls take turns through copies of the data that together are larger than any cache.
+prepares, with `{"bytes": read by one call, "skip": why it can't, or null}`, and `{"calls": n}` with
+`{"seconds": [...]}`, one for each call. Calls take turns through copies of the data that together are larger than any
+cache.
 """
 
 from __future__ import annotations
