@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from opsocket.runtime.config import EngineConfig
 
 
+ACTIVATIONS = ("none", "i8_token", "i8_g32")
+"""What activations can be multiplied as."""
+
+
 def parse_kv_format(text: str) -> KVFormat:
     """A cache's element format from "code" or "code/granularity".
 
@@ -41,15 +45,19 @@ def kv_format_name(text: str) -> str:
 class EngineOptions:
     """Settings of one engine.
 
-    dtype: of activations: f32, bf16 or f16. kv_format: see `parse_kv_format`. block_size: tokens per cache block.
-    num_blocks: blocks of each layer's cache; None takes `memory_fraction` of the device's free memory, but no more than
-    `max_batch` sequences of `max_context` tokens fill. max_batch: sequences in one step. max_step_tokens: tokens in one
-    step, decodes and prompt chunks together. max_context: tokens of one sequence; None is the model's own limit.
-    prefix_sharing: whether sequences share the blocks of equal beginnings. capture: whether decode steps are recorded
-    and replayed where the session can. seed: of requests that name none.
+    dtype: of activations: f32, bf16 or f16. activations: what they are multiplied as by weights that have codes: "none"
+    (as they are), or int8 codes with a scale for each token ("i8_token") or each 32 columns ("i8_g32"); see
+    `QuantFormat.activation`. Weights whose own format states int8 activations have those. kv_format: see
+    `parse_kv_format`. block_size: tokens per cache block. num_blocks: blocks of each layer's cache; None takes
+    `memory_fraction` of the device's free memory, but no more than `max_batch` sequences of `max_context` tokens fill.
+    max_batch: sequences in one step. max_step_tokens: tokens in one step, decodes and prompt chunks together.
+    max_context: tokens of one sequence; None is the model's own limit. prefix_sharing: whether sequences share the
+    blocks of equal beginnings. capture: whether decode steps are recorded and replayed where the session can. seed: of
+    requests that name none.
     """
 
     dtype: str = "f32"
+    activations: str = "none"
     kv_format: str = "f32"
     numerics: Numerics = DEFAULT_NUMERICS
     block_size: int = 16
@@ -65,6 +73,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         check_float(self.dtype, "dtype")
         parse_kv_format(self.kv_format)
+        if self.activations not in ACTIVATIONS:
+            raise ContractError("activations", f"one of {list(ACTIVATIONS)}", repr(self.activations))
         for name in ("block_size", "num_blocks", "max_batch", "max_context"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -78,7 +88,6 @@ class EngineOptions:
     @classmethod
     def of(cls, config: EngineConfig, **settings: Any) -> EngineOptions:
         """Options from the runtime's configuration; `settings` and the defaults here fill in what it leaves open."""
-        names = {"max_batch": "max_batch", "max_tokens": "max_step_tokens", "block_size": "block_size"}
-        names |= {"num_blocks": "num_blocks", "kv_format": "kv_format", "dtype": "dtype", "capture": "capture"}
-        configured = {names[key]: value for key, value in vars(config).items() if value is not None}
+        names = {"max_tokens": "max_step_tokens"}
+        configured = {names.get(key, key): value for key, value in vars(config).items() if value is not None}
         return cls(**(settings | configured))

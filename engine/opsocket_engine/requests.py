@@ -26,7 +26,7 @@ from opsocket.operators import (
     SiluMulSpec,
     TakeRowsSpec,
 )
-from opsocket.quantization import get_format, rows_join
+from opsocket.quantization import get_format, rows_join, with_activation
 from opsocket_engine.canonical import matrix_shapes
 from opsocket_engine.config import ModelConfig
 from opsocket_engine.options import EngineOptions, parse_kv_format
@@ -110,7 +110,15 @@ def cache_spec(config: ModelConfig, options: EngineOptions, num_blocks: int) -> 
 def decoder_requests(
     config: ModelConfig, format_of: FormatOf, options: EngineOptions, num_blocks: int
 ) -> DecoderRequests:
-    """The requests of a decoder whose caches have `num_blocks` blocks."""
+    """The requests of a decoder whose caches have `num_blocks` blocks. format_of: as the weights are stored."""
+
+    def product_format(name: str) -> str:
+        """The format that a matrix is multiplied in. One of floats, or that states int8 activations itself, is kept."""
+        stored = get_format(format_of(name))
+        if options.activations == "none" or stored.is_float or stored.activation != "none":
+            return stored.id
+        return with_activation(stored.id, options.activations)
+
     dtype, numerics = options.dtype, options.numerics
     shapes = matrix_shapes(config)
     cache = cache_spec(config, options, num_blocks)
@@ -122,14 +130,14 @@ def decoder_requests(
 
     def matmul(name: str, bias: bool, out_dtype: str = dtype, bounds: Bounds = step) -> Request:
         n, k = shapes.get(name) or shapes["embed_tokens"]
-        return Request(MatmulSpec(format_of(name), n, k, dtype, out_dtype, bias, numerics), bounds=bounds)
+        return Request(MatmulSpec(product_format(name), n, k, dtype, out_dtype, bias, numerics), bounds=bounds)
 
     def projections(prefix: str, names: tuple[str, ...], bias: bool) -> tuple[Projection, ...]:
         """Matrices of one format are one matrix, wherever they stand in `names`."""
         groups: list[list[str]] = []
         for name in names:
-            weight_format = format_of(prefix + name)
-            same = (g for g in groups if format_of(prefix + g[0]) == weight_format)
+            weight_format = product_format(prefix + name)
+            same = (g for g in groups if product_format(prefix + g[0]) == weight_format)
             group = next(same, None) if rows_join(get_format(weight_format)) else None
             if group is None:
                 groups.append([name])
@@ -140,7 +148,7 @@ def decoder_requests(
     def projection(prefix: str, names: list[str], bias: bool) -> Projection:
         widths = tuple(shapes[prefix + name][0] for name in names)
         k = shapes[prefix + names[0]][1]
-        spec = MatmulSpec(format_of(prefix + names[0]), sum(widths), k, dtype, dtype, bias, numerics)
+        spec = MatmulSpec(product_format(prefix + names[0]), sum(widths), k, dtype, dtype, bias, numerics)
         return Projection(tuple(names), widths, Request(spec, bounds=step))
 
     def norm(residual: bool) -> Request:

@@ -25,7 +25,7 @@ from opsocket.operators import (
     Request,
     Unsupported,
 )
-from opsocket.quantization import FORMATS, f32_to_bf16, get_format, quantize
+from opsocket.quantization import FORMATS, dequantize, f32_to_bf16, get_format, quantize
 
 ROUNDOFF = {"f32": 2.0**-24, "bf16": 2.0**-8, "f16": 2.0**-11}
 ALL = pytest.mark.parametrize("fmt", [f.id for f in FORMATS])
@@ -294,3 +294,19 @@ def test_what_is_refused_is_refused_with_the_reasons_of_supports(session: Any, s
         with pytest.raises(Unsupported) as refused:
             call()
         assert refused.value.reasons == support.reasons
+
+
+@pytest.mark.parametrize("prepared", ["q8_0", "q8_0_a8", "q8_0_a8g32"])
+def test_a_table_may_have_been_packed_for_a_product_with_any_activation(session, prepared):
+    table = quantize(get_format("q8_0"), np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32))
+    packed = session.prepare_weight(Request(MatmulSpec(prepared, 8, 64)), table)
+    ids = session.upload(np.array([5, 0], np.int64))
+    got = session.download(session.plan(Request(EmbeddingSpec("q8_0", 8, 64))).run(ids, packed))
+    np.testing.assert_array_equal(got, dequantize(get_format("q8_0"), table, 8, 64)[[5, 0]])
+    other = session.plan(Request(EmbeddingSpec("i8_channel", 8, 64)))
+    with pytest.raises(ContractError):
+        other.run(ids, packed)
+    if prepared != "q8_0":
+        product = session.plan(Request(MatmulSpec("q8_0", 8, 64)))
+        with pytest.raises(ContractError):
+            product.run(session.upload(np.ones((1, 64), np.float32)), packed)

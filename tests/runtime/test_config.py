@@ -111,7 +111,7 @@ def test_overriding_keeps_the_other_values_and_their_origins(write):
             "line 2, column 3",
             "unknown key 'blok_size' of 'engine'; did you mean 'block_size'?",
         ),
-        ("engine: {xyz: 3}\n", "line 1, column 10", "known: block_size, capture, dtype"),
+        ("engine: {xyz: 3}\n", "line 1, column 10", "known: activations, block_size, capture, dtype"),
         ("operators: {atention: torch}\n", "line 1, column 13", "did you mean 'attention'?"),
         ("operators:\n  matmul: 3\n", "line 2, column 11", "operators.matmul: wanted a provider such as 'torch'"),
         ("threads: two\n", "line 1, column 10", "wanted a whole number of at least 1, got 'two'"),

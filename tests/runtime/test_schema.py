@@ -47,7 +47,17 @@ DATA = st.one_of(
     st.lists(SCALARS, max_size=2),
     st.dictionaries(st.sampled_from(["attention", "matmul", "alow", "allow", "max_batch"]), SCALARS, max_size=2),
 )
-ENGINE_KEYS = ["max_batch", "max_tokens", "block_size", "num_blocks", "kv_format", "dtype", "capture", "other"]
+ENGINE_KEYS = [
+    "max_batch",
+    "max_tokens",
+    "block_size",
+    "num_blocks",
+    "kv_format",
+    "dtype",
+    "activations",
+    "capture",
+    "other",
+]
 ENGINE = st.dictionaries(st.sampled_from(ENGINE_KEYS), DATA, max_size=3)
 PLUGINS = st.dictionaries(st.sampled_from(["allow", "deny"]), DATA, max_size=2)
 TOP = st.fixed_dictionaries(

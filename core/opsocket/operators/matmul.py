@@ -127,6 +127,7 @@ class QuantizeActivationSpec(Spec):
 class _WeightPlan(Plan):
     weight_layouts: ClassVar[tuple[str, ...]] = ()
     """The `PackedWeight.layout`s that this kernel reads."""
+    _takes_any_activation: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -143,10 +144,19 @@ class _WeightPlan(Plan):
         if not isinstance(packed, PackedWeight):
             raise ContractError(name, "a PackedWeight from prepare_weight", type(packed).__name__)
         want, got = (spec.weight_format, spec.n, spec.k), (packed.weight_format, packed.n, packed.k)
-        if want != got:
+        if want != got and not (want[1:] == got[1:] and self._is_same_table(packed.weight_format)):
             raise ContractError(name, f"format, n, k = {want}", got)
         if packed.layout not in self.weight_layouts:
             raise ContractError(name, f"layout in {list(self.weight_layouts)}", repr(packed.layout))
+
+    def _is_same_table(self, weight_format: str) -> bool:
+        """Whether a weight of that format is, to this operator, one of its own: nothing here multiplies activations."""
+        from opsocket.quantization import without_activation
+
+        spec: Any = self.request.spec
+        return self._takes_any_activation and without_activation(weight_format) == without_activation(
+            spec.weight_format
+        )
 
 
 class MatmulPlan(_WeightPlan):
@@ -219,9 +229,14 @@ class GroupedMatmulPlan(_WeightPlan):
 
 
 class EmbeddingPlan(_WeightPlan):
-    """run(ids i64[T], packed) -> rows [T, K] of the table, dequantized and rounded to out_dtype."""
+    """run(ids i64[T], packed) -> rows [T, K] of the table, dequantized and rounded to out_dtype.
+
+    packed may have been prepared for a matmul, in a layout that this kernel reads too, and with any activation of the
+    same stored format: a tied output head's weight is the table.
+    """
 
     spec_type = EmbeddingSpec
+    _takes_any_activation = True
 
     @property
     def spec(self) -> EmbeddingSpec:

@@ -77,6 +77,11 @@ class EngineConfig:
     num_blocks: int | None = _option(None, Count(), "Blocks of the KV cache.")
     kv_format: str | None = _option(None, Choice(_kv_formats(), optional=True), "How keys and values are stored.")
     dtype: str | None = _option(None, Choice(FLOAT_DTYPES, optional=True), "Type of the activations.")
+    activations: str | None = _option(
+        None,
+        Choice(("none", "i8_token", "i8_g32"), optional=True),
+        "What activations are multiplied as: themselves, or int8 codes with a scale for each token or 32 columns.",
+    )
     capture: bool | None = _option(None, Flag(), "Whether decode steps are recorded once and replayed.")
 
 

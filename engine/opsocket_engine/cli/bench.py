@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from opsocket.cli.common import json_option, open_session, print_json, print_table, require_backend
-from opsocket_engine.cli.common import engine_options
+from opsocket_engine.cli.common import engine_options, precision
 
 if TYPE_CHECKING:
     from opsocket.runtime import RuntimeConfig
@@ -72,6 +72,8 @@ def command(
             "device_name": session.device.name,
             "threads": threads,
             "dtype": options.dtype,
+            "activations": options.activations,
+            "captured": engine.stats().captured_steps > 0,
             "kv_format": options.kv_format,
             "stored_weight_bytes": weight_bytes,
             "packed_weight_bytes": engine.stats().step_bytes,
@@ -105,7 +107,8 @@ def _row(runs: Runs, step_bytes: float) -> dict[str, Any]:
 def _print(report: dict[str, Any]) -> None:
     click.echo(
         f"{report['model']} on {report['device']} ({report['device_name']}), {report['threads']} threads, activations "
-        f"{report['dtype']}, cache {report['kv_format']}; weights read in a step: "
+        f"{precision(report)}, cache {report['kv_format']}, "
+        f"decode steps {'captured' if report['captured'] else 'not captured'}; weights read in a step: "
         f"{report['stored_weight_bytes'] / 1e6:.1f} MB as stored in the file, "
         f"{report['packed_weight_bytes'] / 1e6:.1f} MB as packed for the device"
     )

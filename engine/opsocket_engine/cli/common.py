@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -28,6 +28,7 @@ def engine_options(command: F) -> F:
     )
     @backend_options
     @click.option("--dtype", help="Type of the activations: f32, bf16 or f16.")
+    @click.option("--activations", help="What they are multiplied as by quantized weights: none, i8_token or i8_g32.")
     @click.option("--kv-format", help="How keys and values are stored: f32, f16, bf16, f8e4m3fn, i8, i4, ...")
     @click.option("--capture/--no-capture", default=None, help="Record decode steps and replay them (default: yes).")
     @click.option("--threads", type=click.IntRange(min=1), help="Host threads.")
@@ -36,6 +37,7 @@ def engine_options(command: F) -> F:
         *args: Any,
         config: RuntimeConfig,
         dtype: str | None,
+        activations: str | None,
         kv_format: str | None,
         capture: bool | None,
         threads: int | None,
@@ -45,6 +47,7 @@ def engine_options(command: F) -> F:
 
         flags = {
             "engine.dtype": dtype,
+            "engine.activations": activations,
             "engine.kv_format": None if kv_format is None else kv_format_name(kv_format),
             "engine.capture": capture,
             "threads": threads,
@@ -53,6 +56,13 @@ def engine_options(command: F) -> F:
         return command(*args, config=config.override("flag", given), **kwargs)
 
     return wrapper  # type: ignore[return-value]
+
+
+def precision(report: Mapping[str, Any]) -> str:
+    """The type of activations, and what they are multiplied as where that is another."""
+    codes = {"i8_token": "int8 codes, a scale per token", "i8_g32": "int8 codes, a scale per 32 columns"}
+    name = report["activations"]
+    return f"{report['dtype']}" if name == "none" else f"{report['dtype']} (multiplied as {codes[name]})"
 
 
 def placement(session: Session, requests: list[Request]) -> list[Placed]:

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from opsocket.cli.common import json_option, open_session, print_json, require_backend
-from opsocket_engine.cli.common import engine_options, placement, placement_lines
+from opsocket_engine.cli.common import engine_options, placement, placement_lines, precision
 
 if TYPE_CHECKING:
     from opsocket.runtime import RuntimeConfig
@@ -89,6 +89,7 @@ def command(
             "model": located.name,
             "device": str(session.device),
             "dtype": options.dtype,
+            "activations": options.activations,
             "kv_format": options.kv_format,
             "results": [_result(key, ids[key[0]], samples) for key, samples in sorted(outputs.items())],
             "interrupted": interrupted,
@@ -168,7 +169,8 @@ def _summary_lines(report: dict[str, Any], stats: dict[str, Any]) -> Iterator[st
         f"{stats['captured_steps']} of {stats['steps']} steps captured; loaded in {report['load_seconds']:.2f} s"
     )
     yield (
-        f"cache: {report['kv_format']}, peak {stats['peak_blocks']} of {stats['num_blocks']} blocks of "
-        f"{stats['block_size']} tokens, {stats['cache_bytes'] / 1e6:.1f} MB; {stats['shared_tokens']} tokens shared, "
+        f"activations: {precision(report)}; cache: {report['kv_format']}, "
+        f"peak {stats['peak_blocks']} of {stats['num_blocks']} blocks of {stats['block_size']} tokens, "
+        f"{stats['cache_bytes'] / 1e6:.1f} MB; {stats['shared_tokens']} tokens shared, "
         f"{stats['preemptions']} preemptions"
     )
