@@ -1,8 +1,11 @@
-"""How this backend lays out a cache. No framework is imported here: layouts are data.
+"""How this backend lays out a cache, preferred first. No framework is imported here: layouts are data.
 
-One layout, "planar": planes of order (head, block, token, dim), so that one head's keys of consecutive blocks are
-consecutive rows of a matrix, ready to be multiplied, and a slot is a row number. Codes of less than a byte are packed
-along dim, lowest bits first; scales of granularity token_head have a plane of their own.
+"tiles16", of the native kernels: tiles of 16 tokens of one head, block after block, opaque: `native/src/tiles.h` has
+the place of every element. It holds any head size; blocks have to be whole tiles.
+
+"planar", of the torch kernels: planes of order (head, block, token, dim), so that one head's keys of consecutive blocks
+are consecutive rows of a matrix, ready to be multiplied, and a slot is a row number. Codes of less than a byte are
+packed along dim, lowest bits first; scales of granularity token_head have a plane of their own.
 """
 
 from __future__ import annotations
@@ -11,18 +14,53 @@ import math
 
 from opsocket.operators import CacheLayout, CacheSpec, KVFormat, Plane, Reason, dtype_info
 
+TILE = 16
+"""Tokens of a tile of layout "tiles16"; also its vectors' dwords."""
+
 _PLANE_DTYPE = {"i8": "i8", "i4": "u8", "i2": "u8"}
 _ORDER = ("head", "block", "token", "dim")
 
 
+def tiled_refusals(cache: CacheSpec) -> tuple[Reason, ...]:
+    """Why a cache can't be held in tiles; empty when it can."""
+    reasons = list(_zero_points(cache))
+    if cache.kind != "kv":
+        reasons.append(Reason("layout", "cache.kind", cache.kind, "kv, in layout tiles16"))
+    if cache.block_size % TILE:
+        want = f"a multiple of {TILE}, in layout tiles16"
+        reasons.append(Reason("layout", "cache.block_size", cache.block_size, want))
+    return tuple(reasons)
+
+
+def tiled(cache: CacheSpec) -> CacheLayout:
+    """The tiles of a cache that `tiled_refusals` has nothing against."""
+    assert cache.v is not None
+    rows = (cache.num_blocks, cache.num_kv_heads, cache.block_size // TILE)
+    sides = {"k": k_tile_bytes(cache.k, cache.head_dim_k), "v": v_tile_bytes(cache.v, cache.head_dim_v)}
+    planes = tuple(Plane(name, (*rows, size), "u8", opaque_id="tiles16") for name, size in sides.items())
+    return CacheLayout("tiles16", planes, TILE, bytes_per_block=rows[1] * rows[2] * sum(sides.values()))
+
+
+def k_tile_bytes(fmt: KVFormat, dim: int) -> int:
+    """Whole dwords of dims for each of 16 tokens, and a scale for each where it is stored."""
+    return -(-dim * fmt.bits // 32) * 64 + _tile_scales(fmt)
+
+
+def v_tile_bytes(fmt: KVFormat, dim: int) -> int:
+    """16 tokens of each dim, dims in whole vectors, and a scale for each token where it is stored."""
+    return -(-dim // TILE) * TILE * 2 * fmt.bits + _tile_scales(fmt)
+
+
+def _tile_scales(fmt: KVFormat) -> int:
+    return 64 if fmt.granularity == "token_head" else 0
+
+
 def refusals(cache: CacheSpec, layout: CacheLayout | None = None) -> tuple[Reason, ...]:
     """Why a cache can't be held here, or not in the layout asked for; empty when it can."""
-    reasons = []
+    reasons = list(_zero_points(cache))
     for name, fmt, dim in (("k", cache.k, cache.head_dim_k), ("v", cache.v, cache.head_dim_v)):
         if fmt is None:
             continue
-        if fmt.zero_point:
-            reasons.append(Reason("zero_point", f"cache.{name}.zero_point", True, False))
         per_byte = 8 // min(fmt.bits, 8)
         if dim % per_byte:
             want = f"a multiple of {per_byte} for {fmt.code}"
@@ -39,6 +77,15 @@ def planar(cache: CacheSpec) -> CacheLayout:
         planes += _planes("v", cache, cache.v, cache.head_dim_v)
     total = sum(math.prod(p.shape) * dtype_info(p.dtype).itemsize for p in planes)
     return CacheLayout("planar", planes, kernel_block_size=1, bytes_per_block=total // cache.num_blocks)
+
+
+def _zero_points(cache: CacheSpec) -> list[Reason]:
+    formats = (("k", cache.k), ("v", cache.v))
+    return [
+        Reason("zero_point", f"cache.{name}.zero_point", True, False)
+        for name, fmt in formats
+        if fmt is not None and fmt.zero_point
+    ]
 
 
 def _planes(name: str, cache: CacheSpec, fmt: KVFormat, dim: int) -> tuple[Plane, ...]:
