@@ -25,6 +25,7 @@ from opsocket_conformance.operators.cache import probes as cache_operators
 from opsocket_conformance.power.catalogue import (
     cache_copies,
     cache_writes,
+    int8_products,
     merge,
     model,
     positions,
@@ -34,12 +35,25 @@ from opsocket_conformance.power.catalogue import (
 )
 from opsocket_conformance.power.catalogue import matmul as matmul_faults
 from opsocket_conformance.power.fault import Fault, FaultySession
+from opsocket_conformance.power.host import recomputed
+from opsocket_conformance.power.int8 import REMEMBERED, activation_of, by_pieces
 from opsocket_conformance.runner import run_case
 from opsocket_conformance.verdicts import Verdict
 
 FAULTS = tuple(
     fault
-    for module in (merge, cache_writes, cache_copies, weights, matmul_faults, model, positions, routing, sampling)
+    for module in (
+        merge,
+        cache_writes,
+        cache_copies,
+        weights,
+        matmul_faults,
+        int8_products,
+        model,
+        positions,
+        routing,
+        sampling,
+    )
     for fault in module.FAULTS
 )
 _FAMILIES = (
@@ -92,7 +106,15 @@ def test_a_fault_is_found(session, fault):
 )
 def test_the_kernels_that_faults_are_put_into_are_right(session, op, run):
     for case in _cases()[op][:24]:
-        result = run_case(case, FaultySession(session, Fault(op, run=run)), 0, 60.0)
+        fault = Fault(op, run=run, session=REMEMBERED if "matmul" in op else {})
+        result = run_case(case, FaultySession(session, fault), 0, 60.0)
+        assert (case.id, result.verdict, result.messages) == (case.id, Verdict.PASS, ())
+
+
+def test_the_int8_kernel_that_faults_are_put_into_is_right(session):
+    fault = Fault("matmul", run=recomputed(by_pieces()), session=REMEMBERED, where=lambda r: activation_of(r) != "none")
+    for case in [case for case in _cases()["matmul"] if "a8" in case.id][:60]:
+        result = run_case(case, FaultySession(session, fault), 0, 60.0)
         assert (case.id, result.verdict, result.messages) == (case.id, Verdict.PASS, ())
 
 

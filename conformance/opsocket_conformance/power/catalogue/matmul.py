@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 
 from opsocket.operators import Request
-from opsocket.quantization import get_format
 from opsocket_conformance.power.fault import Fault, Hook
 from opsocket_conformance.power.host import (
     Float64,
@@ -20,8 +18,7 @@ from opsocket_conformance.power.host import (
     rounded,
     truncated,
 )
-
-Step = Callable[..., Any]
+from opsocket_conformance.power.int8 import REMEMBERED, Step, activation_of, factors, quantize
 
 
 def _same(value: Any, *others: Any) -> Any:
@@ -29,22 +26,6 @@ def _same(value: Any, *others: Any) -> Any:
 
 
 # ---- the quantizer of activations
-
-
-def _quantize(
-    x: Float64,
-    *,
-    size: Step = lambda x: np.abs(x).max(axis=-1, keepdims=True, initial=0.0),
-    scale: Step = lambda size: size / np.float32(127),
-    to_code: Step = np.rint,
-    zero: float = 0.0,
-) -> tuple[Float64, Float64]:
-    """codes and scale [M, 1] of rows x by scheme i8_token, each step of which can be replaced."""
-    wide = x.astype(np.float32)
-    step = np.asarray(scale(size(wide).astype(np.float32)), np.float32)
-    quotient = np.where(step == 0, np.float32(zero), wide / step).astype(np.float64)
-    codes = np.clip(to_code(quotient), -127, 127)
-    return codes, step.astype(np.float64)
 
 
 def _away_from_zero(x: Float64) -> Float64:
@@ -79,6 +60,11 @@ _ACTIVATIONS: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("codes truncated", "a conversion that cuts off", {"to_code": np.trunc}),
     ("ties away from zero", "rounded as C's round does", {"to_code": _away_from_zero}),
     ("half up", "floor(x + 1/2)", {"to_code": lambda x: np.floor(x + 0.5)}),
+    (
+        "codes down to -128",
+        "the range of two's complement, and a scale for its middle",
+        {"scale": lambda size: size / np.float32(127.5), "lowest": -128.0},
+    ),
     ("zero rows divided by zero", "codes of NaN", {"zero": 127.0}),
 )
 
@@ -88,7 +74,7 @@ def _activation_faults() -> list[Fault]:
 
     def alone(steps: dict[str, Any]) -> Hook:
         def compute(plan: Any, x: Float64) -> tuple[Any, Any]:
-            codes, scale = _quantize(x, **steps)
+            codes, scale = quantize(x, **steps)
             return codes.astype(np.int8), scale[:, 0]
 
         return recomputed(compute)
@@ -105,7 +91,7 @@ def _activation_faults() -> list[Fault]:
             )
         )
         if name != "zero rows divided by zero":
-            quantized = product(quantize=lambda x, steps=steps: _quantize(x, **steps))
+            quantized = product(quantize=lambda x, steps=steps: quantize(x, **steps))
             faults.append(
                 Fault(
                     "matmul",
@@ -115,13 +101,14 @@ def _activation_faults() -> list[Fault]:
                     run=quantized,
                     where=_int8_activations,
                     telling=("a8",),
+                    session=REMEMBERED,
                 )
             )
     return faults
 
 
 def _int8_activations(request: Request) -> bool:
-    return get_format(getattr(request.spec, "weight_format", "f32")).activation == "i8_token"
+    return activation_of(request) != "none"
 
 
 def _float_activations(request: Request) -> bool:
@@ -137,24 +124,23 @@ def _plus_bias(y: Float64, bias: Float64 | None, *others: Any) -> Float64:
 
 def product(
     *,
-    quantize: Step = _quantize,
+    quantize: Step = quantize,
     given: Step = _same,
     weight: Step = _same,
     multiply: Step = lambda x, w: x @ w.T,
     add: Step = _plus_bias,
     store: Step = _same,
 ) -> Hook:
-    """The right product in float64 from the backend's own weight, each step of which can be replaced."""
+    """The right product in float64, each step of which can be replaced: from the backend's own weight, or with int8
+    activations from what that was made of (`REMEMBERED`)."""
 
     def compute(plan: Any, x: Float64, packed: Any, bias: Float64 | None = None) -> Float64:
         spec = plan.request.spec
-        w = weight(on_host(plan.session, plan.dequantize(plan.session, packed)))
         if _int8_activations(plan.request):
-            codes, scale = quantize(x)
-            weight_codes, weight_scales = _codes_of(w)
-            y = multiply(codes, weight_codes) * scale * weight_scales
+            y = multiply(*factors(plan, x, packed, quantize))
         else:
-            y = multiply(given(x), w)
+            w = on_host(plan.session, plan.dequantize(plan.session, packed))
+            y = multiply(given(x), weight(w))
         return np.asarray(store(add(y, bias, spec), spec.out_dtype))
 
     return recomputed(compute)
@@ -171,31 +157,6 @@ def _chained(dtype: str, chunk: int = 16) -> Step:
         return total
 
     return multiply
-
-
-def _codes_of(w: Float64) -> tuple[Float64, Float64]:
-    """The int8 codes [N, K] and scales [N] of dequantized rows: the largest code by which all others are integers."""
-    codes, scales = np.zeros_like(w), np.ones(len(w))
-    for row, values in enumerate(w):
-        size = np.abs(values).max(initial=0.0)
-        for largest in (*range(127, 0, -1), 128):
-            units = values * (largest / size) if size else values
-            if np.abs(units - np.rint(units)).max(initial=0.0) < 1e-4:
-                codes[row] = np.rint(units)
-                scales[row] = np.float32(values @ codes[row] / max(codes[row] @ codes[row], 1.0))
-                break
-    return codes, scales
-
-
-def _saturating_pairs(x: Float64, codes: Float64) -> Float64:
-    """Products of two neighbours are summed in int16, as unsigned times signed, and saturate."""
-    shifted, k = x + 128, x.shape[1] // 2 * 2
-    y = np.zeros((len(x), len(codes)))
-    for column in range(0, k, 2):
-        pair = shifted[:, column : column + 2] @ codes[:, column : column + 2].T
-        y += np.clip(pair, -32768, 32767)
-    y += shifted[:, k:] @ codes[:, k:].T
-    return np.asarray(y - 128 * codes.sum(axis=1))
 
 
 def _only(rows: Step, broken: Step) -> Step:
@@ -215,7 +176,7 @@ def _by_columns(group: int) -> Step:
     def given(x: Float64) -> Float64:
         if x.shape[1] % group:
             return x
-        codes, scale = _quantize(x.reshape(-1, group))
+        codes, scale = quantize(x.reshape(-1, group))
         return np.asarray((codes * scale).reshape(x.shape))
 
     return given
@@ -227,7 +188,14 @@ def _transposed(x: Float64, w: Float64) -> Float64:
 
 def _fault(name: str, wrong: str, run: Hook, where: Any = _float_activations) -> Fault:
     return Fault(
-        "matmul", name=f"matmul: {name}", category="matmul", wrong=wrong, run=run, where=where, telling=_telling(where)
+        "matmul",
+        name=f"matmul: {name}",
+        category="matmul",
+        wrong=wrong,
+        run=run,
+        where=where,
+        telling=_telling(where),
+        session=REMEMBERED,
     )
 
 
@@ -269,9 +237,6 @@ _MATMUL: Final = (
         "floats where the format says int8",
         product(quantize=lambda x: (x, np.ones((len(x), 1)))),
         _int8_activations,
-    ),
-    _fault(
-        "pairs saturate at int16", "the processor's u8 times i8", product(multiply=_saturating_pairs), _int8_activations
     ),
     _fault(
         "columns beyond 512 dropped",
@@ -371,13 +336,13 @@ def _grouped(
         for number, (first, last) in enumerate(itertools.pairwise(bounds)):
             if first >= last:
                 continue
-            w = on_host(session, plan.dequantize(session, packed[expert(number, len(packed))]))
-            rows, scale = x[first:last], np.ones(1)
+            weight, rows = packed[expert(number, len(packed))], x[first:last]
             if _int8_activations(plan.request):
-                (rows, row_scale), (w, weight_scale) = _quantize(rows), _codes_of(w)
-                scale = row_scale * weight_scale
+                rows, w = factors(plan, rows, weight)
+            else:
+                w = on_host(session, plan.dequantize(session, weight))
             own = None if bias is None else bias[bias_of(number, len(bias))]
-            y[first:last] = _plus_bias(multiply(rows, w) * scale, own)
+            y[first:last] = _plus_bias(multiply(rows, w), own)
         return y
 
     return compute
@@ -403,7 +368,15 @@ def _closed_up(plan: Any, x: Float64, packed: Any, expert_offsets: Any, bias: Fl
 
 
 def _grouped_fault(name: str, wrong: str, run: Hook, where: Any = _any) -> Fault:
-    return Fault("grouped_matmul", name=f"grouped_matmul: {name}", category="matmul", wrong=wrong, run=run, where=where)
+    return Fault(
+        "grouped_matmul",
+        name=f"grouped_matmul: {name}",
+        category="matmul",
+        wrong=wrong,
+        run=run,
+        where=where,
+        session=REMEMBERED,
+    )
 
 
 _GROUPED: Final = (
