@@ -75,7 +75,7 @@ class Worker:
         os.close(from_child)
         self._unread = b""
         try:
-            settings = {key: value for key, value, origin in config.items() if origin.source != "default"}
+            settings = config.values()
             self._say(settings)
             hello = self._hear(_OPENING_S)
         except Died as death:

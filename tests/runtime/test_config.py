@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from opsocket import ContractError, FormatError
 from opsocket.runtime import load_config
-from opsocket.runtime.config import options
+from opsocket.runtime.config import RuntimeConfig, options
 
 NOWHERE = {"XDG_CONFIG_HOME": os.devnull}
 VARIABLE = {option.key: option.environment for option in options()}
@@ -232,3 +233,10 @@ def test_a_named_file_must_exist(tmp_path):
         load_config(environment={"OPSOCKET_CONFIG": str(tmp_path / "absent.yaml")})
     with pytest.raises(FormatError, match="is not a file"):
         load_config(tmp_path, environment={})
+
+
+def test_what_is_set_can_be_handed_to_another_process() -> None:
+    values = {"backend": "cpu", "operators": {"matmul": "torch", "rope": "cpu/torch"}}
+    config = RuntimeConfig().override("argument", values)
+    again = RuntimeConfig().override("argument", json.loads(json.dumps(config.values())))
+    assert again.values() == config.values() == values

@@ -14,6 +14,8 @@ from opsocket.operators.composed import ComposedProvider
 from opsocket_cpu import host
 from opsocket_cpu.graph import CpuGraph
 from opsocket_cpu.native.provider import NativeProvider
+from opsocket_cpu.onnxruntime_provider.provider import OnnxRuntimeProvider
+from opsocket_cpu.openvino_provider.provider import OpenVinoProvider
 from opsocket_cpu.torch_provider.provider import TorchProvider
 
 
@@ -36,7 +38,7 @@ class CpuBackend(Backend):
         return [DeviceInfo("cpu", 0, host.cpu_name(), platform.machine(), host.total_bytes(), host.cpu_features())]
 
     def providers(self) -> Sequence[Provider]:
-        return [NativeProvider(), TorchProvider(), ComposedProvider()]
+        return [NativeProvider(), TorchProvider(), OnnxRuntimeProvider(), OpenVinoProvider(), ComposedProvider()]
 
     def open(self, device: DeviceInfo, options: SessionOptions) -> Session:
         from opsocket_cpu.session import CpuSession

@@ -127,6 +127,19 @@ class RuntimeConfig:
         kept = {key: Setting(value, origin) for key, value, origin in self.items() if origin.source != "default"}
         return self.of([given(source, values), kept])
 
+    def values(self) -> dict[str, Any]:
+        """What is set, without the defaults, as `override` takes it: tables are whole."""
+        found: dict[str, Any] = {}
+        for key, value, origin in self.items():
+            if origin.source == "default":
+                continue
+            table = next((o.key for o in options() if isinstance(o.kind, Table) and key.startswith(f"{o.key}.")), None)
+            if table is None:
+                found[key] = value
+            else:
+                found.setdefault(table, {})[key.removeprefix(f"{table}.")] = value
+        return found
+
     def items(self) -> Iterator[tuple[str, Any, Origin]]:
         """Every dotted key with its value and its origin, in the order of the table."""
         for option in options():

@@ -1,0 +1,1 @@
+"""ONNX Runtime's operators as a provider, where it is installed."""

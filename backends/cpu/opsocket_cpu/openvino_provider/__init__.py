@@ -1,0 +1,1 @@
+"""OpenVINO's operators as a provider, where it is installed."""
