@@ -45,12 +45,13 @@ def command(
         raise click.UsageError("give one of FILE, --request or --model")
     backend, device = _device(config, assume)
     if model is not None:
-        requests = _model_requests(model, config)
+        requests = model_requests(model, config)
     else:
         requests = _parse(text if text is not None else file.read() if file is not None else "")
-    from opsocket.runtime import place
+    from opsocket.runtime import place, tuning
 
-    placed = place(backend, device, requests, config.pins_for(backend.info.name))
+    tuned = tuning.load(device) if config.tuned else {}
+    placed = place(backend, device, requests, config.pins_for(backend.info.name), tuned)
     if as_json:
         print_json({"device": str(device), "assumed": assume is not None, "requests": [p.to_json() for p in placed]})
     else:
@@ -82,7 +83,7 @@ def _parse(text: str) -> list[Request]:
     return [Request.from_json(item) for item in (whole if isinstance(whole, list) else [whole])]
 
 
-def _model_requests(model: str, config: RuntimeConfig) -> list[Request]:
+def model_requests(model: str, config: RuntimeConfig) -> list[Request]:
     hooks: dict[str, EntryPoint] = {entry.name: entry for entry in installed(EXPLAIN_GROUP).found}
     if "model" not in hooks:
         fail("nothing that is installed can read models: install opsocket with the extra 'engine'", UNAVAILABLE)

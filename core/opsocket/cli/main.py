@@ -23,7 +23,7 @@ from opsocket.cli.common import FAILED, CommandError, exit_code_of, render
 from opsocket.plugins.entries import installed
 
 COMMANDS_GROUP: Final = "opsocket.commands"
-_OWN: Final = ("backends", "completion", "config", "doctor", "explain", "limits")
+_OWN: Final = ("backends", "completion", "config", "doctor", "explain", "limits", "tune")
 
 
 @functools.cache

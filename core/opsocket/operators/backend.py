@@ -287,11 +287,18 @@ class Backend(Checked, ABC):
         return Absence("no device found", "")
 
     def pick(
-        self, device: DeviceInfo, request: Request, pins: Mapping[str, str] | None = None
+        self,
+        device: DeviceInfo,
+        request: Request,
+        pins: Mapping[str, str] | None = None,
+        tuned: Mapping[str, str] | None = None,
     ) -> tuple[Support, type[Plan] | None]:
-        """The one place that chooses a kernel. `pins` maps an operator to the only provider that may serve it."""
+        """The one place that chooses a kernel. pins: operator -> the only provider that may serve it. tuned: what was
+        measured to be fastest here, `Request.work` -> the provider that is asked first."""
         pinned = (pins or {}).get(request.op)
         providers = [p for p in self.providers() if pinned in (None, p.name)]
+        first = tuned.get(request.work) if tuned else None
+        providers.sort(key=lambda provider: provider.name != first)
         if not providers:
             names = [p.name for p in self.providers()]
             return Support("none", reasons=(Reason("provider", f"operators.{request.op}", pinned, names),)), None
@@ -308,14 +315,20 @@ class Backend(Checked, ABC):
         telling = tuple(reason for reason in reasons if reason.field != "op") or tuple(reasons)
         return Support("none", "", telling, tuple(passed_over)), None
 
-    def supports(self, device: DeviceInfo, request: Request, pins: Mapping[str, str] | None = None) -> Support:
+    def supports(
+        self,
+        device: DeviceInfo,
+        request: Request,
+        pins: Mapping[str, str] | None = None,
+        tuned: Mapping[str, str] | None = None,
+    ) -> Support:
         """Whether and by which provider a request is served. Pure: `device` need not be present."""
-        return self.pick(device, request, pins)[0]
+        return self.pick(device, request, pins, tuned)[0]
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """pins: operator -> provider. threads: host threads, None = the backend's choice.
+    """pins: operator -> provider. threads: host threads, None = the backend's choice. tuned: see `Backend.pick`.
 
     checked: "shapes" validates what the host knows; "deep" also reads what only the device knows, and synchronizes.
     """
@@ -323,6 +336,7 @@ class SessionOptions:
     pins: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     checked: Literal["shapes", "deep"] = "shapes"
+    tuned: Mapping[str, str] = field(default_factory=dict)
 
 
 class Session(Checked, ABC):
@@ -345,11 +359,11 @@ class Session(Checked, ABC):
         """Called with a plan as its kernel starts; returns a context manager, left when it has been enqueued."""
 
     def supports(self, request: Request) -> Support:
-        return self.backend.supports(self.device, request, self.options.pins)
+        return self.backend.supports(self.device, request, self.options.pins, self.options.tuned)
 
     def plan(self, request: Request, batch: Any = None) -> Plan:
         """Prepare a request; one plan serves every layer of the same spec. `Unsupported` with `supports`' reasons."""
-        support, kernel = self.backend.pick(self.device, request, self.options.pins)
+        support, kernel = self.backend.pick(self.device, request, self.options.pins, self.options.tuned)
         if kernel is None:
             raise Unsupported(support.reasons, request=request, backend=str(self.device))
         plan = kernel(self, request, support.provider)
@@ -373,7 +387,7 @@ class Session(Checked, ABC):
 
         tensors: host arrays as `request.spec.weight_format` names and shapes them. The result is owned by the caller.
         """
-        support, kernel = self.backend.pick(self.device, request, self.options.pins)
+        support, kernel = self.backend.pick(self.device, request, self.options.pins, self.options.tuned)
         if kernel is None:
             raise Unsupported(support.reasons, request=request, backend=str(self.device))
         prepare = getattr(kernel, "prepare_weight", None)

@@ -88,6 +88,12 @@ class Request:
     def op(self) -> str:
         return self.spec.op
 
+    @property
+    def work(self) -> str:
+        """Canonical text of what is computed, on which cache: without layout and bounds."""
+        work = {"op": self.op, "spec": encode(self.spec), "cache": encode(self.cache)}
+        return json.dumps(work, sort_keys=True, separators=(",", ":"))
+
     def to_json(self) -> dict[str, Any]:
         return {
             "op": self.op,

@@ -103,6 +103,7 @@ class RuntimeConfig:
     checked: Literal["shapes", "deep"] = _option(
         "shapes", Choice(("shapes", "deep")), "deep: also check what only the device knows, which synchronizes."
     )
+    tuned: bool = _option(True, Flag(), "Whether what `opsocket tune` found fastest on this machine is asked first.")
     fallback: Literal["error"] = _option(
         "error",
         Choice(("error",), planned={"reference": "falling back to a reference is not built in this version"}),

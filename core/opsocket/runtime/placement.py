@@ -37,12 +37,16 @@ class Placed:
 
 
 def place(
-    backend: Backend, device: DeviceInfo, requests: Iterable[Request], pins: Mapping[str, str] | None = None
+    backend: Backend,
+    device: DeviceInfo,
+    requests: Iterable[Request],
+    pins: Mapping[str, str] | None = None,
+    tuned: Mapping[str, str] | None = None,
 ) -> tuple[Placed, ...]:
     """Who serves each request on a device, present or not; equal requests once, in the order of their first."""
     placed = []
     for request in dict.fromkeys(requests):
-        support, kernel = backend.pick(device, request, pins)
+        support, kernel = backend.pick(device, request, pins, tuned)
         placed.append(Placed(request, support, "" if kernel is None else kernel_name(kernel)))
     return tuple(placed)
 

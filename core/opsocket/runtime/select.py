@@ -27,6 +27,7 @@ from opsocket.plugins.known import KNOWN_CHIPS, known_chip
 from opsocket.plugins.load import find_backend, proven, survey
 from opsocket.plugins.stages import describe
 from opsocket.plugins.status import BackendStatus, PluginStatus
+from opsocket.runtime import tuning
 from opsocket.runtime.config import RuntimeConfig
 from opsocket.runtime.kinds import nearest
 
@@ -68,7 +69,8 @@ def open_session(config: RuntimeConfig, selection: Selection | None = None) -> S
     `ResourceError` where it has too little of something."""
     selection = selection or select(config)
     backend, device = selection.backend, selection.device
-    options = SessionOptions(config.pins_for(backend.info.name), config.threads, config.checked)
+    tuned = tuning.load(device) if config.tuned else {}
+    options = SessionOptions(config.pins_for(backend.info.name), config.threads, config.checked, tuned)
     try:
         session: object = backend.open(device, options)
     except OpsocketError:

@@ -69,7 +69,7 @@ def placement(session: Session, requests: list[Request]) -> list[Placed]:
     """Who serves each request of a session."""
     from opsocket.runtime import place
 
-    return list(place(session.backend, session.device, requests, session.options.pins))
+    return list(place(session.backend, session.device, requests, session.options.pins, session.options.tuned))
 
 
 def placement_lines(placed: list[Placed]) -> list[str]:
