@@ -1,20 +1,13 @@
 // y = a + b, rounded once.
-#include "kernels.h"
+#include "elementwise.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
 void add(const Command *command, Worker &worker) {
     const Add &c = *static_cast<const Add *>(command);
-    int64_t begin, end;
-    worker.share(c.rows, begin, end);
-    for (int64_t row = begin; row < end; row++) {
-        const void *a = at(c.a, row * c.a_stride, c.dtype), *b = at(c.b, row * c.b_stride, c.dtype);
-        void *y = at(c.y, row * c.y_stride, c.dtype);
-        int64_t i = 0;
-        for (; i + W <= c.width; i += W) store_any(y, i, c.dtype, load_any(a, i, c.dtype) + load_any(b, i, c.dtype));
-        for (; i < c.width; i++) store_one(y, i, c.dtype, load_one(a, i, c.dtype) + load_one(b, i, c.dtype));
-    }
+    combine_rows(worker, c.rows, c.width, c.dtype, c.a, c.a_stride, c.b, c.b_stride, c.y, c.y_stride,
+                 [](F a, F b) { return a + b; });
 }
 
 }  // namespace OPSOCKET_LEVEL

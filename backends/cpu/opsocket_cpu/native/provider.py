@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Final
 
-from opsocket.operators import AddSpec, CacheLayout, CacheSpec, DeviceInfo, Pick, Provider, Reason, Request, Spec
+from opsocket.operators import (
+    AddSpec,
+    ArgmaxSpec,
+    CacheLayout,
+    CacheSpec,
+    DeviceInfo,
+    MergeStatesSpec,
+    MoERouteSpec,
+    Pick,
+    Provider,
+    Reason,
+    Request,
+    RMSNormSpec,
+    RopeSpec,
+    SampleSpec,
+    SiluMulSpec,
+    Spec,
+    TakeRowsSpec,
+)
 from opsocket_cpu.native import refusals
 from opsocket_cpu.native.library import absence
 
 _KERNELS: Final[dict[type[Spec], tuple[str, str, Callable[[Request], tuple[Reason, ...]]]]] = {
     AddSpec: ("add", "NativeAdd", refusals.nothing),
+    SiluMulSpec: ("silu_mul", "NativeSiluMul", refusals.nothing),
+    RMSNormSpec: ("rms_norm", "NativeRMSNorm", refusals.nothing),
+    RopeSpec: ("rope", "NativeRope", refusals.rope),
+    TakeRowsSpec: ("take_rows", "NativeTakeRows", refusals.nothing),
+    ArgmaxSpec: ("argmax", "NativeArgmax", refusals.nothing),
+    SampleSpec: ("sample", "NativeSample", refusals.nothing),
+    MergeStatesSpec: ("merge_states", "NativeMergeStates", refusals.nothing),
+    MoERouteSpec: ("moe_route", "NativeMoERoute", refusals.nothing),
 }
 """Spec -> module, class, and what this provider refuses of it."""
 
@@ -29,6 +56,8 @@ class NativeProvider(Provider):
             return (Reason("operator", "op", request.op, sorted(spec.op for spec in _KERNELS)),)
         module, name, refuse = _KERNELS[type(request.spec)]
         reasons = refuse(request)
+        if not reasons and importlib.util.find_spec("torch") is None:
+            reasons = (Reason("package", "torch", None, "the package torch installed: pip install 'opsocket[cpu]'"),)
         return reasons or Pick(getattr(importlib.import_module(f"opsocket_cpu.native.{module}"), name))
 
     def layouts(self, device: DeviceInfo, cache: CacheSpec) -> tuple[CacheLayout, ...]:
