@@ -131,12 +131,15 @@ def test_sums_may_be_better_than_a_matrix_units_and_dequantized_values_exact(ses
 def test_who_serves_what():
     device = DeviceInfo("cpu", 0, "another", "aarch64", 1 << 30)
     from opsocket_cpu.backend import CpuBackend
+    from opsocket_cpu.native.library import absence
 
     backend = CpuBackend()
     attention = backend.supports(device, Request(CacheWriteSpec(), CACHE))
     assert (attention.provider, attention.tier) == ("torch", "native")
-    sample = backend.supports(device, Request(SampleSpec(8)))
+    sample = backend.supports(device, Request(SampleSpec(8)), {"sample": "composed"})
     assert (sample.provider, sample.tier) == ("composed", "composed")
+    if absence() is None:
+        assert backend.supports(device, Request(SampleSpec(8))).provider == "native"
     assert not backend.supports(device, Request(SampleSpec(8)), {"sample": "torch"})
 
 
