@@ -28,7 +28,7 @@ from opsocket_conformance.operators.matmul.inputs import activations
 from opsocket_conformance.operators.matmul.product import expect
 from opsocket_conformance.operators.matmul.random_weights import random_weight
 from opsocket_conformance.operators.matmul.weights import dequantize
-from opsocket_conformance.power.models import apart, chained, flash, problem, products, tilings
+from opsocket_conformance.power.models import apart, chained, flash, int8_products, problem, products, tilings
 from opsocket_conformance.tolerance import Bound
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -69,6 +69,7 @@ MATMUL = {
     ),
 }
 FORMATS = ("f32", "q4_1", "q4_K", "i4_g32_z", "i2_g64_z", "gptq_v1_i4_g32_act")
+INT8_FORMATS = ("q4_0_a8", "q4_1_a8", "q4_1_a8g32", "q8_0_a8", "q6_K_a8g32", "i2_g64_z_a8", "gptq_v1_i4_g32_act_a8g32")
 KINDS = ("normal", "outliers", "cancel", "extreme")
 
 
@@ -103,6 +104,18 @@ def matmul_ratios() -> Iterator[Measured]:
                     yield f"matmul: {name}", order, _ratios(got, want, bound)
                 if not fmt.is_float and numerics == Numerics():
                     yield f"matmul: {name}", "codes and zeros apart", _ratios(apart(fmt, tensors, x, n, k), want, bound)
+
+
+def int8_ratios() -> Iterator[Measured]:
+    m, n, k = 40, 136, 1024
+    rng = np.random.default_rng(150)
+    for format_id in INT8_FORMATS:
+        fmt = get_format(format_id)
+        for kind in KINDS:
+            tensors, x = random_weight(rng, fmt, n, k), activations(rng, kind, m, k, "f32")
+            want, bound = expect(fmt, x, dequantize(fmt, tensors, n, k), None, "f32", Numerics())
+            for order, got in int8_products(fmt, tensors, x, n, k):
+                yield "matmul: int8 activations, scales by groups", order, _ratios(got, want, bound)
 
 
 def other_ratios() -> Iterator[Measured]:
@@ -169,7 +182,7 @@ class Model:
 
 def measure() -> dict[str, Model]:
     models: dict[str, Model] = defaultdict(Model)
-    for source in (attention_ratios(), matmul_ratios(), other_ratios()):
+    for source in (attention_ratios(), matmul_ratios(), int8_ratios(), other_ratios()):
         for model, order, values in source:
             models[model].add(order, values)
     return dict(models)

@@ -17,9 +17,10 @@ from opsocket_conformance.operators.attention.oracle import attention
 from opsocket_conformance.operators.attention.tolerance import tolerance as attention_tolerance
 from opsocket_conformance.operators.matmul.inputs import activations
 from opsocket_conformance.operators.matmul.product import expect
+from opsocket_conformance.operators.matmul.quantize_activation import int8_rows
 from opsocket_conformance.operators.matmul.random_weights import random_weight
 from opsocket_conformance.operators.matmul.weights import dequantize, of_floats
-from opsocket_conformance.power.models import apart, chained, flash, problem, products, tilings
+from opsocket_conformance.power.models import apart, chained, flash, int8_products, problem, products, tilings
 
 F = np.float32
 HALF = 0.5 + 1e-9
@@ -181,6 +182,32 @@ def test_matmul_of_integer_codes_stays_under_half_of_the_bound():
     exact = codes.astype(np.int64) @ tensors["weight"].astype(np.int64).T
     for got in (exact.astype(F) * scale * tensors["scale"], exact.astype(F) * (scale * tensors["scale"])):
         assert ratio(got, want, bound) <= HALF
+
+
+@pytest.mark.parametrize("kind", ["normal", "outliers", "cancel", "extreme"])
+@pytest.mark.parametrize(
+    "format_id",
+    ["q4_0_a8", "q4_1_a8", "q4_1_a8g32", "q8_0_a8", "q2_K_a8g32", "q4_K_a8", "q6_K_a8g32", "i4_g128_a8g32",
+     "i2_g64_z_a8", "gptq_v1_i4_g64_act_a8g32", "i8_channel_a8g32"],
+)  # fmt: skip
+def test_int8_products_by_groups_stay_under_half_of_the_bound(format_id, kind):
+    rng, fmt = np.random.default_rng(10), get_format(format_id)
+    tensors, x = random_weight(rng, fmt, 64, 1024), activations(rng, kind, 9, 1024, "f32")
+    want, bound = expect(fmt, x, dequantize(fmt, tensors, 64, 1024), None, "f32", Numerics())
+    for order, got in int8_products(fmt, tensors, x, 64, 1024):
+        assert ratio(got, want, bound) <= HALF, order
+
+
+def test_the_bound_of_int8_products_has_no_room_for_rounded_factors():
+    """A scale, or a sum of codes, rounded to 16 bits stands far outside of it."""
+    rng, fmt = np.random.default_rng(11), get_format("q4_1_a8")
+    tensors, x = random_weight(rng, fmt, 64, 1024), activations(rng, "normal", 9, 1024, "f32")
+    weight = dequantize(fmt, tensors, 64, 1024)
+    want, bound = expect(fmt, x, weight, None, "f32", Numerics())
+    rows = int8_rows(x, "i8_token", weight.order).value
+    for dtype in ("f16", "bf16"):
+        assert ratio(rows @ round_to(weight.value, dtype).astype(float).T, want, bound) > 5
+        assert ratio(round_to(rows, dtype).astype(float) @ weight.value.T, want, bound) > 5
 
 
 # ---- the rest

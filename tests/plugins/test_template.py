@@ -58,7 +58,8 @@ def test_without_torch_smoke_holds_every_profile_that_it_is_for(opsocket):
 @pytest.mark.slow
 def test_without_torch_the_default_tier_is_green(opsocket):
     profiles = (
-        "decoder,decoder-f32,decoder-f16,kv-int8,quant-w4,quant-w2,quant-w8a8,sliding-window,moe,speculative,cascade"
+        "decoder,decoder-f32,decoder-f16,kv-int8,quant-w4,quant-w2,quant-w4a8,quant-w8a8,sliding-window,moe,speculative,"
+        "cascade"
     )
     done = opsocket("conformance", "-b", "template", "--profile", profiles)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,6 +3,7 @@ tolerance is measured with. Written for this purpose; they compute in f32, step 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from opsocket.operators import AttentionBatch, AttentionSpec, Numerics
 from opsocket.quantization import QuantFormat
+from opsocket.quantization.formats import ACTIVATION_GROUP
 from opsocket_conformance.floats import round_to
 from opsocket_conformance.operators.attention.batches import Row
 from opsocket_conformance.operators.attention.distributions import Heads, draw
@@ -168,6 +170,41 @@ def apart(fmt: QuantFormat, tensors: Mapping[str, npt.NDArray[np.generic]], x: F
         if group.minimum is not None:
             y -= group.minimum[:, g] * xs.sum(axis=1, keepdims=True, dtype=F)
     return y
+
+
+def int8_products(
+    fmt: QuantFormat, tensors: Mapping[str, npt.NDArray[np.generic]], x: Float32, n: int, k: int
+) -> Iterator[tuple[str, Float32]]:
+    """Products with int8 activations in several orders, by name: sums of codes exact for each piece of columns that
+    share their scales, all else in f32, step by step."""
+    weight = fmt.group(tensors, n, k)
+    columns = x if weight.input_permutation is None else x[:, weight.input_permutation]
+    shared = ACTIVATION_GROUP if fmt.activation == "i8_g32" else k
+    rows = columns.reshape(-1, shared).astype(F)
+    of_x = (np.abs(rows).max(axis=1, keepdims=True) / F(127)).astype(F)
+    codes = np.rint(np.divide(rows, of_x, out=np.zeros_like(rows), where=of_x != 0)).astype(np.int64)
+    codes, of_x = codes.reshape(len(x), k), of_x.reshape(len(x), -1)
+    of_w, minimum, group = weight.scale, weight.minimum, weight.group_size
+    stored = weight.codes.astype(np.int64)
+
+    def by_pieces(piece: int, lanes: int, scales_first: bool) -> Float32:
+        parts = np.zeros((lanes, len(x), n), F)
+        for number, first in enumerate(range(0, k, piece)):
+            part, g = slice(first, first + piece), first // group
+            s = of_x[:, first // shared, None]
+            total = (codes[:, part] @ stored[:, part].T).astype(F)
+            term = (s * of_w[:, g]) * total if scales_first else s * (of_w[:, g] * total)
+            if minimum is not None:
+                taken = codes[:, part].sum(axis=1, keepdims=True).astype(F)
+                term = term - minimum[:, g] * (s * taken)
+            parts[number % lanes] += term
+        summed: Float32 = np.sum(parts, axis=0, dtype=F)
+        return summed
+
+    piece = math.gcd(group, shared)
+    yield "one chain", by_pieces(piece, 1, scales_first=True)
+    yield "4 lanes, the weight's scale first", by_pieces(piece, 4, scales_first=False)
+    yield "pieces of 16", by_pieces(math.gcd(piece, 16), 1, scales_first=False)
 
 
 def products(x: Float32, w: Float32, numerics: Numerics) -> Iterator[tuple[str, Float32]]:
