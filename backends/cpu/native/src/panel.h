@@ -1,0 +1,35 @@
+// Packed weights, layout "panels": W [n, k] as panels of 32 rows (32 columns of the product), each one sequential stream.
+//
+// A panel goes through k group by group. A group is slabs of 32 k (of 16 where groups are of 16), then 32 scales, f16 or
+// f32, then 32 minimums of the same type where the format has them. Codes are unsigned: stored = code + zero_offset, and
+// value = scale * (stored - zero_offset) - minimum. In a slab of s k, step i holds k = 4 i .. 4 i + 3 of all 32 rows as
+// 32 dwords, rows 0 to 31:
+//   8 bits: step i is vectors 2 i, 2 i + 1 of 64 bytes.
+//   4 bits: vectors 2 i, 2 i + 1 hold step i in the low nibbles and step i + s / 8 in the high ones, i < s / 8.
+//   2 bits: vectors 2 i, 2 i + 1 hold step i + f s / 16 in bits 2 f and 2 f + 1, f = 0 .. 3, i < s / 16.
+// Floats: [k][32] of f32 or f16; bf16 as [k / 2][32][2].
+#pragma once
+#include <cstdint>
+
+#include "commands.h"
+
+namespace opsocket {
+
+constexpr int PANEL = 32;
+
+// Facts of one packed weight of codes. k is padded to whole slabs, n to whole panels, with codes of value 0 whose scale is 0.
+struct Panels {
+    const uint8_t *data;
+    int64_t n, k;
+    int64_t group;  // k that share a scale
+    int32_t bits, zero_offset, has_minimum, scale_f32;
+
+    int64_t slab() const { return group % 32 ? 16 : 32; }
+    int64_t slab_bytes() const { return slab() * PANEL * bits / 8; }
+    int64_t scale_bytes() const { return PANEL * (scale_f32 ? 4 : 2); }
+    int64_t group_bytes() const { return group / slab() * slab_bytes() + scale_bytes() * (has_minimum ? 2 : 1); }
+    int64_t panel_bytes() const { return k / group * group_bytes(); }
+    int64_t count() const { return (n + PANEL - 1) / PANEL; }
+};
+
+}  // namespace opsocket

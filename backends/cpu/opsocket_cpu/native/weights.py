@@ -1,0 +1,201 @@
+"""Weights as the native kernels read them: layout "panels", `src/panel.h` in NumPy.
+
+Packing happens once, at load, from a format's canonical form; nothing of it is on the path of a step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from opsocket.operators import PackedWeight, Session
+from opsocket.operators.torch_session import storage_bytes
+from opsocket.quantization import GroupedWeight, get_format
+
+LAYOUTS = ("panels",)
+PANEL = 32
+_ALIGNMENT = 64
+
+
+class Panels(ctypes.Structure):
+    """`struct Panels`."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("bits", ctypes.c_int32),
+        ("zero_offset", ctypes.c_int32),
+        ("has_minimum", ctypes.c_int32),
+        ("scale_f32", ctypes.c_int32),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class CodedPanels:
+    """Codes with a scale, and perhaps a minimum, per group. data: u8, as `panel.h` has it. facts: points at data.
+    k: columns that the codes have; facts.k: with padding. permutation: i64 [k], None: in order."""
+
+    data: torch.Tensor
+    facts: Panels
+    k: int
+    permutation: torch.Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        return storage_bytes(self.data, self.permutation)
+
+
+@dataclass(frozen=True, eq=False)
+class FloatPanels:
+    """data: [panels, k, 32] of f32 or f16, bf16 [panels, k / 2, 32, 2] with an odd k padded."""
+
+    data: torch.Tensor
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return storage_bytes(self.data)
+
+
+def prepare(session: Session, spec: Any, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
+    """A weight of `spec.weight_format` in panels, validated by the format; owns its memory."""
+    fmt = get_format(spec.weight_format)
+    if fmt.is_float:
+        fmt.validate(tensors, spec.n, spec.k)
+        floats = FloatPanels(_float_panels(tensors["weight"], fmt.id), fmt.id)
+        return PackedWeight(fmt.id, spec.n, spec.k, "panels", floats, floats.nbytes)
+    coded = _coded(fmt.group(tensors, spec.n, spec.k))
+    return PackedWeight(fmt.id, spec.n, spec.k, "panels", coded, coded.nbytes)
+
+
+def dequantize(packed: PackedWeight) -> torch.Tensor:
+    """f32 [N, K], columns in their original order, rounded once per operation."""
+    content: CodedPanels | FloatPanels = packed.content
+    if isinstance(content, FloatPanels):
+        values = content.data.float()
+        if content.dtype == "bf16":
+            values = values.transpose(2, 3).reshape(len(values), -1, PANEL)
+        return values.transpose(1, 2).reshape(-1, values.shape[1])[: packed.n, : packed.k].contiguous()
+    codes, scale, minimum = unpack(content)
+    values = codes.astype(np.float32).reshape(len(codes), -1, content.facts.group) * scale[:, :, None]
+    if minimum is not None:
+        values -= minimum[:, :, None]
+    in_order = torch.from_numpy(values.reshape(len(codes), -1)[: packed.n, : packed.k].copy())
+    if content.permutation is None:
+        return in_order
+    return torch.empty_like(in_order).index_copy_(1, content.permutation, in_order)
+
+
+def unpack(content: CodedPanels) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """codes i16 [N, K] less their offset, scale f32 [N, groups], minimum or None; n and k with their padding."""
+    facts = content.facts
+    slab, panels = _slab(facts.group), -(-facts.n // PANEL)
+    groups, slabs = facts.k // facts.group, facts.group // slab
+    rows = content.data.numpy().reshape(panels, groups, -1)
+    coded = slabs * slab * PANEL * facts.bits // 8
+    width = 4 if facts.scale_f32 else 2
+    kind = np.float32 if facts.scale_f32 else np.float16
+
+    def floats(start: int) -> np.ndarray:
+        part = np.ascontiguousarray(rows[:, :, start : start + PANEL * width]).view(kind).astype(np.float32)
+        return part.transpose(0, 2, 1).reshape(panels * PANEL, groups)
+
+    steps, fields = slab // 4, 8 // facts.bits
+    packed = rows[:, :, :coded].reshape(panels, groups, slabs, 1, steps // fields, PANEL, 4)
+    shifts = (np.arange(fields) * facts.bits).astype(np.uint8).reshape(1, 1, 1, -1, 1, 1, 1)
+    unpacked = (packed >> shifts) & np.uint8((1 << facts.bits) - 1)
+    codes = unpacked.transpose(0, 5, 1, 2, 3, 4, 6).reshape(panels * PANEL, facts.k).astype(np.int16)
+    minimum = floats(coded + PANEL * width) if facts.has_minimum else None
+    return codes - np.int16(facts.zero_offset), floats(coded), minimum
+
+
+def _slab(group: int) -> int:
+    return 16 if group % 32 else 32
+
+
+def _coded(grouped: GroupedWeight) -> CodedPanels:
+    """Panels of a canonical weight: unsigned codes of 2, 4 or 8 bits, whichever the values fit."""
+    codes, scale, minimum, bits, offset = _unsigned(grouped)
+    group = grouped.group_size
+    if grouped.n % PANEL:
+        more = -grouped.n % PANEL
+        codes = np.pad(codes, ((0, more), (0, 0)), constant_values=offset)
+        scale = np.pad(scale, ((0, more), (0, 0)))
+        minimum = None if minimum is None else np.pad(minimum, ((0, more), (0, 0)))
+    if grouped.k % _slab(group):  # only where one scale serves a whole row
+        codes = np.pad(codes, ((0, 0), (0, -grouped.k % 32)), constant_values=offset)
+        group = codes.shape[1]
+    n, k = codes.shape
+    panels, slab = n // PANEL, _slab(group)
+    steps, fields = slab // 4, 8 // bits
+    # [panel, row, group, slab, field, step in the field, 4 bytes] -> [panel, group, slab, step, row, 4 bytes]
+    shaped = codes.reshape(panels, PANEL, k // group, group // slab, fields, steps // fields, 4)
+    shaped = shaped.transpose(4, 0, 2, 3, 5, 1, 6)
+    joined = np.ascontiguousarray(shaped[0])
+    for field in range(1, fields):
+        joined |= shaped[field] << np.uint8(field * bits)
+    parts = [joined.reshape(panels, k // group, -1)]
+    floats = [scale] if minimum is None else [scale, minimum]
+    halves = [_as_half(values) for values in floats]
+    exact = all(half is not None for half in halves)
+    for values, half in zip(floats, halves, strict=True):
+        stored = np.ascontiguousarray((half if exact else values).reshape(panels, PANEL, -1).transpose(0, 2, 1))
+        parts.append(stored.view(np.uint8).reshape(panels, k // group, -1))
+    data = _aligned(np.concatenate(parts, axis=2))
+    facts = Panels(data.data_ptr(), grouped.n, k, group, bits, offset, minimum is not None, not exact)
+    permutation = grouped.input_permutation
+    return CodedPanels(data, facts, grouped.k, None if permutation is None else torch.from_numpy(permutation.copy()))
+
+
+def _unsigned(grouped: GroupedWeight) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int, int]:
+    """Codes u8 [N, K] as stored, scale, minimum, bits, zero offset."""
+    codes, scale, minimum = grouped.codes, grouped.scale, grouped.minimum
+    bits = grouped.bits if grouped.bits in (2, 4) else 8
+    low, high = int(codes.min()), int(codes.max())
+    if minimum is not None and low >= 0 and high < 1 << bits:
+        return codes.view(np.uint8), scale, minimum, bits, 0
+    if minimum is None and low >= -(1 << bits - 1) and high < 1 << bits - 1:
+        offset = 1 << bits - 1
+        return (codes.view(np.uint8) + np.uint8(offset)), scale, None, bits, offset
+    if bits < 8 and minimum is None:
+        # A zero point was subtracted: unsigned fields from the lowest code of each group up; what that takes away joins
+        # the minimum, exactly: the product of an f16 scale and a small integer.
+        lowest = codes.reshape(grouped.n, -1, grouped.group_size).min(-1)
+        fields = codes - np.repeat(lowest, grouped.group_size, axis=1)
+        if int(fields.max()) < 1 << bits:
+            return fields.view(np.uint8), scale, -scale * lowest, bits, 0
+    return (codes.view(np.uint8) + np.uint8(128)), scale, minimum, 8, 128
+
+
+def _as_half(values: np.ndarray) -> np.ndarray | None:
+    """f32 values as f16 where that holds every one of them exactly."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return half if np.array_equal(half, values, equal_nan=True) else None
+
+
+def _float_panels(weight: np.ndarray, dtype: str) -> torch.Tensor:
+    n, k = weight.shape
+    pairs = 2 if dtype == "bf16" else 1
+    padded = np.pad(weight, ((0, -n % PANEL), (0, -k % pairs)))
+    shaped = padded.reshape(len(padded) // PANEL, PANEL, -1, pairs).transpose(0, 2, 1, 3)
+    shaped = np.ascontiguousarray(shaped if pairs == 2 else shaped[..., 0])
+    data = _aligned(shaped.view(np.uint8))
+    kind = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    return data.view(kind).view(shaped.shape)
+
+
+def _aligned(values: np.ndarray) -> torch.Tensor:
+    """A copy as u8 of the same shape whose first byte lies on a multiple of 64."""
+    memory = torch.empty(values.nbytes + _ALIGNMENT, dtype=torch.uint8)
+    start = -memory.data_ptr() % _ALIGNMENT
+    data = memory[start : start + values.nbytes].view(values.shape)
+    data.copy_(torch.from_numpy(values))
+    return data

@@ -1,0 +1,35 @@
+"""Packing into panels loses nothing: what is unpacked equals the format's reference."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import opsocket
+from opsocket.quantization import get_format, quantize
+
+weights = pytest.importorskip("opsocket_cpu.native.weights")
+
+FORMATS = [
+    "q4_0", "q4_1", "q5_0", "q8_0", "q2_K", "q4_K", "q6_K", "i4_g16", "i4_g32", "i4_g48", "i4_g64_z", "i2_g16", "i2_g32",
+    "i2_g128_z", "gptq_v1_i4_g32_act", "gptq_v2_i4_g64", "awq_i4_g32", "i8_channel", "q4_1_a8", "f32", "f16", "bf16",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("n", [8, 64, 72])
+def test_a_packed_weight_is_the_weight(name: str, n: int) -> None:
+    fmt = get_format(name)
+    k = {"i4_g48": 96, "i8_channel": 77, "f32": 77, "f16": 77, "bf16": 77}.get(name, 768)
+    generator = np.random.default_rng(n)
+    tensors = quantize(fmt, generator.standard_normal((n, k)).astype(np.float32))
+    with opsocket.open("cpu") as session:
+        packed = weights.prepare(session, SimpleNamespace(weight_format=name, n=n, k=k), tensors)
+    reference = fmt.reference(tensors, n, k)
+    values = weights.dequantize(packed).numpy()
+    assert values.shape == (n, k)
+    assert np.all(np.abs(values - reference) <= np.spacing(np.abs(reference).astype(np.float32)))
+    data = packed.content.data
+    assert data.data_ptr() % 64 == 0
