@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -29,17 +30,25 @@ class StepBatch:
 def assemble(step: Step, blocks: BlockManager) -> StepBatch:
     """The arrays of a scheduled step, in the order of its chunks."""
     chunks = step.chunks
-    q_indptr = np.cumsum([0, *(chunk.stop - chunk.start for chunk in chunks)], dtype=np.int32)
-    tables = [blocks.block_table(chunk.sequence.key) for chunk in chunks]
-    block_table = np.zeros((len(chunks), max(map(len, tables))), np.int32)
-    for row, table in zip(block_table, tables, strict=True):
-        row[: len(table)] = table
+    keys = [chunk.sequence.key for chunk in chunks]
+    lengths = [chunk.stop - chunk.start for chunk in chunks]
+    sampled = [chunk.num_sampled for chunk in chunks]
+    q_indptr = np.array([0, *accumulate(lengths)], np.int32)
+    kv_lens = np.array([chunk.stop for chunk in chunks], np.int32)
+    copies = BlockPairs(np.array(step.copies, np.int64)) if step.copies else None
+    attention = AttentionBatch(q_indptr, kv_lens, blocks.block_tables(keys))
+    if max(lengths) == min(sampled) == max(sampled) == 1:
+        starts = [chunk.start for chunk in chunks]
+        slots = np.array([blocks.slot(key, start) for key, start in zip(keys, starts, strict=True)], np.int64)
+        token_ids = np.array([chunk.sequence.tokens[chunk.start] for chunk in chunks], np.int64)
+        positions, rows = np.array(starts, np.int64), np.arange(len(chunks))
+        return StepBatch(token_ids, positions, attention, SlotBatch(slots), rows, copies, is_decode=True)
     return StepBatch(
         token_ids=np.concatenate([np.array(c.sequence.tokens[c.start : c.stop], np.int64) for c in chunks]),
         positions=np.concatenate([np.arange(c.start, c.stop, dtype=np.int64) for c in chunks]),
-        attention=AttentionBatch(q_indptr, np.array([c.stop for c in chunks], np.int32), block_table),
+        attention=attention,
         cache_write=SlotBatch(np.concatenate([blocks.slots(c.sequence.key, c.start, c.stop) for c in chunks])),
-        rows=np.repeat(q_indptr[1:].astype(np.int64) - 1, [c.num_sampled for c in chunks]),
-        copies=BlockPairs(np.array(step.copies, np.int64)) if step.copies else None,
-        is_decode=all(c.stop - c.start == 1 and c.num_sampled == 1 for c in chunks),
+        rows=np.repeat(q_indptr[1:].astype(np.int64) - 1, sampled),
+        copies=copies,
+        is_decode=False,
     )

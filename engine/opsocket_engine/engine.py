@@ -222,16 +222,13 @@ class Engine:
         prompt = sum(chunk.stop - chunk.start for chunk in step.chunks) - decoded
         share = seconds / (decoded + prompt)
         stats = self._stats
-        self._stats = replace(
-            stats,
-            steps=stats.steps + 1,
-            captured_steps=stats.captured_steps + captured,
-            prompt_tokens=stats.prompt_tokens + prompt,
-            decode_tokens=stats.decode_tokens + decoded,
-            generated_tokens=stats.generated_tokens + generated,
-            prompt_seconds=stats.prompt_seconds + share * prompt,
-            decode_seconds=stats.decode_seconds + share * decoded,
-        )
+        stats.steps += 1
+        stats.captured_steps += captured
+        stats.prompt_tokens += prompt
+        stats.decode_tokens += decoded
+        stats.generated_tokens += generated
+        stats.prompt_seconds += share * prompt
+        stats.decode_seconds += share * decoded
 
 
 class _Text:

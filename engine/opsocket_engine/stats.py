@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass
 class EngineStats:
     """Counts since the engine was made; blocks and bytes of its KV cache and weights.
 

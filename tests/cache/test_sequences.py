@@ -195,3 +195,20 @@ def test_check_finds_a_lost_reference(prompt, run):
         manager.check()
     assert isinstance(caught.value, OpsocketError)
     assert isinstance(caught.value, AssertionError)
+
+
+def test_tables_of_several_sequences_and_single_slots():
+    manager = BlockManager(8, 4)
+    for seq_id, length in (("a", 9), ("b", 3), ("c", 0)):
+        manager.admit(seq_id, range(length))
+        manager.grow(seq_id, length)
+    tables = manager.block_tables(["b", "a", "c"])
+    assert tables.dtype == np.int32
+    assert tables.tolist() == [[*manager.block_table("b"), 0, 0], list(manager.block_table("a")), [0, 0, 0]]
+    assert [manager.slot("a", i) for i in range(9)] == manager.slots("a", 0, 9).tolist()
+    tables[:] = 99
+    assert 99 not in manager.block_table("a"), "a copy"
+    for position in (-1, 9):
+        with pytest.raises(ContractError):
+            manager.slot("a", position)
+    assert manager.block_tables([]).shape == (0, 0)

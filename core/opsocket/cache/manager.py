@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import operator
 from array import array
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -64,7 +64,7 @@ class CacheStats:
 class _Sequence:
     tokens: array[int]
     salt: str
-    blocks: list[int] = field(default_factory=list)
+    blocks: array[int] = field(default_factory=lambda: array("i"))  # as tables have them: copied, not converted
     nodes: list[PrefixNode] = field(default_factory=list)
     num_slots: int = 0
     num_computed: int = 0
@@ -142,7 +142,7 @@ class BlockManager:
         """
         sequence = self._get_resident(seq_id)
         self._pool.release(sequence.blocks)
-        sequence.blocks, sequence.nodes = [], []
+        sequence.blocks, sequence.nodes = array("i"), []
         sequence.num_slots = sequence.num_computed = 0
         sequence.preempted = True
 
@@ -245,6 +245,20 @@ class BlockManager:
     def block_table(self, seq_id: Hashable) -> tuple[int, ...]:
         """The sequence's blocks in order of tokens; ceil(num_slots / block_size) of them."""
         return tuple(self._get(seq_id).blocks)
+
+    def block_tables(self, seq_ids: Sequence[Hashable]) -> NDArray[np.int32]:
+        """The tables of several sequences: i32[len(seq_ids), W], one row each, W the longest; 0 past a table's end."""
+        blocks = [self._get(seq_id).blocks for seq_id in seq_ids]
+        tables = np.zeros((len(blocks), max(map(len, blocks), default=0)), np.int32)
+        for row, table in zip(tables, blocks, strict=True):
+            row[: len(table)] = table
+        return tables
+
+    def slot(self, seq_id: Hashable, position: int) -> int:
+        """The slot of one token. ContractError outside of the slots held."""
+        sequence = self._get(seq_id)
+        position = _count("position", position, 0, sequence.num_slots - 1)
+        return sequence.blocks[position // self.block_size] * self.block_size + position % self.block_size
 
     def slots(self, seq_id: Hashable, start: int, stop: int) -> NDArray[np.int64]:
         """Slots of tokens start, ..., stop - 1: i64[stop - start]. ContractError outside of the slots held."""
@@ -373,11 +387,14 @@ def _token_array(token_ids: Iterable[int]) -> array[int]:
 
 def _count(argument: str, value: int, least: int, most: int | None = None) -> int:
     """`value` as an int, or ContractError unless it is an integer from `least` to `most`."""
-    want = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
     try:
         count = operator.index(value)
     except TypeError:
-        raise ContractError(argument, want, repr(value)) from None
+        raise ContractError(argument, _range_text(least, most), repr(value)) from None
     if count < least or (most is not None and count > most):
-        raise ContractError(argument, want, count)
+        raise ContractError(argument, _range_text(least, most), count)
     return count
+
+
+def _range_text(least: int, most: int | None) -> str:
+    return f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"

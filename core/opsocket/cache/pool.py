@@ -19,6 +19,7 @@ Three laws make eviction O(1) without a tree walk:
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from opsocket.cache.prefix import PrefixIndex, PrefixNode
 from opsocket.operators.errors import ContractError
@@ -81,7 +82,7 @@ class BlockPool:
         self._references[block] += 1
         self.peak_used = max(self.peak_used, self.num_used)
 
-    def release(self, blocks: list[int]) -> None:
+    def release(self, blocks: Sequence[int]) -> None:
         """One reference less to each of a sequence's last blocks, last one first."""
         for block in reversed(blocks):
             self._references[block] -= 1

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +26,15 @@ from opsocket.operators.dtypes import check_float
 from opsocket.operators.errors import ContractError
 from opsocket.operators.numerics import DEFAULT_NUMERICS, Numerics
 from opsocket.operators.request import Spec
-from opsocket.operators.validate import check_array, check_bound, check_indptr, check_optional, host_ints
+from opsocket.operators.validate import (
+    check_array,
+    check_bound,
+    check_indptr,
+    check_optional,
+    host_array,
+    host_counts,
+    host_ints,
+)
 
 
 @dataclass(frozen=True)
@@ -179,11 +188,12 @@ class AttentionPlan(Plan):
                 raise ContractError(argument, f"at least {starts}[B]={need} {what}", have)
 
     def _check_level(self, batch: Any, captured: Any, level: CaptureLevel) -> None:
-        q_lens, before = np.diff(batch.q_indptr), np.diff(captured.q_indptr)
-        if q_lens.size > before.size:
-            raise ContractError("q_indptr", f"at most {before.size} sequences, as captured", q_lens.size)
+        size, most = len(batch.q_indptr) - 1, len(captured.q_indptr) - 1
+        if size > most:
+            raise ContractError("q_indptr", f"at most {most} sequences, as captured", size)
         if level == "any":
             return
+        q_lens, before = np.diff(batch.q_indptr), np.diff(captured.q_indptr)
         want = 1 if level == "decode" else int(before.max(initial=0))
         if (other := q_lens[(q_lens != 0) & (q_lens != want)]).size:
             raise ContractError(
@@ -215,20 +225,19 @@ class AttentionPlan(Plan):
 def validate_attention_batch(batch: AttentionBatch, plan: AttentionPlan) -> None:
     """Every fact of a batch that the host knows, before anything is uploaded."""
     spec, bounds, cache = plan.spec, plan.request.bounds, plan.request.cache
-    q_indptr = check_indptr("q_indptr", batch.q_indptr)
-    size = q_indptr.size - 1
-    kv_lens = host_ints("kv_lens", batch.kv_lens, (size,), low=0)
-    q_lens = np.diff(q_indptr)
-    check_bound("q_indptr", "tokens", int(q_indptr[-1]), bounds.max_tokens)
+    starts = check_indptr("q_indptr", batch.q_indptr).tolist()
+    q_lens, size = [stop - start for start, stop in pairwise(starts)], len(starts) - 1
+    kv_lens = host_counts("kv_lens", batch.kv_lens, size)
+    check_bound("q_indptr", "tokens", starts[-1], bounds.max_tokens)
     check_bound("q_indptr", "sequences", size, bounds.max_batch)
-    check_bound("q_indptr", "tokens of one sequence", int(q_lens.max(initial=0)), bounds.max_q_len)
-    check_bound("kv_lens", "keys of one sequence", int(kv_lens.max(initial=0)), bounds.max_kv_len)
+    check_bound("q_indptr", "tokens of one sequence", max(q_lens, default=0), bounds.max_q_len)
+    check_bound("kv_lens", "keys of one sequence", max(kv_lens, default=0), bounds.max_kv_len)
     if not isinstance(batch.kv_start, int):
         host_ints("kv_start", batch.kv_start, (size,))
     if batch.q_start is not None:
         host_ints("q_start", batch.q_start, (size,))
     if batch.q_positions is not None:
-        host_ints("q_positions", batch.q_positions, (int(q_indptr[-1]),))
+        host_ints("q_positions", batch.q_positions, (starts[-1],))
     if cache is None:
         if batch.block_table is not None:
             raise ContractError("block_table", "None: the request has no cache", "an array")
@@ -237,7 +246,7 @@ def validate_attention_batch(batch: AttentionBatch, plan: AttentionPlan) -> None
         held = np.diff(check_indptr("kv_indptr", batch.kv_indptr, size + 1))
         if np.any(held < kv_lens):
             at = int(np.argmax(held < kv_lens))
-            raise ContractError("kv_lens", f"at most the {held[at]} rows of request {at}", int(kv_lens[at]))
+            raise ContractError("kv_lens", f"at most the {held[at]} rows of request {at}", kv_lens[at])
     else:
         if batch.kv_indptr is not None:
             raise ContractError("kv_indptr", "None: keys and values are in a cache", "an array")
@@ -245,37 +254,36 @@ def validate_attention_batch(batch: AttentionBatch, plan: AttentionPlan) -> None
     _check_tree(batch, spec, q_lens, kv_lens)
 
 
-def _check_block_table(table: Any, kv_lens: np.ndarray, block_size: int, num_blocks: int) -> None:
+def _check_block_table(table: Any, kv_lens: list[int], block_size: int, num_blocks: int) -> None:
     if table is None:
         raise ContractError("block_table", "i32[B, W]: the request has a cache", None)
-    blocks = host_ints("block_table", table, (kv_lens.size, None))
-    used = -(-kv_lens // block_size)
-    if used.size and int(used.max()) > blocks.shape[1]:
-        at = int(np.argmax(used))
-        raise ContractError("block_table", f"at least {used[at]} columns for kv_len {kv_lens[at]}", blocks.shape[1])
-    bad = (np.arange(blocks.shape[1]) < used[:, None]) & ((blocks < 0) | (blocks >= num_blocks))
-    if bad.any():
-        row, column = map(int, np.argwhere(bad)[0])
-        raise ContractError(f"block_table[{row}, {column}]", f"0 to {num_blocks - 1}", int(blocks[row, column]))
+    blocks = host_array("block_table", table, (len(kv_lens), None))
+    need = -(-max(kv_lens, default=0) // block_size)
+    if need > blocks.shape[1]:
+        raise ContractError("block_table", f"at least {need} columns for kv_len {max(kv_lens)}", blocks.shape[1])
+    # Read as unsigned, a number below 0 is a large one. What is never dereferenced may be out of range.
+    if blocks.size and int(blocks.view(f"u{blocks.itemsize}").max()) >= num_blocks:
+        used = -(-np.array(kv_lens)[:, None] // block_size)
+        bad = (np.arange(blocks.shape[1]) < used) & ((blocks < 0) | (blocks >= num_blocks))
+        if bad.any():
+            row, column = map(int, np.argwhere(bad)[0])
+            raise ContractError(f"block_table[{row}, {column}]", f"0 to {num_blocks - 1}", int(blocks[row, column]))
 
 
-def _check_tree(batch: AttentionBatch, spec: AttentionSpec, q_lens: np.ndarray, kv_lens: np.ndarray) -> None:
+def _check_tree(batch: AttentionBatch, spec: AttentionSpec, q_lens: list[int], kv_lens: list[int]) -> None:
     if spec.mask != "tree":
         if batch.mask_indptr is not None:
             raise ContractError("mask_indptr", f"None for mask {spec.mask!r}", "an array")
         return
     if batch.mask_indptr is None:
         raise ContractError("mask_indptr", "byte offsets i64[B+1] for mask 'tree'", None)
-    starts = check_indptr("mask_indptr", batch.mask_indptr, q_lens.size + 1)
-    short = np.diff(starts) < (q_lens * q_lens + 7) // 8
-    if short.any():
-        at = int(np.argmax(short))
-        raise ContractError(
-            "mask_indptr", f"{(q_lens[at] ** 2 + 7) // 8} bytes for request {at}", int(np.diff(starts)[at])
-        )
-    if np.any(q_lens > kv_lens):
-        at = int(np.argmax(q_lens > kv_lens))
-        raise ContractError("kv_lens", f"at least q_len={q_lens[at]} for mask 'tree'", int(kv_lens[at]))
+    starts = check_indptr("mask_indptr", batch.mask_indptr, len(q_lens) + 1).tolist()
+    for at, (q_len, kv_len) in enumerate(zip(q_lens, kv_lens, strict=True)):
+        need, have = (q_len * q_len + 7) // 8, starts[at + 1] - starts[at]
+        if have < need:
+            raise ContractError("mask_indptr", f"{need} bytes for request {at}", have)
+        if q_len > kv_len:
+            raise ContractError("kv_lens", f"at least q_len={q_len} for mask 'tree'", kv_len)
     needs = [
         n
         for n, on in (("window_left", spec.window_left), ("window_right", spec.window_right), ("alibi", spec.alibi))

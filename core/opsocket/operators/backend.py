@@ -169,9 +169,9 @@ class Plan(Checked, ABC):
             raise ContractError("batch", "no update under capture: a replay knows one batch of each plan", "an update")
         self._validate_batch(batch)
         for graph in self._graphs:
-            for call in graph.calls_of(self):
-                self._check_room(batch, *call.room)
-                self._check_level(batch, call.batch, graph.level(type(self)))
+            for room, captured in graph.limits_of(self):
+                self._check_room(batch, *room)
+                self._check_level(batch, captured, graph.level(type(self)))
         self._update(batch)
         self.batch = batch
 

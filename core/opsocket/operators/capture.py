@@ -52,12 +52,13 @@ class Graph(Checked, ABC):
     writes what the captured runs wrote: their `out=` arrays, the caches they were given, and what they returned.
     """
 
-    _sealed = ("replay", "check_run", "calls_of")
+    _sealed = ("replay", "check_run", "limits_of")
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.calls: list[Call] = []
         self._entered = self._recorded = False
+        self._limits: dict[Plan, list[tuple[tuple[Any, ...], Any]]] = {}
 
     @classmethod
     def level(cls, kernel: type[Plan]) -> CaptureLevel:
@@ -93,9 +94,15 @@ class Graph(Checked, ABC):
                 raise ContractError(name, "an array under capture: a replay writes where the captured run wrote", None)
         return level
 
-    def calls_of(self, plan: Plan) -> list[Call]:
-        """What a replay runs of one plan: nothing as long as the graph can't be replayed."""
-        return [call for call in self.calls if call.plan is plan] if self._recorded else []
+    def limits_of(self, plan: Plan) -> list[tuple[tuple[Any, ...], Any]]:
+        """(room, batch captured with) of each recorded run of a plan, equal rooms once, since all runs of a plan are
+        captured with one batch. Nothing as long as the graph can't be replayed."""
+        if not self._recorded:
+            return []
+        if plan not in self._limits:
+            rooms = {call.room: call.batch for call in self.calls if call.plan is plan}
+            self._limits[plan] = list(rooms.items())
+        return self._limits[plan]
 
     def __enter__(self) -> Self:
         if self.session.capturing is not None:

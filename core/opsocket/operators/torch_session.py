@@ -79,7 +79,9 @@ class TorchSession(Session):
         values = np.asarray(values)
         if values.ndim != len(info.shape) or values.shape[0] > info.shape[0] or values.shape[1:] != info.shape[1:]:
             raise ContractError("values", f"leading rows of shape {list(info.shape)}", f"shape {list(values.shape)}")
-        array[: values.shape[0]].copy_(self.upload(values, info.dtype))
+        as_it_is = _NUMPY.get(info.dtype) == values.dtype.type and values.flags.writeable and values.flags.c_contiguous
+        source = torch.from_numpy(values) if as_it_is else self.upload(values, info.dtype)
+        array[: values.shape[0]].copy_(source)
         return array
 
     def view(self, array: Array, shape: Sequence[int]) -> Array:
