@@ -135,6 +135,11 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
+    @property
+    def num_prompt_tokens_left(self) -> int:
+        """Tokens that have to be computed before every sequence decodes."""
+        return self._scheduler.num_prompt_tokens_left
+
     def step(self) -> list[Output]:
         """Run one step and return what it added: one output for each sample that got a token."""
         start = time.perf_counter()

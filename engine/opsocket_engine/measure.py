@@ -33,12 +33,33 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Case:
-    """`batch` prompts of `prompt` random tokens each, then `decode` steps."""
+class Prompts:
+    """`batch` prompts of `tokens` random tokens each, new ones in every run."""
 
-    prompt: int
+    tokens: int
     batch: int
-    decode: int
+
+    @property
+    def context(self) -> int:
+        """Tokens that a sequence has in the end."""
+        return self.tokens + 1
+
+
+@dataclass(frozen=True)
+class Decode:
+    """`steps` steps of `batch` sequences side by side that have `start` tokens in the cache (1 for 0)."""
+
+    start: int
+    batch: int
+    steps: int
+
+    @property
+    def context(self) -> int:
+        """Tokens that a sequence has in the end: other sequences' prompts may take some steps longer than its own."""
+        return max(self.start, 1) + self.steps + self.batch + 1
+
+
+Case = Prompts | Decode
 
 
 @dataclass
@@ -46,8 +67,7 @@ class Runs:
     """One case's results, run by run: tokens per second, and bytes of raw reading per second just before the run."""
 
     case: Case
-    prompt_rates: list[float] = field(default_factory=list)
-    decode_rates: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
     read_rates: list[float] = field(default_factory=list)
 
 
@@ -67,52 +87,74 @@ class HostReader:
 
 
 def measure(engine: Engine, cases: Items[Case], repeats: int, reader: HostReader | None) -> list[Runs]:
-    """Every case `repeats` times, in turn, after one run of each that does not count. Greedy, end tokens ignored."""
+    """Every case `repeats` times, in turn, after one run of each that does not count. Greedy, end tokens ignored.
+
+    With prefix sharing, and room for them all (`blocks_for`), what decoding starts from is computed in the first run
+    only: each of a case's sequences has keys and values of its own, and finds them again.
+    """
     results = [Runs(case) for case in cases]
     generator = np.random.default_rng(0)
     for repeat in range(repeats + 1):
-        for runs in results:
-            read_rate = reader.bytes_per_second() if reader else 0.0
-            prompt_rate, decode_rate = _run(engine, runs.case, generator)
+        for number, runs in enumerate(results):
+            own = np.random.default_rng(number) if isinstance(runs.case, Decode) else generator
+            prompts = _prompts(engine, runs.case, own)
+            if isinstance(runs.case, Decode):
+                rate, read_rate = _decode(engine, runs.case, prompts, reader)
+            else:
+                rate, read_rate = _prefill(engine, prompts), 0.0
             if repeat:
+                runs.rates.append(rate)
                 runs.read_rates.append(read_rate)
-                runs.prompt_rates.append(prompt_rate)
-                runs.decode_rates.append(decode_rate)
     return results
 
 
-def room(cases: Items[Case], max_step_tokens: int) -> int:
-    """The context that an engine needs for these cases: first prompts already decode while the last are computed."""
-    batch, prompt = max(case.batch for case in cases), max(case.prompt for case in cases)
-    steps = -(-batch * prompt // max(1, max_step_tokens - batch))
-    return prompt + steps + max(case.decode for case in cases) + 1
+def blocks_for(cases: Items[Case], block_size: int) -> int:
+    """Cache blocks in which everything that decoding starts from stays, beside one run of any case."""
+    sizes = [(isinstance(case, Decode), case.batch * -(-case.context // block_size)) for case in cases]
+    return sum(size for kept, size in sizes if kept) + max(size for _, size in sizes)
 
 
-def _run(engine: Engine, case: Case, generator: np.random.Generator) -> tuple[float, float]:
-    """Prompt and decode rate of one run. Decode counts steps in which every sequence decodes and nothing else runs."""
-    params = SamplingParams(ignore_eos=True)
+def decode_bytes(engine: Engine, case: Decode, weight_bytes: int) -> float:
+    """Bytes that one decode step has to read on average: `weight_bytes`, and each sequence's keys and values."""
+    context = max(case.start, 1) + (case.steps + 1) / 2
+    return weight_bytes + case.batch * context * engine.stats().token_bytes
+
+
+def _prompts(engine: Engine, case: Case, generator: np.random.Generator) -> list[list[int]]:
+    length = case.tokens if isinstance(case, Prompts) else max(case.start, 1)
+    return [generator.integers(0, engine.config.vocab_size, length).tolist() for _ in range(case.batch)]
+
+
+def _prefill(engine: Engine, prompts: list[list[int]]) -> float:
+    """Tokens per second of computing the prompts; what decodes beside them on the way does not count."""
     before = engine.stats()
-    requests = [
-        engine.add_request(generator.integers(0, engine.config.vocab_size, case.prompt).tolist(), params)
-        for _ in range(case.batch)
-    ]
-    while engine.stats().prompt_tokens - before.prompt_tokens < case.batch * case.prompt:
-        engine.step()
-    between = engine.stats()
-    for _ in range(case.decode):
+    requests = [engine.add_request(prompt, SamplingParams(ignore_eos=True)) for prompt in prompts]
+    _until_decoding(engine)
+    after = engine.stats()
+    for request in requests:
+        engine.abort(request)
+    return (after.prompt_tokens - before.prompt_tokens) / (after.prompt_seconds - before.prompt_seconds)
+
+
+def _decode(engine: Engine, case: Decode, prompts: list[list[int]], reader: HostReader | None) -> tuple[float, float]:
+    """(tokens per second of steps in which every sequence decodes and nothing else runs, raw reading before them)."""
+    requests = [engine.add_request(prompt, SamplingParams(ignore_eos=True)) for prompt in prompts]
+    _until_decoding(engine)
+    engine.step()  # records what is replayed from now on
+    read_rate = reader.bytes_per_second() if reader else 0.0
+    before = engine.stats()
+    for _ in range(case.steps):
         engine.step()
     after = engine.stats()
     for request in requests:
         engine.abort(request)
-    prompt_seconds = between.prompt_seconds - before.prompt_seconds
-    decode_seconds = after.decode_seconds - between.decode_seconds
-    return case.batch * case.prompt / prompt_seconds, case.batch * case.decode / decode_seconds
+    return case.batch * case.steps / (after.decode_seconds - before.decode_seconds), read_rate
 
 
-def decode_bytes(engine: Engine, case: Case, weight_bytes: int) -> float:
-    """Bytes that one decode step has to read on average: `weight_bytes`, and each sequence's keys and values."""
-    context = case.prompt + (case.decode + 1) / 2
-    return weight_bytes + case.batch * context * engine.stats().token_bytes
+def _until_decoding(engine: Engine) -> None:
+    """Step until every prompt is computed."""
+    while engine.num_prompt_tokens_left:
+        engine.step()
 
 
 def stored_bytes(checkpoint: Checkpoint) -> int:

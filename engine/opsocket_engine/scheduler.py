@@ -62,6 +62,12 @@ class Scheduler:
             budget -= self._extend(step, self.waiting.pop(0), budget)
         return step
 
+    @property
+    def num_prompt_tokens_left(self) -> int:
+        """Tokens that have to be computed, at most, before every sequence waits for one only."""
+        waiting = sum(len(sequence.tokens) for sequence in self.waiting)
+        return waiting + sum(max(0, s.num_prompt - self.blocks.num_computed(s.key)) for s in self.running)
+
     def complete(self, chunk: Chunk) -> list[Sequence]:
         """Take in that a chunk is computed; returns the sequences for which a token is to be chosen now. They are more
         than one where a prompt's samples part, which share its blocks until one writes."""

@@ -134,15 +134,28 @@ def test_an_interrupt_ends_with_what_there_is():
 
 @pytest.mark.model
 def test_bench_prints_medians_beside_the_limit():
-    arguments = ["--prompt-tokens", "8", "--batch", "1,2", "--decode-tokens", "2", "--repeats", "2"]
-    result = opsocket("bench", *FAST, *arguments, "--json")
+    arguments = [
+        "--prompt-tokens",
+        "8",
+        "--contexts",
+        "0,40",
+        "--batch",
+        "1,2",
+        "--decode-tokens",
+        "2",
+        "--repeats",
+        "2",
+    ]
+    result = opsocket("bench", *FAST, *arguments, "--activations", "none", "--kv-format", "bf16", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert [(case["prompt"], case["batch"]) for case in report["cases"]] == [(8, 1), (8, 2)]
     assert report["stored_weight_bytes"] == pytest.approx(96.4e6, rel=1e-3)
-    for case in report["cases"]:
-        for name in ("prompt_tokens_per_second", "decode_tokens_per_second", "read_bytes_per_second", "share_of_limit"):
-            spread = case[name]
-            assert 0 < spread["low"] <= spread["median"] <= spread["high"]
-        keys = case["batch"] * (8 + 1.5) * 2 * 30 * 3 * 64 * 4
-        assert case["decode_bytes_per_step"] == pytest.approx(report["stored_weight_bytes"] + keys)
+    assert (report["activations"], report["kv_format"], report["captured"]) == ("none", "bf16", True)
+    assert [(row["tokens"], row["batch"]) for row in report["prompts"]] == [(8, 1), (8, 2)]
+    assert [(row["start"], row["batch"]) for row in report["decodes"]] == [(0, 1), (0, 2), (40, 1), (40, 2)]
+    spreads = [row["tokens_per_second"] for row in report["prompts"]]
+    for row in report["decodes"]:
+        spreads += [row[name] for name in ("tokens_per_second", "read_bytes_per_second", "share_of_limit")]
+        keys = row["batch"] * (max(row["start"], 1) + 1.5) * 2 * 30 * 3 * 64 * 2
+        assert row["bytes_per_step"] == pytest.approx(report["stored_weight_bytes"] + keys)
+    assert all(0 < spread["low"] <= spread["median"] <= spread["high"] for spread in spreads)
