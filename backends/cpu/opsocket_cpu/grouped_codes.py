@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from opsocket.operators import MatmulSpec, Reason, Request
 from opsocket.quantization import get_format
+
+if TYPE_CHECKING:
+    import torch
 
 GROUPS = (16, 32, 64, 128, 256)
 
@@ -58,6 +60,8 @@ class SymmetricCodes:
         return np.ascontiguousarray(shifted.reshape(n, k // self.group, -1))
 
     def dequantize(self) -> torch.Tensor:
+        import torch  # not above: providers import this module to say no
+
         n, k = self.codes.shape
         values = self.codes.reshape(n, -1, self.group).astype(np.float32) * self.scale[:, :, None]
         return torch.from_numpy(values.reshape(n, k))
