@@ -26,13 +26,14 @@ import torch
 
 import opsocket
 from opsocket.cache import BlockManager
+from opsocket.operators import Request
 from opsocket.quantization import with_activation
 from opsocket_engine.batch import assemble
 from opsocket_engine.checkpoint import open_checkpoint
 from opsocket_engine.locate import GGUFModel, locate
 from opsocket_engine.model import Decoder
 from opsocket_engine.options import ACTIVATIONS, EngineOptions
-from opsocket_engine.requests import LayerRequests, decoder_requests
+from opsocket_engine.requests import DecoderRequests, LayerRequests, decoder_requests
 from opsocket_engine.sampling import SamplingParams
 from opsocket_engine.scheduler import Chunk, Step
 from opsocket_engine.sequence import Sequence
@@ -98,7 +99,7 @@ def by_operators(
 ) -> tuple[np.ndarray, str]:
     """Scores, and which providers served the products of the layers."""
     activations, dtype, kv_format = setting.split("/")
-    activations, _, of_down_proj = activations.partition(", down_proj ")
+    activations, _, exception = activations.partition(", ")
     width = len(texts[0])
     options = EngineOptions(
         dtype=dtype, activations=activations, kv_format=kv_format, num_blocks=-(-width // 16), max_batch=chunk,
@@ -108,20 +109,32 @@ def by_operators(
         requests = decoder_requests(
             checkpoint.config, lambda name: checkpoint.weight(name).format.id, options, options.num_blocks
         )
-        if of_down_proj:
-            requests = replace(
-                requests, layers=tuple(_with_down_proj(layer, of_down_proj) for layer in requests.layers)
-            )
+        if exception:
+            names, _, other = exception.partition(" ")
+            requests = _with(requests, names.split("+"), other)
         decoder = Decoder(session, checkpoint, requests)
         providers = {decoder.plans[r].provider for r in decoder.plans if r.op in ("matmul", "attention")}
         scores = [part for text in texts for part in _in_chunks(session, decoder, options, text, chunk)]
     return np.concatenate(scores), "+".join(sorted(providers))
 
 
-def _with_down_proj(layer: LayerRequests, activations: str) -> LayerRequests:
-    spec: Any = layer.down_proj.spec
-    product = replace(spec, weight_format=with_activation(spec.weight_format, activations))
-    return replace(layer, down_proj=replace(layer.down_proj, spec=product))
+def _with(requests: DecoderRequests, names: list[str], activations: str) -> DecoderRequests:
+    """The same decoder, some of whose products have other activations: of qkv, o_proj, gate_up, down_proj, lm_head."""
+
+    def other(request: Request) -> Request:
+        spec: Any = request.spec
+        return replace(request, spec=replace(spec, weight_format=with_activation(spec.weight_format, activations)))
+
+    def changed(layer: LayerRequests) -> LayerRequests:
+        new: dict[str, Any] = {}
+        for name in set(names) - {"lm_head"}:
+            old = getattr(layer, name)
+            several = isinstance(old, tuple)
+            new[name] = tuple(replace(p, request=other(p.request)) for p in old) if several else other(old)
+        return replace(layer, **new)
+
+    lm_head = other(requests.lm_head) if "lm_head" in names else requests.lm_head
+    return replace(requests, layers=tuple(map(changed, requests.layers)), lm_head=lm_head)
 
 
 def _in_chunks(

@@ -251,7 +251,7 @@ W8A8 = """
     from opsocket.operators import MatmulSpec, Request
     rng = np.random.default_rng(9)
     with opsocket.open("cpu", threads=1) as session:
-        for m, n, k in ((1, 1, 1), (3, 5, 40), (17, 64, 64), (2, 300, 2500)):
+        for m, n, k in ((1, 1, 1), (3, 5, 1), (3, 5, 40), (17, 64, 64), (2, 300, 2500)):
             weight = rng.integers(-128, 128, (n, k), dtype=np.int8)
             x = rng.integers(-127, 128, (m, k)).astype(np.float32)
             x[:, 0], weight[: n // 2, 1:], x[: m // 2] = 127, 127, 127

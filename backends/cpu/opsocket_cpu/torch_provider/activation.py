@@ -31,7 +31,7 @@ def rounded_to_int8(x: torch.Tensor, group: int) -> torch.Tensor:
 
 def int8_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x [M, K] weight^T [K, N] of int8 codes, exactly, as i32 [M, N]."""
-    if _int_mm_is_exact():
+    if x.shape[1] > 1 and _int_mm_is_exact():  # of one column it gives what the memory held
         return torch._int_mm(x, weight.t())
     product = torch.zeros(len(x), len(weight), dtype=torch.int32)
     for column in range(0, x.shape[1], _EXACT_COLUMNS):

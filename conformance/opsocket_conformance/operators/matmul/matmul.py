@@ -109,6 +109,7 @@ def _cases(w: str, dtype: str) -> Iterator[Case]:
         yield Case(Matmul(m=2, n=24, k=4096, w=w, dtype=dtype, x="cancel"))
         yield Case(Matmul(m=2, n=24, k=4096, w=w, dtype=dtype, x="extreme"))
     if get_format(w).activation != "none":
+        yield Case(Matmul(m=3, n=37, k=1, w=w, dtype=dtype))
         for m, k in ((3, 256), (1, 512), (37, 96)):
             yield Case(Matmul(m=m, n=72, k=k, w=w, dtype=dtype, x="ties"))
             yield Case(Matmul(m=m, n=72, k=k, w=w, dtype=dtype, out="" if dtype == "f32" else "f32", x="ties"))
