@@ -13,9 +13,23 @@ from opsocket.quantization import get_format, quantize
 weights = pytest.importorskip("opsocket_cpu.native.weights")
 
 FORMATS = [
-    "q4_0", "q4_1", "q5_0", "q8_0", "q2_K", "q4_K", "q6_K", "i4_g16", "i4_g32", "i4_g48", "i4_g64_z", "i2_g16", "i2_g32",
-    "i2_g128_z", "gptq_v1_i4_g32_act", "gptq_v2_i4_g64", "awq_i4_g32", "i8_channel", "q4_1_a8", "f32", "f16", "bf16",
-]  # fmt: skip
+    *(
+        "q4_0",
+        "q4_1",
+        "q5_0",
+        "q8_0",
+        "q2_K",
+        "q4_K",
+        "q6_K",
+        "i4_g16",
+        "i4_g32",
+        "i4_g48",
+        "i4_g64_z",
+        "i2_g16",
+        "i2_g32",
+    ),
+    *("i2_g128_z", "gptq_v1_i4_g32_act", "gptq_v2_i4_g64", "awq_i4_g32", "i8_channel", "q4_1_a8", "f32", "f16", "bf16"),
+]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -13,6 +13,7 @@ from opsocket.operators import (
     CacheLayout,
     CacheSpec,
     DeviceInfo,
+    EmbeddingSpec,
     MergeStatesSpec,
     MoERouteSpec,
     Pick,
@@ -37,6 +38,7 @@ _KERNELS: Final[dict[type[Spec], tuple[str, str, Callable[[Request], tuple[Reaso
     TakeRowsSpec: ("take_rows", "NativeTakeRows", refusals.nothing),
     ArgmaxSpec: ("argmax", "NativeArgmax", refusals.nothing),
     SampleSpec: ("sample", "NativeSample", refusals.nothing),
+    EmbeddingSpec: ("embedding", "NativeEmbedding", refusals.weight),
     MergeStatesSpec: ("merge_states", "NativeMergeStates", refusals.nothing),
     MoERouteSpec: ("moe_route", "NativeMoERoute", refusals.nothing),
 }

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from opsocket.operators import Reason, Request, RopeSpec
+from typing import Any
+
+from opsocket.operators import ContractError, Reason, Request, RopeSpec
 from opsocket.operators.rope_frequencies import undefined
+from opsocket.quantization import get_format
+
+MAX_COLUMNS = 1 << 18
+"""A row in f32 has to lie in a thread's own memory."""
 
 MAX_ROTARY_DIM = 1 << 16
 """One position's cosines and sines have to lie in a thread's own memory."""
@@ -11,6 +17,18 @@ MAX_ROTARY_DIM = 1 << 16
 
 def nothing(request: Request) -> tuple[Reason, ...]:
     """For kernels that take every request of their operator."""
+    return ()
+
+
+def weight(request: Request) -> tuple[Reason, ...]:
+    """Shapes that a weight's format can't have, and rows beyond a thread's own memory."""
+    spec: Any = request.spec
+    if spec.k > MAX_COLUMNS:
+        return (Reason("shape", "k", spec.k, f"at most {MAX_COLUMNS}"),)
+    try:
+        get_format(spec.weight_format).tensor_specs(spec.n, spec.k)
+    except ContractError as error:
+        return (Reason("shape", error.argument, error.got, error.want),)
     return ()
 
 

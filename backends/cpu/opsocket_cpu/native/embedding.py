@@ -1,0 +1,54 @@
+"""Rows of a table, gathered from the panels that a product reads: a tied head needs one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ctypes import c_int32, c_int64, c_void_p
+
+import numpy as np
+import torch
+
+from opsocket.operators import EmbeddingPlan, PackedWeight, Request, Session
+from opsocket.operators.torch_session import TORCH_DTYPES
+from opsocket_cpu.native import weights
+from opsocket_cpu.native.command import DTYPES, Command, Op
+from opsocket_cpu.native.plan import NativePlan, address
+
+
+class EmbeddingCommand(Command):
+    _fields_ = (
+        ("weight", weights.Panels),
+        ("rows", c_int64), ("k", c_int64),
+        ("ids", c_void_p), ("permutation", c_void_p),
+        ("y", c_void_p), ("y_stride", c_int64),
+        ("dtype", c_int32), ("float_dtype", c_int32),
+    )  # fmt: skip
+
+
+class NativeEmbedding(NativePlan, EmbeddingPlan):
+    """An id that is no row of the table gives a row of NaN; `checked="deep"` refuses it."""
+
+    weight_layouts = weights.LAYOUTS
+
+    @classmethod
+    def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
+        return weights.prepare(session, request.spec, tensors)
+
+    @classmethod
+    def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
+        return weights.dequantize(packed)
+
+    def _outputs(self, ids: torch.Tensor, packed: PackedWeight, out: torch.Tensor | None) -> torch.Tensor:
+        return torch.empty(len(ids), packed.k, dtype=TORCH_DTYPES[self.spec.out_dtype]) if out is None else out
+
+    def _command(self, y: torch.Tensor, ids: torch.Tensor, packed: PackedWeight, out: torch.Tensor | None) -> Command:
+        content: weights.CodedPanels | weights.FloatPanels = packed.content
+        dtype = DTYPES[self.spec.out_dtype]
+        if isinstance(content, weights.FloatPanels):
+            facts, permutation, kind = weights.Panels(content.data.data_ptr(), packed.n), None, DTYPES[content.dtype]
+        else:
+            facts, permutation, kind = content.facts, content.permutation, -1
+        return EmbeddingCommand(
+            Op.EMBEDDING, 1, 0, facts, len(ids), packed.k, ids.data_ptr(), address(permutation),
+            y.data_ptr(), y.stride(0), dtype, kind,
+        )  # fmt: skip
