@@ -25,9 +25,11 @@ EXPORT int32_t opsocket_level_count() { return level_count(); }
 EXPORT const char *opsocket_level_name(int32_t i) { return levels()[i]->name; }
 EXPORT int32_t opsocket_level_runs_here(int32_t i) { return levels()[i]->runs_here(); }
 
-// 0: done. 1: no memory or thread to be had; nothing ran.
+// 0: done. 1: no memory or thread to be had. 2: a command of an operator that this library lacks. Nothing ran then.
 EXPORT int32_t opsocket_run(const Command *const *commands, int64_t count, int32_t threads) {
+    for (int64_t i = 0; i < count; i++)
+        if (commands[i]->op < 0 || commands[i]->op >= OP_COUNT || !kernel(commands[i]->op)) return 2;
     return run(commands, count, threads) ? 0 : 1;
 }
 
-EXPORT int32_t opsocket_run_one(const Command *command, int32_t threads) { return run(&command, 1, threads) ? 0 : 1; }
+EXPORT int32_t opsocket_run_one(const Command *command, int32_t threads) { return opsocket_run(&command, 1, threads); }

@@ -63,12 +63,21 @@ class Library:
         return size
 
     def run_one(self, command: Command, threads: int) -> None:
-        if self._run_one(ctypes.addressof(command), threads):
-            raise ResourceError("bytes of workspace or threads", command.workspace, 0)
+        if status := self._run_one(ctypes.addressof(command), threads):
+            raise _failure(status, command.workspace)
 
     def run(self, commands: CommandArray, threads: int) -> None:
-        if self._run(commands.address, commands.count, threads):
-            raise ResourceError("bytes of workspace or threads", commands.workspace, 0)
+        if status := self._run(commands.address, commands.count, threads):
+            raise _failure(status, commands.workspace)
+
+
+def _failure(status: int, workspace: int) -> Exception:
+    """What a run that did nothing says."""
+    if status == 1:
+        return ResourceError("bytes of workspace, or a thread", workspace, 0)
+    return ContractError(
+        str(PATH), "a library built from these sources: run `make native`", "one that lacks an operator"
+    )
 
 
 class CommandArray:

@@ -14,6 +14,7 @@ from opsocket.operators import (
     CacheSpec,
     DeviceInfo,
     EmbeddingSpec,
+    MatmulSpec,
     MergeStatesSpec,
     MoERouteSpec,
     Pick,
@@ -39,6 +40,7 @@ _KERNELS: Final[dict[type[Spec], tuple[str, str, Callable[[Request], tuple[Reaso
     ArgmaxSpec: ("argmax", "NativeArgmax", refusals.nothing),
     SampleSpec: ("sample", "NativeSample", refusals.nothing),
     EmbeddingSpec: ("embedding", "NativeEmbedding", refusals.weight),
+    MatmulSpec: ("matmul_a16", "NativeMatmulA16", refusals.matmul_a16),
     MergeStatesSpec: ("merge_states", "NativeMergeStates", refusals.nothing),
     MoERouteSpec: ("moe_route", "NativeMoERoute", refusals.nothing),
 }

@@ -32,6 +32,17 @@ def weight(request: Request) -> tuple[Reason, ...]:
     return ()
 
 
+def matmul_a16(request: Request) -> tuple[Reason, ...]:
+    """What `weight` refuses, int8 activations, and sums in f64."""
+    spec: Any = request.spec
+    reasons = list(weight(request))
+    if (activation := get_format(spec.weight_format).activation) != "none":
+        reasons.append(Reason("activation", "weight_format", activation, ["none"]))
+    if spec.numerics.accumulate == "f64":
+        reasons.append(Reason("accumulate", "numerics.accumulate", "f64", ["f32", "f32_truncating"]))
+    return tuple(reasons)
+
+
 def rope(request: Request) -> tuple[Reason, ...]:
     """A scaling whose formula divides by zero, and heads beyond any model's."""
     assert isinstance(request.spec, RopeSpec)

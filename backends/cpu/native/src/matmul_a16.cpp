@@ -1,0 +1,207 @@
+// y = x W^T + b with float activations: codes are widened to f32 and multiplied there.
+//
+// Few rows: codes are widened in registers, since memory decides. Many rows: a piece of a panel is widened once into this
+// thread's memory, [k][32] of f32, and all rows meet it there.
+#include "kernels.h"
+
+namespace opsocket {
+namespace OPSOCKET_LEVEL {
+
+namespace {
+
+constexpr int V = PANEL / W;                 // vectors that hold one k of a panel
+constexpr int ROWS = W == 16 ? 12 : W == 8 ? 3 : 1;  // that meet a tile at a time: registers decide
+constexpr int64_t TILE_K = 128;              // k of a widened piece: 16 KB, half of a first-level cache
+constexpr int64_t BLOCK_ROWS = 384;          // rows whose sums are kept at a time
+
+// Vector v of the 32 scales or minimums at p.
+inline F factors(const uint8_t *p, int v, bool is_f32) {
+    return is_f32 ? load_as<F>(p + v * W * 4) : load_half(p + v * W * 2);
+}
+
+// Widen k = 0 .. count - 1 of a group's codes from k `first` on, less the zero offset, times the scales, less the
+// minimums. `stream` is the group's first byte.
+void widen(const Panels &w, const uint8_t *stream, int64_t first, int64_t count, float *tile) {
+    const int64_t slab = w.slab(), slab_bytes = w.slab_bytes(), steps = slab / 4 / (8 / w.bits);
+    const uint8_t *scales = stream + w.group / slab * slab_bytes, *minimums = scales + w.scale_bytes();
+    const I mask = set(int32_t((1 << w.bits) - 1)), offset = set(int32_t(w.zero_offset));
+    F scale[V], minimum[V];
+    for (int v = 0; v < V; v++) {
+        scale[v] = factors(scales, v, w.scale_f32);
+        minimum[v] = w.has_minimum ? factors(minimums, v, w.scale_f32) : set(0.0f);
+    }
+    for (int64_t at = 0; at < count; at += slab) {
+        const uint8_t *codes = stream + (first + at) / slab * slab_bytes;
+        for (int64_t step = 0; step < slab / 4; step++) {
+            const int field = int(step / steps);
+            const uint8_t *bytes = codes + step % steps * PANEL * 4;
+            for (int v = 0; v < V; v++) {
+                const I packed = load_as<I>(bytes + v * W * 4);
+                for (int b = 0; b < 4; b++) {
+                    const I code = (packed >> (8 * b + field * w.bits)) & mask;
+                    F value = convert(code - offset) * scale[v];
+                    if (w.has_minimum) value = value - minimum[v];
+                    store(tile + (at + step * 4 + b) * PANEL + v * W, value);
+                }
+            }
+        }
+    }
+}
+
+// sums[r][32] += x[r][0 .. count) tile[count][32], R rows. A tile's sum is its own: in one chain through all of k roundings
+// that lean one way would add up.
+template <int R> void multiply(const float *x, int64_t x_stride, const float *tile, int64_t count, float *sums) {
+    F s[R][V] = {};
+    for (int64_t k = 0; k < count; k++) {
+        F t[V];
+        for (int v = 0; v < V; v++) t[v] = load(tile + k * PANEL + v * W);
+        for (int r = 0; r < R; r++) {
+            const F factor = set(x[r * x_stride + k]);
+            for (int v = 0; v < V; v++) s[r][v] = s[r][v] + factor * t[v];
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) store(sums + r * PANEL + v * W, load(sums + r * PANEL + v * W) + s[r][v]);
+}
+
+template <int R = ROWS>
+void multiply_rows(int rows, const float *x, int64_t x_stride, const float *tile, int64_t count, float *sums) {
+    if constexpr (R > 0) {
+        if (rows == R) multiply<R>(x, x_stride, tile, count, sums);
+        else multiply_rows<R - 1>(rows, x, x_stride, tile, count, sums);
+    }
+}
+
+// One row and one group, widened in registers: sums += scale (x . stored - offset sum(x)) - minimum sum(x).
+template <int BITS> void group_of_one_row(const Panels &w, const uint8_t *stream, const float *x, F *sums) {
+    constexpr int FIELDS = 8 / BITS;
+    const int64_t slab = w.slab(), slab_bytes = w.slab_bytes(), steps = slab / 4 / FIELDS;
+    F dot[V][4] = {};  // chains of their own: one sum would wait for itself
+    float total = 0;
+    const I mask = set(int32_t((1 << BITS) - 1));
+    const uint8_t *codes = stream;
+    for (int64_t at = 0; at < w.group; at += slab, codes += slab_bytes)
+        for (int64_t step = 0; step < steps; step++)
+            for (int f = 0; f < FIELDS; f++) {
+                const float *four = x + at + (f * steps + step) * 4;
+                total += four[0] + four[1] + four[2] + four[3];
+                for (int v = 0; v < V; v++) {
+                    const I packed = load_as<I>(codes + step * PANEL * 4 + v * W * 4);
+                    for (int b = 0; b < 4; b++)
+                        dot[v][b] = dot[v][b] + convert((packed >> (8 * b + f * BITS)) & mask) * set(four[b]);
+                }
+            }
+    const uint8_t *scales = stream + w.group / slab * slab_bytes;
+    const F offset = set(float(w.zero_offset) * total);
+    for (int v = 0; v < V; v++) {
+        sums[v] = sums[v] + factors(scales, v, w.scale_f32) * ((dot[v][0] + dot[v][1]) + (dot[v][2] + dot[v][3]) - offset);
+        if (w.has_minimum) sums[v] = sums[v] - factors(scales + w.scale_bytes(), v, w.scale_f32) * set(total);
+    }
+}
+
+void one_row(const MatmulA16 &c, const uint8_t *panel, const float *x, float *sums) {
+    F s[V];
+    for (int v = 0; v < V; v++) s[v] = load(sums + v * W);
+    const Panels &w = c.weight;
+    for (int64_t first = 0; first < w.k; first += w.group, panel += w.group_bytes()) {
+        if (w.bits == 4) group_of_one_row<4>(w, panel, x + first, s);
+        else if (w.bits == 8) group_of_one_row<8>(w, panel, x + first, s);
+        else group_of_one_row<2>(w, panel, x + first, s);
+    }
+    for (int v = 0; v < V; v++) store(sums + v * W, s[v]);
+}
+
+// A piece [first, first + count) of a panel of floats as f32.
+const float *float_tile(const MatmulA16 &c, const uint8_t *panel, int64_t first, int64_t count, float *tile) {
+    if (c.float_dtype == F32) return reinterpret_cast<const float *>(panel) + first * PANEL;
+    if (c.float_dtype == F16) {
+        for (int64_t i = 0; i < count * PANEL; i += W) store(tile + i, load_half(panel + (first * PANEL + i) * 2));
+        return tile;
+    }
+    for (int64_t k = 0; k < count; k += 2)  // a dword holds k and k + 1, the lower k in its lower half
+        for (int v = 0; v < V; v++) {
+            const I pair = load_as<I>(panel + ((first + k) / 2 * PANEL + v * W) * 4);
+            store(tile + k * PANEL + v * W, as_float(pair << 16));
+            if (k + 1 < count) store(tile + (k + 1) * PANEL + v * W, as_float(pair & int32_t(0xffff0000)));
+        }
+    return tile;
+}
+
+// All rows of x, f32 with x_stride, against one panel; sums [rows][32].
+void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x_stride, int64_t rows, float *tile,
+                   float *sums) {
+    std::memset(sums, 0, size_t(rows) * PANEL * 4);
+    if (c.float_dtype >= 0) {
+        const int64_t element = c.float_dtype == F32 ? 4 : 2, k_stored = c.float_dtype == BF16 ? (c.k + 1) / 2 * 2 : c.k;
+        const uint8_t *panel = c.weight.data + number * k_stored * PANEL * element;
+        for (int64_t first = 0; first < c.k; first += TILE_K) {
+            const int64_t count = c.k - first < TILE_K ? c.k - first : TILE_K;
+            const float *t = float_tile(c, panel, first, count, tile);
+            for (int64_t r = 0; r < rows; r += ROWS)
+                multiply_rows(int(rows - r < ROWS ? rows - r : ROWS), x + r * x_stride + first, x_stride, t, count,
+                              sums + r * PANEL);
+        }
+        return;
+    }
+    const Panels &w = c.weight;
+    const uint8_t *panel = w.data + number * w.panel_bytes();
+    if (rows == 1) return one_row(c, panel, x, sums);
+    // Whole groups at a time where they are small, pieces of one where they are large.
+    const int64_t groups = w.group < TILE_K ? TILE_K / w.group : 1;
+    const int64_t piece = w.group < TILE_K ? w.group : TILE_K / w.slab() * w.slab();
+    for (int64_t first = 0; first < w.k;) {
+        int64_t count = 0;
+        for (int64_t g = 0; g < groups && first + count < w.k; g++) {
+            const int64_t at = first + count, in_group = at % w.group, left = w.group - in_group;
+            const int64_t part = left < piece ? left : piece;
+            widen(w, panel + at / w.group * w.group_bytes(), in_group, part, tile + count * PANEL);
+            count += part;
+        }
+        for (int64_t r = 0; r < rows; r += ROWS)
+            multiply_rows(int(rows - r < ROWS ? rows - r : ROWS), x + r * x_stride + first, x_stride, tile, count,
+                          sums + r * PANEL);
+        first += count;
+    }
+}
+
+}  // namespace
+
+// x as f32 [rows][k padded], in the caller's order of the codes: straight from the caller where it is that already.
+void matmul_a16(const Command *command, Worker &worker) {
+    const MatmulA16 &c = *static_cast<const MatmulA16 *>(command);
+    const int64_t padded = c.float_dtype >= 0 ? c.k : c.weight.k;
+    const float *x = static_cast<const float *>(c.x);
+    int64_t x_stride = c.x_stride;
+    if (c.x_dtype != F32 || c.permutation || padded != c.k) {
+        float *wide = reinterpret_cast<float *>(worker.shared);
+        int64_t begin, end;
+        worker.share(c.rows, begin, end);
+        for (int64_t r = begin; r < end; r++)
+            for (int64_t k = 0; k < padded; k++)
+                wide[r * padded + k] =
+                    k < c.k ? load_one(c.x, r * c.x_stride + (c.permutation ? c.permutation[k] : k), c.x_dtype) : 0;
+        worker.barrier();
+        x = wide;
+        x_stride = padded;
+    }
+    float *tile = reinterpret_cast<float *>(worker.own), *sums = tile + TILE_K * PANEL;
+    const int64_t panels = (c.n + PANEL - 1) / PANEL, blocks = (c.rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    for (int64_t piece; (piece = worker.next(0, panels * blocks)) >= 0;) {
+        const int64_t number = piece % panels, row = piece / panels * BLOCK_ROWS, column = number * PANEL;
+        const int64_t rows = c.rows - row < BLOCK_ROWS ? c.rows - row : BLOCK_ROWS;
+        panel_product(c, number, x + row * x_stride, x_stride, rows, tile, sums);
+        const int columns = int(c.n - column < PANEL ? c.n - column : PANEL);
+        for (int64_t r = 0; r < rows; r++) {
+            float *s = sums + r * PANEL;
+            if (c.bias)
+                for (int j = 0; j < columns; j++) s[j] += c.bias[column + j];
+            const int64_t y = (row + r) * c.y_stride + column;
+            int j = 0;
+            for (; j + W <= columns; j += W) store_any(c.y, y + j, c.y_dtype, load(s + j));
+            for (; j < columns; j++) store_one(c.y, y + j, c.y_dtype, s[j]);
+        }
+    }
+}
+
+}  // namespace OPSOCKET_LEVEL
+}  // namespace opsocket

@@ -1,0 +1,66 @@
+"""Products with float activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ctypes import c_int32, c_int64, c_void_p
+
+import numpy as np
+import torch
+
+from opsocket.operators import MatmulPlan, PackedWeight, Request, Session
+from opsocket.operators.torch_session import TORCH_DTYPES
+from opsocket_cpu.native import weights
+from opsocket_cpu.native.command import DTYPES, Command, Op
+from opsocket_cpu.native.plan import NativePlan, address
+
+
+class MatmulA16Command(Command):
+    _fields_ = (
+        ("weight", weights.Panels),
+        ("rows", c_int64), ("n", c_int64), ("k", c_int64),
+        ("x", c_void_p), ("x_stride", c_int64),
+        ("permutation", c_void_p), ("bias", c_void_p),
+        ("y", c_void_p), ("y_stride", c_int64),
+        ("x_dtype", c_int32), ("y_dtype", c_int32), ("float_dtype", c_int32),
+    )  # fmt: skip
+
+
+class NativeMatmulA16(NativePlan, MatmulPlan):
+    """Codes are widened to f32 and multiplied there; sums are f32."""
+
+    weight_layouts = weights.LAYOUTS
+
+    @classmethod
+    def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
+        return weights.prepare(session, request.spec, tensors)
+
+    @classmethod
+    def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
+        return weights.dequantize(packed)
+
+    def _outputs(
+        self, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor | None
+    ) -> torch.Tensor:
+        return torch.empty(len(x), packed.n, dtype=TORCH_DTYPES[self.spec.out_dtype]) if out is None else out
+
+    def _command(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        packed: PackedWeight,
+        bias: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> Command:
+        content: weights.CodedPanels | weights.FloatPanels = packed.content
+        if isinstance(content, weights.FloatPanels):
+            facts, permutation, kind = weights.Panels(content.data.data_ptr()), None, DTYPES[content.dtype]
+            padded = packed.k
+        else:
+            facts, permutation, kind, padded = content.facts, content.permutation, -1, content.facts.k
+        in_place = self.spec.x_dtype == "f32" and permutation is None and padded == packed.k
+        return MatmulA16Command(
+            Op.MATMUL, 1, 0 if in_place else len(x) * padded * 4, facts, len(x), packed.n, packed.k,
+            x.data_ptr(), x.stride(0), address(permutation), address(bias), y.data_ptr(), y.stride(0),
+            DTYPES[self.spec.x_dtype], DTYPES[self.spec.out_dtype], kind,
+        )  # fmt: skip
