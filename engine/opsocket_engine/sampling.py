@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,6 +98,7 @@ class Sampler:
 def sample_batch(sequences: Rows[Sequence]) -> SampleBatch:
     """The sample operator's batch: every sequence's settings, history and number."""
     histories = [np.unique(s.tokens, return_counts=True) if s.params.has_penalties else _EMPTY for s in sequences]
+    ids, counts = zip(*histories, strict=True)
 
     def column(name: str) -> np.ndarray:
         return np.array([getattr(s.params, name) for s in sequences], np.float32)
@@ -110,9 +112,9 @@ def sample_batch(sequences: Rows[Sequence]) -> SampleBatch:
         repetition=column("repetition_penalty"),
         presence=column("presence_penalty"),
         frequency=column("frequency_penalty"),
-        history_indptr=np.cumsum([0, *(len(ids) for ids, _ in histories)], dtype=np.int64),
-        history_ids=np.concatenate([ids for ids, _ in histories]).astype(np.int64),
-        history_counts=np.concatenate([counts for _, counts in histories]).astype(np.int32),
+        history_indptr=np.array([0, *accumulate(map(len, ids))], np.int64),
+        history_ids=np.concatenate(ids, dtype=np.int64),
+        history_counts=np.concatenate(counts, dtype=np.int32, casting="same_kind"),
     )
 
 
