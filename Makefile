@@ -8,7 +8,7 @@ TIER ?= default
 JOBS ?= 1
 LEVEL_VARIABLE := OPSOCKET_CPU_ISA
 
-.PHONY: help setup native demo test test-slow lint format types contracts conformance levels self-test kill-matrix oracles stability \
+.PHONY: help setup native demo test test-slow lint format types contracts conformance levels providers self-test kill-matrix oracles stability \
   template bench bench-peers benchmark docs docs-check check clean
 
 help: ## this list
@@ -67,6 +67,15 @@ levels: $(STAMP) $(NATIVE) ## conformance at every instruction-set level that th
 	  echo "== $(LEVEL_VARIABLE)=$$level =="; \
 	  $(LEVEL_VARIABLE)=$$level $(BIN)/opsocket conformance --backend cpu --tier $(TIER) --jobs 2 --quiet \
 	    --json reports/conformance-cpu-$$level.json --junit reports/conformance-cpu-$$level.xml; done
+
+providers: $(STAMP) $(NATIVE) ## conformance of the providers that others stand in front of
+	@set -e; for provider in torch onnxruntime openvino; do \
+	  echo "== matmul by $$provider =="; \
+	  $(BIN)/opsocket conformance --backend cpu --pin matmul=$$provider --filter matmul --tier $(TIER) --jobs 2 --quiet \
+	    --json reports/conformance-cpu-$$provider.json --junit reports/conformance-cpu-$$provider.xml; done
+	@echo "== attention by torch =="
+	@$(BIN)/opsocket conformance --backend cpu --pin attention=torch --filter attention --tier $(TIER) --jobs 2 --quiet \
+	  --json reports/conformance-cpu-torch-attention.json --junit reports/conformance-cpu-torch-attention.xml
 
 self-test: $(STAMP) $(NATIVE) ## does the suite find the faults of its catalogue (minutes); writes reports/power.json
 	@mkdir -p reports
