@@ -44,8 +44,8 @@ TEXT = Path("/usr/share/doc/dpkg/spec/triggers.txt")
 
 REFERENCE = "transformers f32"
 KV_FORMATS = ("f32", "bf16", "f8e4m3fn", "i8", "i4")
-MIXED = "i8_token, down_proj i8_g32"
-"""Scales for each 32 columns only where the outliers are: in the products of gates and values."""
+MIXED = "i8_token, qkv+gate_up+lm_head i8_g32"
+"""Scales for each 32 columns only where the outliers are: in what comes of a norm."""
 SETTINGS = (
     *(f"{a}/{dtype}/{dtype}" for dtype in ("f32", "bf16") for a in (*ACTIVATIONS, MIXED)),
     *(f"none/f32/{kv}" for kv in KV_FORMATS[1:]),
