@@ -14,7 +14,7 @@ def test_the_readmes_program_runs():
     program = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "provider='torch'" in done.stdout
+    assert "tier='native'" in done.stdout
     assert "(1, 256)" in done.stdout
 
 
