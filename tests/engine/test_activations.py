@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import opsocket
 from opsocket.operators import ContractError, MatmulSpec
 from opsocket_engine.engine import Engine
 from opsocket_engine.options import EngineOptions
@@ -46,10 +47,15 @@ def test_it_is_what_a_file_of_that_format_gives(session, tiny, engine_logits, ac
         assert 1e-4 < np.abs(a - p).max() < 0.3
 
 
-def test_a_tied_head_with_int8_activations_is_still_the_table(session, tiny):
+def test_a_tied_head_with_int8_activations_is_still_the_table(tiny):
+    """Where one provider serves both, in one layout."""
+    pins = {"matmul": "torch", "embedding": "torch"}
     options = EngineOptions(num_blocks=8, max_batch=2, max_step_tokens=16, activations="i8_token")
     checkpoint = tiny({"embed_tokens": "q8_0"}, tie_embeddings=True)
-    with Engine(session, checkpoint, None, options) as engine:
+    with (
+        opsocket.open("cpu", threads=1, operators=pins) as session,
+        Engine(session, checkpoint, None, options) as engine,
+    ):
         assert engine.stats().weight_bytes == engine.stats().step_bytes
         assert len(engine.generate([[1, 2]], SamplingParams(max_tokens=4, ignore_eos=True))[0].token_ids) == 4
 
