@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from opsocket.operators import ContractError, ResourceError
-from opsocket_cpu.native.command import Command
+from opsocket_cpu.native.command import Command, workspace_of
 
 PATH = Path(__file__).with_name("libopsocket_cpu.so")
 REASON = PATH.with_suffix(".reason")
@@ -62,9 +63,10 @@ class Library:
         size: int = self._dll.opsocket_command_size(op)
         return size
 
-    def run_one(self, command: Command, threads: int) -> None:
-        if status := self._run_one(ctypes.addressof(command), threads):
-            raise _failure(status, command.workspace)
+    def run_one(self, command: Command | bytes, threads: int) -> None:
+        where = command if isinstance(command, bytes) else ctypes.addressof(command)
+        if status := self._run_one(where, threads):
+            raise _failure(status, workspace_of(command))
 
     def run(self, commands: CommandArray, threads: int) -> None:
         if status := self._run(commands.address, commands.count, threads):
@@ -83,12 +85,15 @@ def _failure(status: int, workspace: int) -> Exception:
 class CommandArray:
     """Commands as the library takes them: an array of pointers. Keeps the commands alive."""
 
-    def __init__(self, commands: list[Command]) -> None:
-        self._commands = commands
-        self._pointers = (ctypes.c_void_p * len(commands))(*(ctypes.addressof(command) for command in commands))
+    def __init__(self, commands: Sequence[Command | bytes]) -> None:
+        self._commands = [
+            ctypes.create_string_buffer(command, len(command)) if isinstance(command, bytes) else command
+            for command in commands
+        ]
+        self._pointers = (ctypes.c_void_p * len(commands))(*map(ctypes.addressof, self._commands))
         self.address = ctypes.addressof(self._pointers)
         self.count = len(commands)
-        self.workspace = max((command.workspace for command in commands), default=0)
+        self.workspace = max(map(workspace_of, commands), default=0)
 
 
 @cache
