@@ -99,6 +99,16 @@ class TorchSession(Session):
             raise ContractError("sizes", f"sizes whose sum is the last of {list(array.shape)}", list(sizes)) from None
         return parts
 
+    def _dense_shape(self, array: Array, dtype: str) -> tuple[int, ...] | None:
+        if (
+            type(array) is torch.Tensor
+            and array.dtype is TORCH_DTYPES.get(dtype)
+            and array.device == self.torch_device
+            and array.is_contiguous()
+        ):
+            return array.shape
+        return None
+
     def describe(self, array: Array) -> ArrayInfo:
         if not isinstance(array, torch.Tensor):
             raise ContractError("array", "a torch.Tensor of this session", type(array).__name__)

@@ -30,8 +30,8 @@ class NativeAdd(NativePlan, AddPlan):
     def _outputs(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         return torch.empty_like(a, memory_format=torch.contiguous_format) if out is None else out
 
-    def _command(self, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None) -> Command:
-        return AddCommand(
-            Op.ADD, 1, 0, len(a), self._width,
-            a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0), y.data_ptr(), y.stride(0), self._dtype,
+    def _command(self, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None) -> bytes:
+        return AddCommand.pack(
+            Op.ADD, 1, 0, a.shape[0], self._width,
+            a.data_ptr(), a.stride()[0], b.data_ptr(), b.stride()[0], y.data_ptr(), y.stride()[0], self._dtype,
         )  # fmt: skip

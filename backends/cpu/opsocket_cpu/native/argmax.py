@@ -27,11 +27,11 @@ class NativeArgmax(NativePlan, ArgmaxPlan):
         self._width, self._dtype = self.request.spec.width, DTYPES[self.request.spec.dtype]
 
     def _outputs(self, logits: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-        return torch.empty(len(logits), dtype=torch.int64) if out is None else out
+        return torch.empty(logits.shape[0], dtype=torch.int64) if out is None else out
 
-    def _command(self, y: torch.Tensor, logits: torch.Tensor, out: torch.Tensor | None) -> Command:
-        rows = len(logits)
+    def _command(self, y: torch.Tensor, logits: torch.Tensor, out: torch.Tensor | None) -> bytes:
+        rows = logits.shape[0]
         workspace = 16 * rows * self._threads if rows < self._threads else 0
-        return ArgmaxCommand(
-            Op.ARGMAX, 1, workspace, rows, self._width, logits.data_ptr(), logits.stride(0), y.data_ptr(), self._dtype
+        return ArgmaxCommand.pack(
+            Op.ARGMAX, 1, workspace, rows, self._width, logits.data_ptr(), logits.stride()[0], y.data_ptr(), self._dtype
         )

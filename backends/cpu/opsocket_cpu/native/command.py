@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import struct
+from collections.abc import Callable
 from enum import IntEnum
+from typing import ClassVar
 
 DTYPES = {"f32": 0, "f16": 1, "bf16": 2}
 
@@ -36,14 +39,33 @@ class Op(IntEnum):
     RATE = 22
 
 
+_HEAD = struct.Struct("@iiq")
+
+
 class Command(ctypes.Structure):
-    """The head of every command. wait: whether every thread must have finished before the next command begins."""
+    """The head of every command. wait: whether every thread must have finished before the next command begins.
+
+    pack: all fields' values, in order -> the struct's bytes, which are a command too, and made in a tenth of the time.
+    """
 
     _fields_ = (("op", ctypes.c_int32), ("wait", ctypes.c_int32), ("workspace", ctypes.c_int64))
 
     op: int
     wait: int
     workspace: int
+    pack: ClassVar[Callable[..., bytes]] = _HEAD.pack
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        types = [kind for base in reversed(cls.__mro__) for _, kind in vars(base).get("_fields_", ())]
+        codes = [getattr(kind, "_type_", None) for kind in types]
+        if all(isinstance(code, str) for code in codes):  # no arrays or structs among them
+            cls.pack = struct.Struct("@" + "".join(codes) + "0q").pack
+
+
+def workspace_of(command: Command | bytes) -> int:
+    """Bytes of memory that all threads share while it runs."""
+    return _HEAD.unpack_from(command)[2] if isinstance(command, bytes) else command.workspace
 
 
 class ReadCommand(Command):

@@ -46,10 +46,10 @@ class NativeMergeStates(NativePlan, MergeStatesPlan):
         outs: torch.Tensor,
         lses: torch.Tensor,
         out: torch.Tensor | None,
-    ) -> Command:
+    ) -> bytes:
         y, lse = result
         parts, rows = outs.shape[:2]
-        return MergeStatesCommand(
-            Op.MERGE_STATES, 1, 0, parts, rows, *self._shape, outs.data_ptr(), outs.stride(0), outs.stride(1),
-            lses.data_ptr(), lses.stride(0), y.data_ptr(), y.stride(0), lse.data_ptr(), *self._dtypes,
+        return MergeStatesCommand.pack(
+            Op.MERGE_STATES, 1, 0, parts, rows, *self._shape, outs.data_ptr(), outs.stride()[0], outs.stride()[1],
+            lses.data_ptr(), lses.stride()[0], y.data_ptr(), y.stride()[0], lse.data_ptr(), *self._dtypes,
         )  # fmt: skip

@@ -31,12 +31,12 @@ class NativeMoERoute(NativePlan, MoERoutePlan):
         self._how = (int(spec.renormalize), DTYPES[spec.dtype])
 
     def _outputs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (len(logits), self._top_k)
+        shape = (logits.shape[0], self._top_k)
         return torch.empty(shape), torch.empty(shape, dtype=torch.int64)
 
-    def _command(self, result: tuple[torch.Tensor, torch.Tensor], logits: torch.Tensor) -> Command:
+    def _command(self, result: tuple[torch.Tensor, torch.Tensor], logits: torch.Tensor) -> bytes:
         weights, experts = result
-        return MoERouteCommand(
-            Op.MOE_ROUTE, 1, 8 * self._experts * self._threads, len(logits), self._experts, self._top_k,
-            logits.data_ptr(), logits.stride(0), weights.data_ptr(), experts.data_ptr(), *self._how,
+        return MoERouteCommand.pack(
+            Op.MOE_ROUTE, 1, 8 * self._experts * self._threads, logits.shape[0], self._experts, self._top_k,
+            logits.data_ptr(), logits.stride()[0], weights.data_ptr(), experts.data_ptr(), *self._how,
         )  # fmt: skip

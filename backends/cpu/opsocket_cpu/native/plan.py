@@ -18,12 +18,12 @@ class NativePlan(Plan):
     A subclass has two methods, both of which take the arguments of that operator's `_run`:
 
     - `_outputs(*args)`: what `_run` returns: the arrays that it was given to write, new ones where it was given none;
-    - `_command(result, *args)`: the command that computes `result`. Its arrays, and the batch that it points at, have
-      to outlive it: a captured command is run again.
+    - `_command(result, *args)`: the command that computes `result`, best as the bytes that `Command.pack` makes. Its
+      arrays, and the batch that it points at, have to outlive it: a captured command is run again.
     """
 
     _outputs: Callable[..., Any]
-    _command: Callable[..., Command]
+    _command: Callable[..., Command | bytes]
 
     def _setup(self) -> None:
         found = library()
@@ -37,7 +37,7 @@ class NativePlan(Plan):
         return result
 
 
-def commands(calls: Iterable[Call]) -> list[Command]:
+def commands(calls: Iterable[Call]) -> list[Command | bytes]:
     """The commands of captured runs of native plans, for a list that is replayed."""
     return [call.plan._command(call.result, *call.args) for call in calls]  # type: ignore[attr-defined]
 

@@ -40,11 +40,11 @@ class NativeRMSNorm(NativePlan, RMSNormPlan):
 
     def _command(
         self, result: Any, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, out: Any
-    ) -> Command:
+    ) -> bytes:
         y, added = (result, None) if residual is None else result
-        return RMSNormCommand(
-            Op.RMS_NORM, 1, 0, len(x), self._heads, self._width, x.data_ptr(), x.stride(0),
-            0 if residual is None else residual.data_ptr(), 0 if residual is None else residual.stride(0),
-            0 if added is None else added.data_ptr(), y.data_ptr(), y.stride(0), weight.data_ptr(),
+        return RMSNormCommand.pack(
+            Op.RMS_NORM, 1, 0, x.shape[0], self._heads, self._width, x.data_ptr(), x.stride()[0],
+            0 if residual is None else residual.data_ptr(), 0 if residual is None else residual.stride()[0],
+            0 if added is None else added.data_ptr(), y.data_ptr(), y.stride()[0], weight.data_ptr(),
             self._eps, self._dtype,
         )  # fmt: skip

@@ -85,9 +85,9 @@ class NativeRope(NativePlan, RopePlan):
         positions: torch.Tensor,
         factors: torch.Tensor | None,
         out: torch.Tensor | None,
-    ) -> Command:
+    ) -> bytes:
         frequencies, table, *how = self._tail
-        return RopeCommand(
-            Op.ROPE, 1, 0, len(x), *self._sizes, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0),
+        return RopeCommand.pack(
+            Op.ROPE, 1, 0, x.shape[0], *self._sizes, x.data_ptr(), x.stride()[0], y.data_ptr(), y.stride()[0],
             positions.data_ptr(), frequencies, 0 if factors is None else factors.data_ptr(), table, *how,
         )  # fmt: skip

@@ -45,10 +45,10 @@ class NativeSample(NativePlan, SamplePlan):
             setattr(self._rows, name, column.ctypes.data)
 
     def _outputs(self, logits: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-        return torch.empty(len(logits), dtype=torch.int64) if out is None else out
+        return torch.empty(logits.shape[0], dtype=torch.int64) if out is None else out
 
-    def _command(self, y: torch.Tensor, logits: torch.Tensor, out: torch.Tensor | None) -> Command:
-        return SampleCommand(
-            Op.SAMPLE, 1, self._workspace, len(logits), self._width,
-            logits.data_ptr(), logits.stride(0), addressof(self._rows), y.data_ptr(), self._dtype,
+    def _command(self, y: torch.Tensor, logits: torch.Tensor, out: torch.Tensor | None) -> bytes:
+        return SampleCommand.pack(
+            Op.SAMPLE, 1, self._workspace, logits.shape[0], self._width,
+            logits.data_ptr(), logits.stride()[0], addressof(self._rows), y.data_ptr(), self._dtype,
         )  # fmt: skip

@@ -32,8 +32,8 @@ class NativeSiluMul(NativePlan, SiluMulPlan):
     def _outputs(self, gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         return torch.empty_like(gate, memory_format=torch.contiguous_format) if out is None else out
 
-    def _command(self, y: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor | None) -> Command:
-        return SiluMulCommand(
-            Op.SILU_MUL, 1, 0, len(gate), self._width,
-            gate.data_ptr(), gate.stride(0), up.data_ptr(), up.stride(0), y.data_ptr(), y.stride(0), self._dtype,
+    def _command(self, y: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor | None) -> bytes:
+        return SiluMulCommand.pack(
+            Op.SILU_MUL, 1, 0, gate.shape[0], self._width,
+            gate.data_ptr(), gate.stride()[0], up.data_ptr(), up.stride()[0], y.data_ptr(), y.stride()[0], self._dtype,
         )  # fmt: skip

@@ -30,10 +30,10 @@ class NativeTakeRows(NativePlan, TakeRowsPlan):
         self._width, self._dtype = self.request.spec.width, DTYPES[self.request.spec.dtype]
 
     def _outputs(self, x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-        return x.new_empty((len(rows), self._width)) if out is None else out
+        return x.new_empty((rows.shape[0], self._width)) if out is None else out
 
-    def _command(self, y: torch.Tensor, x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None) -> Command:
-        return TakeRowsCommand(
-            Op.TAKE_ROWS, 1, 0, len(rows), self._width, len(x),
-            x.data_ptr(), x.stride(0), rows.data_ptr(), y.data_ptr(), y.stride(0), self._dtype,
+    def _command(self, y: torch.Tensor, x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None) -> bytes:
+        return TakeRowsCommand.pack(
+            Op.TAKE_ROWS, 1, 0, rows.shape[0], self._width, x.shape[0],
+            x.data_ptr(), x.stride()[0], rows.data_ptr(), y.data_ptr(), y.stride()[0], self._dtype,
         )  # fmt: skip
