@@ -1,0 +1,105 @@
+"""The native library: structs of one size on both sides, every level of instructions, and a machine without it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import opsocket_cpu.native
+from opsocket_cpu.native.command import Command, Op
+from opsocket_cpu.native.library import LEVEL_VARIABLE, library
+
+needs_library = pytest.mark.skipif(library() is None, reason="the native library was not built here")
+
+RUN = """
+import numpy as np, opsocket
+from opsocket.operators import Request, SiluMulSpec
+session = opsocket.open("cpu")
+x = np.linspace(-9, 9, 77, dtype=np.float32)[None]
+plan = session.plan(Request(SiluMulSpec(77)))
+y = session.download(plan.run(session.upload(x), session.upload(x)))
+np.testing.assert_allclose(y, x * x / (1 + np.exp(-x)), rtol=1e-5, atol=1e-6)
+print(plan.provider, session.library.level if session.library else "none")
+"""
+
+
+def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | environment
+    )
+
+
+def _commands() -> list[type[Command]]:
+    for module in pkgutil.iter_modules(opsocket_cpu.native.__path__):
+        importlib.import_module(f"opsocket_cpu.native.{module.name}")
+
+    def below(kind: type[Command]) -> list[type[Command]]:
+        return [kind, *(found for child in kind.__subclasses__() for found in below(child))]
+
+    return below(Command)
+
+
+@needs_library
+def test_commands_have_the_size_that_the_library_was_compiled_with():
+    found: Any = library()
+    sizes = {op: found.command_size(op) for op in Op}
+    for command in _commands():
+        name = command.__name__.removesuffix("Command")
+        named = [op for op in Op if op.name.replace("_", "").lower() == (name or "none").lower()]
+        if named:
+            assert found.command_size(named[0]) in (0, _size(command)), command.__name__
+        else:
+            assert _size(command) in sizes.values(), command.__name__
+    assert sizes[Op.ADD]
+    assert sizes[Op.SAMPLE]
+
+
+def _size(command: type[Command]) -> int:
+    import ctypes
+
+    return ctypes.sizeof(command)
+
+
+@needs_library
+def test_packed_bytes_are_the_struct():
+    import ctypes
+
+    for command in _commands():
+        fields = [f for base in reversed(command.__mro__) for f in vars(base).get("_fields_", ())]
+        if command is not Command and command.pack is Command.pack:
+            continue  # has fields of more than one value
+        values = [i + 1.0 if kind is ctypes.c_double else i + 1 for i, (_, kind, *_) in enumerate(fields)]
+        got = command.from_buffer_copy(command.pack(*values))
+        assert [getattr(got, name) for name, *_ in fields] == values, command.__name__
+
+
+@needs_library
+def test_every_level_of_this_processor_can_be_forced():
+    for level in library().levels():
+        done = _python(RUN, **{LEVEL_VARIABLE: level.name})
+        if level.runs_here:
+            assert done.stdout.split() == ["native", level.name], done.stderr
+        else:
+            assert "ContractError" in done.stderr
+
+
+@needs_library
+def test_an_unknown_level_is_refused_with_those_there_are():
+    done = _python(RUN, **{LEVEL_VARIABLE: "avx1024"})
+    assert done.returncode
+    assert "ContractError" in done.stderr
+    assert LEVEL_VARIABLE in done.stderr
+    for level in library().levels():
+        assert (level.name in done.stderr) == level.runs_here
+
+
+def test_without_the_library_other_providers_serve():
+    missing = "import pathlib, opsocket_cpu.native.library as l; l.PATH = pathlib.Path('/nowhere/lib.so');"
+    done = _python(missing + "l.REASON = pathlib.Path('/nowhere/reason')\n" + RUN)
+    assert done.stdout.split() == ["composed", "none"], done.stderr
