@@ -37,6 +37,8 @@ def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def _commands() -> list[type[Command]]:
     for module in pkgutil.iter_modules(opsocket_cpu.native.__path__):
+        if module.name.startswith("lib"):  # the library itself, which is no Python module
+            continue
         importlib.import_module(f"opsocket_cpu.native.{module.name}")
 
     def below(kind: type[Command]) -> list[type[Command]]:

@@ -106,7 +106,8 @@ class TorchSession(Session):
             and array.device == self.torch_device
             and array.is_contiguous()
         ):
-            return array.shape
+            shape: tuple[int, ...] = array.shape
+            return shape
         return None
 
     def describe(self, array: Array) -> ArrayInfo:
