@@ -32,7 +32,8 @@ LEVELS: dict[str, dict[str, list[str]]] = {
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
         "portable": [],
     },
-    "aarch64": {"portable": []},
+    # Four-lane vectors by the generic source; what it adds is what the compiler may use of the 8.2 instructions.
+    "aarch64": {"neon": ["-march=armv8.2-a+dotprod+fp16"], "portable": []},
 }
 # Compiled once, for any processor of the architecture; all other sources are kernels.
 COMMON = ("pool.cpp", "dispatch.cpp", "library.cpp")

@@ -6,12 +6,16 @@ namespace opsocket {
 
 #if defined(__x86_64__)
 extern const Level level_avx512_bf16, level_avx512_vnni, level_avx2;
+#elif defined(__aarch64__)
+extern const Level level_neon;
 #endif
 extern const Level level_portable;
 
 static const Level *const all[] = {
 #if defined(__x86_64__)
     &level_avx512_bf16, &level_avx512_vnni, &level_avx2,
+#elif defined(__aarch64__)
+    &level_neon,
 #endif
     &level_portable,
 };

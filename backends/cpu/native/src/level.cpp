@@ -2,6 +2,12 @@
 #include "dispatch.h"
 #include "kernels.h"
 
+#if OPSOCKET_NEON
+#include <sys/auxv.h>
+
+#include <asm/hwcap.h>
+#endif
+
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
@@ -29,6 +35,8 @@ static bool runs_here() {
            __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c");
 #elif OPSOCKET_AVX2
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#elif OPSOCKET_NEON
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP && getauxval(AT_HWCAP) & HWCAP_ASIMDHP;
 #else
     return true;
 #endif

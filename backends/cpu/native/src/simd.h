@@ -19,6 +19,10 @@
 #if OPSOCKET_AVX512 || OPSOCKET_AVX2
 #include <immintrin.h>
 #endif
+#if defined(__ARM_FEATURE_DOTPROD)
+#define OPSOCKET_NEON 1
+#include <arm_neon.h>
+#endif
 
 #include "commands.h"
 
@@ -277,6 +281,10 @@ inline I dot_u8s8(I acc, I w, I a) {
 #elif OPSOCKET_AVX2
     __m256i pairs = _mm256_maddubs_epi16((__m256i)w, (__m256i)a);
     return (I)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#elif OPSOCKET_NEON
+    // Signed by signed: w - 128 fits, and 128 times the sum of a is added back.
+    int32x4_t sum = vdotq_s32((int32x4_t)acc, vreinterpretq_s8_u8((uint8x16_t)w ^ vdupq_n_u8(128)), (int8x16_t)a);
+    return (I)vaddq_s32(sum, vshlq_n_s32(vdotq_s32(vdupq_n_s32(0), vdupq_n_s8(1), (int8x16_t)a), 7));
 #else
     uint8_t u[W * 4];
     int8_t s[W * 4];
