@@ -287,7 +287,9 @@ def test_what_no_layout_holds_is_refused_everywhere_for_the_same_reason(session:
     assert session.cache_layouts(cache) == ()
     with pytest.raises(Unsupported) as refused:
         session.allocate_cache(cache)
-    assert [r.field for r in refused.value.reasons] == [field]
+    fields = [r.field for r in refused.value.reasons]
+    assert field in fields  # beside what is in the way of the other layouts
+    assert set(fields) <= {field, "cache.block_size"}
     for spec in (CacheWriteSpec(), CacheReadSpec(), CacheMoveSpec(), CacheCopyBlocksSpec()):
         support = session.supports(Request(spec, cache))
         assert not support
@@ -300,9 +302,7 @@ def test_a_layout_of_someone_else_is_refused(session: Any):
     assert session.allocate_cache(cache, layout).layout == layout
     assert session.supports(Request(CacheWriteSpec(), cache, layout))
     other = replace(layout, id="tiles")
-    assert [r.field for r in session.supports(Request(CacheWriteSpec(), cache, other)).reasons if r.field != "op"] == [
-        "layout"
-    ]
+    assert {r.field for r in session.supports(Request(CacheWriteSpec(), cache, other)).reasons} == {"layout"}
     with pytest.raises(Unsupported):
         session.allocate_cache(cache, other)
 

@@ -1,7 +1,7 @@
 """How this backend lays out a cache, preferred first. No framework is imported here: layouts are data.
 
 "tiles16", of the native kernels: tiles of 16 tokens of one head, block after block, opaque: `native/src/tiles.h` has
-the place of every element. It holds any head size; blocks have to be whole tiles.
+the place of every element. Blocks have to be whole tiles; there have to be native kernels.
 
 "planar", of the torch kernels: planes of order (head, block, token, dim), so that one head's keys of consecutive blocks
 are consecutive rows of a matrix, ready to be multiplied, and a slot is a row number. Codes of less than a byte are
@@ -13,12 +13,44 @@ from __future__ import annotations
 import math
 
 from opsocket.operators import CacheLayout, CacheSpec, KVFormat, Plane, Reason, dtype_info
+from opsocket_cpu.native.library import absence
 
 TILE = 16
 """Tokens of a tile of layout "tiles16"; also its vectors' dwords."""
 
+MAX_HEAD_DIM = 1 << 16
+"""Of which the native kernels hold a token in the scratch memory that a thread has."""
+
 _PLANE_DTYPE = {"i8": "i8", "i4": "u8", "i2": "u8"}
 _ORDER = ("head", "block", "token", "dim")
+
+
+def layouts_of(cache: CacheSpec) -> tuple[CacheLayout, ...]:
+    """All in which a cache can be held here, preferred first."""
+    tiles = () if absence() is not None or tiled_refusals(cache) else (tiled(cache),)
+    return tiles if planar_refusals(cache) else (*tiles, planar(cache))
+
+
+def refusals(cache: CacheSpec, layout: CacheLayout | None = None) -> tuple[Reason, ...]:
+    """Why a cache can't be held here, or not in the layout asked for; empty when it can."""
+    found = layouts_of(cache)
+    if found:
+        known = layout is None or layout in found
+        return () if known else (Reason("layout", "layout", layout.id, [each.id for each in found]),)
+    reasons = () if absence() is not None else tiled_refusals(cache)
+    return tuple(dict.fromkeys((*reasons, *planar_refusals(cache))))
+
+
+def kernel_refusals(id: str, cache: CacheSpec, layout: CacheLayout | None) -> tuple[Reason, ...]:
+    """Why a kernel that knows layout `id` alone does not work on a cache in `layout`, None being the first choice."""
+    if layout is not None and layout.id != id:
+        return (Reason("layout", "layout", layout.id, [id]),)
+    reasons = tiled_refusals(cache) if id == "tiles16" else planar_refusals(cache)
+    if reasons:
+        return reasons
+    (own,) = (each for each in layouts_of(cache) if each.id == id)
+    chosen = layout or layouts_of(cache)[0]
+    return () if chosen == own else (Reason("layout", "layout", chosen.id, [id]),)
 
 
 def tiled_refusals(cache: CacheSpec) -> tuple[Reason, ...]:
@@ -29,6 +61,9 @@ def tiled_refusals(cache: CacheSpec) -> tuple[Reason, ...]:
     if cache.block_size % TILE:
         want = f"a multiple of {TILE}, in layout tiles16"
         reasons.append(Reason("layout", "cache.block_size", cache.block_size, want))
+    for name, dim in (("k", cache.head_dim_k), ("v", cache.head_dim_v)):
+        if dim > MAX_HEAD_DIM:
+            reasons.append(Reason("head_dim", f"cache.head_dim_{name}", dim, f"at most {MAX_HEAD_DIM}"))
     return tuple(reasons)
 
 
@@ -55,8 +90,8 @@ def _tile_scales(fmt: KVFormat) -> int:
     return 64 if fmt.granularity == "token_head" else 0
 
 
-def refusals(cache: CacheSpec, layout: CacheLayout | None = None) -> tuple[Reason, ...]:
-    """Why a cache can't be held here, or not in the layout asked for; empty when it can."""
+def planar_refusals(cache: CacheSpec) -> tuple[Reason, ...]:
+    """Why a cache can't be held in planes; empty when it can."""
     reasons = list(_zero_points(cache))
     for name, fmt, dim in (("k", cache.k, cache.head_dim_k), ("v", cache.v, cache.head_dim_v)):
         if fmt is None:
@@ -65,13 +100,11 @@ def refusals(cache: CacheSpec, layout: CacheLayout | None = None) -> tuple[Reaso
         if dim % per_byte:
             want = f"a multiple of {per_byte} for {fmt.code}"
             reasons.append(Reason("head_dim", f"cache.head_dim_{name}", dim, want))
-    if not reasons and layout is not None and layout != planar(cache):
-        reasons.append(Reason("layout", "layout", layout.id, [planar(cache).id]))
     return tuple(reasons)
 
 
 def planar(cache: CacheSpec) -> CacheLayout:
-    """The layout of a cache that `refusals` has nothing against."""
+    """The planes of a cache that `planar_refusals` has nothing against."""
     planes = _planes("k", cache, cache.k, cache.head_dim_k)
     if cache.v is not None:
         planes += _planes("v", cache, cache.v, cache.head_dim_v)

@@ -49,7 +49,7 @@ class CpuSession(TorchSession):
         reasons = layouts.refusals(cache, layout)
         if reasons:
             raise Unsupported(reasons, request=cache, backend=str(self.device))
-        layout = layouts.planar(cache)
+        layout = layout or layouts.layouts_of(cache)[0]
         scales = {
             "k_scale": self._scale(static_scale("k", cache, k_scale)),
             "v_scale": self._scale(static_scale("v", cache, v_scale)),

@@ -37,4 +37,54 @@ struct KVTilesPair {
     int64_t heads, tiles;
 };
 
+// A batch of slots (block * block_size + offset), and the row of k and v that belongs to each. For writes there is no
+// slot twice and none that is skipped, and slots of one tile stand together.
+struct CacheSlots {
+    int64_t count;
+    const int64_t *slots, *rows;
+};
+
+struct CacheWrite : Command {
+    KVTilesPair cache;
+    const void *k;  // [rows, heads, dim of k], rows k_stride apart
+    int64_t k_stride;
+    const void *v;  // [rows, heads, dim of v], rows v_stride apart
+    int64_t v_stride;
+    const CacheSlots *batch;
+    int32_t dtype;  // of k and v
+};
+
+struct CacheRead : Command {
+    KVTilesPair cache;
+    void *k;  // [rows, heads, dim of k]
+    void *v;  // [rows, heads, dim of v]
+    const CacheSlots *batch;
+    int32_t dtype;  // of k and v
+};
+
+// Slots, or blocks, from src[i] to dst[i]; no dst twice. Slots: dst of one tile stand together.
+// overlaps: whether some dst is also a src. scratch: where that many entries need more memory than a thread has of its
+// own (MOVE_BYTES each), scratch_bytes for each thread; else null.
+struct CacheMoves {
+    int64_t count;
+    const int64_t *src, *dst;
+    unsigned char *scratch;
+    int64_t scratch_bytes;
+    int32_t overlaps;
+};
+
+constexpr int64_t MOVE_BYTES = 64;
+
+struct CacheMove : Command {
+    KVTilesPair src, dst;
+    const CacheMoves *batch;
+};
+
+struct CacheCopyBlocks : Command {
+    const unsigned char *src[2];  // planes of whole blocks
+    unsigned char *dst[2];
+    int64_t block_bytes[2];
+    const CacheMoves *batch;
+};
+
 }  // namespace opsocket

@@ -10,8 +10,12 @@ from typing import Final
 from opsocket.operators import (
     AddSpec,
     ArgmaxSpec,
+    CacheCopyBlocksSpec,
     CacheLayout,
+    CacheMoveSpec,
+    CacheReadSpec,
     CacheSpec,
+    CacheWriteSpec,
     DeviceInfo,
     EmbeddingSpec,
     MatmulSpec,
@@ -28,6 +32,7 @@ from opsocket.operators import (
     Spec,
     TakeRowsSpec,
 )
+from opsocket_cpu import layouts
 from opsocket_cpu.native import refusals
 from opsocket_cpu.native.library import absence
 
@@ -43,6 +48,10 @@ _KERNELS: Final[dict[type[Spec], tuple[str, str, Callable[[Request], tuple[Reaso
     MatmulSpec: ("matmul_a16", "NativeMatmulA16", refusals.matmul_a16),
     MergeStatesSpec: ("merge_states", "NativeMergeStates", refusals.nothing),
     MoERouteSpec: ("moe_route", "NativeMoERoute", refusals.nothing),
+    CacheWriteSpec: ("cache", "NativeCacheWrite", refusals.cache),
+    CacheReadSpec: ("cache", "NativeCacheRead", refusals.cache),
+    CacheMoveSpec: ("cache", "NativeCacheMove", refusals.cache),
+    CacheCopyBlocksSpec: ("cache", "NativeCacheCopyBlocks", refusals.cache),
 }
 """Spec -> module, class, and what this provider refuses of it."""
 
@@ -65,4 +74,4 @@ class NativeProvider(Provider):
         return reasons or Pick(getattr(importlib.import_module(f"opsocket_cpu.native.{module}"), name))
 
     def layouts(self, device: DeviceInfo, cache: CacheSpec) -> tuple[CacheLayout, ...]:
-        return ()
+        return () if absence() is not None or layouts.tiled_refusals(cache) else (layouts.tiled(cache),)

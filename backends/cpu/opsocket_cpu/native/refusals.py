@@ -10,6 +10,7 @@ from opsocket.quantization import get_format
 
 MAX_COLUMNS = 1 << 18
 """A row in f32 has to lie in a thread's own memory."""
+from opsocket_cpu import layouts
 
 MAX_ROTARY_DIM = 1 << 16
 """One position's cosines and sines have to lie in a thread's own memory."""
@@ -49,3 +50,9 @@ def rope(request: Request) -> tuple[Reason, ...]:
     if request.spec.rotary_dim > MAX_ROTARY_DIM:
         return (Reason("size", "rotary_dim", request.spec.rotary_dim, f"at most {MAX_ROTARY_DIM}"),)
     return undefined(request.spec)
+
+
+def cache(request: Request) -> tuple[Reason, ...]:
+    """For kernels that work on tiles and take every request over them."""
+    assert request.cache is not None
+    return layouts.kernel_refusals("tiles16", request.cache, request.layout)

@@ -13,9 +13,11 @@ import torch
 from opsocket.operators import AttentionBatch, AttentionPlan, Cache, Ragged, Reason, Unsupported
 from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket_cpu.torch_provider.grouping import Queries, group_queries
-from opsocket_cpu.torch_provider.keys import CachedKeys, ContiguousKeys, KeyRows, key_rows
+from opsocket_cpu.torch_provider.keys import CachedKeys, ContiguousKeys, KeyRows, TiledKeys, key_rows
 from opsocket_cpu.torch_provider.masking import GroupMask
 from opsocket_cpu.torch_provider.online_softmax import OnlineSoftmax
+
+_Keys = CachedKeys | TiledKeys | ContiguousKeys
 
 _UNUSED = torch.zeros(())  # what baddbmm adds zero times
 
@@ -62,7 +64,13 @@ class TorchAttention(AttentionPlan):
             out = torch.empty(len(q), spec.num_q_heads, spec.head_dim_vo, dtype=TORCH_DTYPES[spec.out_dtype])
         if spec.want_lse and lse_out is None:
             lse_out = torch.empty(len(q), spec.num_q_heads)
-        keys = CachedKeys(kv) if isinstance(kv, Cache) else ContiguousKeys(kv)
+        keys: _Keys
+        if not isinstance(kv, Cache):
+            keys = ContiguousKeys(kv)
+        elif kv.layout.id == "tiles16":
+            keys = TiledKeys(kv, self.session.threads)
+        else:
+            keys = CachedKeys(kv)
         for group in self._groups:
             part, lse = self._attend(q[group.rows], keys, group, sinks, alibi, tree_mask)
             out[group.rows] = part.to(out.dtype)
@@ -73,7 +81,7 @@ class TorchAttention(AttentionPlan):
     def _attend(
         self,
         q: torch.Tensor,
-        source: CachedKeys | ContiguousKeys,
+        source: _Keys,
         group: _Group,
         sinks: torch.Tensor | None,
         alibi: torch.Tensor | None,

@@ -12,12 +12,12 @@ from opsocket.operators import (
     CacheReadPlan,
     CacheReadSpec,
     CacheWritePlan,
-    ContractError,
     KVFormat,
     MoveBatch,
     SlotBatch,
 )
 from opsocket.operators.torch_session import TORCH_DTYPES
+from opsocket_cpu.static_scales import check_same_scales
 from opsocket_cpu.torch_provider.codes import broadcast_scale, decode, encode
 
 
@@ -80,7 +80,7 @@ class TorchCacheMove(CacheMovePlan):
         self._dst = torch.tensor(batch.dst_slots, dtype=torch.int64)
 
     def _run(self, src: Cache, dst: Cache) -> Cache:
-        _check_same_scales(src, dst)
+        check_same_scales(src, dst)
         for name, plane in src.planes.items():
             by_slot(dst.planes[name]).index_copy_(1, self._dst, by_slot(plane).index_select(1, self._src))
         return dst
@@ -94,7 +94,7 @@ class TorchCacheCopyBlocks(CacheCopyBlocksPlan):
         self._src, self._dst = pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
 
     def _run(self, src: Cache, dst: Cache) -> Cache:
-        _check_same_scales(src, dst)
+        check_same_scales(src, dst)
         for name, plane in src.planes.items():
             source, target = _as_bytes(plane), _as_bytes(dst.planes[name])
             target.index_copy_(1, self._dst, source.index_select(1, self._src))
@@ -104,11 +104,3 @@ class TorchCacheCopyBlocks(CacheCopyBlocksPlan):
 def _as_bytes(plane: torch.Tensor) -> torch.Tensor:
     """fp8 and int8 as bytes: torch can't index the former."""
     return plane.view(torch.uint8) if plane.element_size() == 1 else plane
-
-
-def _check_same_scales(src: Cache, dst: Cache) -> None:
-    """Codes mean the same on both sides only under the same static scales."""
-    for name in ("k_scale", "v_scale"):
-        ours, theirs = getattr(src, name), getattr(dst, name)
-        if ours is not theirs and not torch.equal(ours, theirs):
-            raise ContractError(f"dst.{name}", "the static scales of src: codes are copied as they are", "others")

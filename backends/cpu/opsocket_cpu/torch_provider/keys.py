@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import addressof
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from opsocket.operators import AttentionBatch, Cache, CacheSpec, KVFormat, Ragged
+from opsocket_cpu.native.cache import CacheSlots, read_command
+from opsocket_cpu.native.library import library
 from opsocket_cpu.torch_provider.cache import by_slot
 from opsocket_cpu.torch_provider.codes import broadcast_scale, decode
 from opsocket_cpu.torch_provider.grouping import Queries
@@ -88,6 +91,30 @@ class CachedKeys:
         codes = _take(by_slot(plane), where, start, stop).view(plane.dtype)
         scales = None if stored is None else _take(by_slot(stored), where, start, stop)
         return decode(codes, fmt, scales, broadcast_scale(scale, fmt, 4)).flatten(0, 1)
+
+
+class TiledKeys:
+    """Reads a cache of layout "tiles16" by the native `cache_read`, which dequantizes."""
+
+    def __init__(self, cache: Cache, threads: int) -> None:
+        self._cache, self._threads = cache, threads
+
+    def tile(self, where: KeyRows, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """f32 k [Hkv * R, S, Dk] and v [Hkv * R, S, Dv] of keys [start, stop) of each request."""
+        if where.rows is None:
+            assert where.run is not None
+            slots = np.arange(where.run + start, where.run + stop)[None]
+        else:
+            slots = where.rows[:, start:stop].numpy()
+        spec, batch = self._cache.spec, CacheSlots()
+        batch.set(np.ascontiguousarray(slots).ravel(), np.arange(slots.size))
+        heads = slots.size, spec.num_kv_heads
+        read = torch.empty(*heads, spec.head_dim_k), torch.empty(*heads, spec.head_dim_v)
+        native = library()
+        assert native is not None
+        native.run_one(read_command(self._cache, read, addressof(batch), "f32"), self._threads)
+        k, v = (x.unflatten(0, slots.shape).permute(2, 0, 1, 3).flatten(0, 1) for x in read)
+        return k, v
 
 
 class ContiguousKeys:

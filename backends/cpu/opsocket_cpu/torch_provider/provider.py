@@ -27,7 +27,7 @@ from opsocket.operators import (
     Spec,
 )
 from opsocket_cpu import layouts
-from opsocket_cpu.torch_provider.refusals import refusals
+from opsocket_cpu.torch_provider.refusals import reads_tiles, refusals
 
 _KERNELS: Final[dict[type[Spec], tuple[str, str]]] = {
     AttentionSpec: ("attention", "TorchAttention"),
@@ -56,7 +56,8 @@ class TorchProvider(Provider):
         if reasons:
             return reasons
         module, name = kernel
-        return Pick(getattr(importlib.import_module(f"opsocket_cpu.torch_provider.{module}"), name))
+        plan = getattr(importlib.import_module(f"opsocket_cpu.torch_provider.{module}"), name)
+        return Pick(plan, "composed" if reads_tiles(request) else "native")
 
     def layouts(self, device: DeviceInfo, cache: CacheSpec) -> tuple[CacheLayout, ...]:
-        return () if layouts.refusals(cache) else (layouts.planar(cache),)
+        return () if layouts.planar_refusals(cache) else (layouts.planar(cache),)

@@ -25,7 +25,10 @@ def refusals(request: Request) -> tuple[Reason, ...]:
     """Why a request is not served; empty when it is."""
     reasons: list[Reason] = []
     if request.cache is not None:
-        reasons += layouts.refusals(request.cache, request.layout)
+        if isinstance(request.spec, AttentionSpec):
+            reasons += layouts.refusals(request.cache, request.layout)
+        else:
+            reasons += layouts.kernel_refusals("planar", request.cache, request.layout)
     if isinstance(request.spec, AttentionSpec):
         reasons += _attention(request.spec, request.cache)
     elif hasattr(request.spec, "weight_format"):
@@ -35,6 +38,13 @@ def refusals(request: Request) -> tuple[Reason, ...]:
         if accumulate == "f64":
             reasons.append(Reason("accumulate", "numerics.accumulate", accumulate, ["f32", "f32_truncating"]))
     return tuple(reasons)
+
+
+def reads_tiles(request: Request) -> bool:
+    """Whether an attention that is not refused has its keys and values read out of tiles by a native kernel."""
+    if not isinstance(request.spec, AttentionSpec) or request.cache is None:
+        return False
+    return (request.layout or layouts.layouts_of(request.cache)[0]).id == "tiles16"
 
 
 def _attention(spec: AttentionSpec, cache: CacheSpec | None) -> list[Reason]:

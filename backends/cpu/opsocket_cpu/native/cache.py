@@ -1,0 +1,184 @@
+"""Write, read, move and copy over a cache of layout "tiles16". A batch keeps its address: commands point at it."""
+
+from __future__ import annotations
+
+from ctypes import Structure, addressof, c_int32, c_int64, c_void_p
+from typing import Any
+
+import numpy as np
+import torch
+
+from opsocket.operators import (
+    BlockPairs,
+    Cache,
+    CacheCopyBlocksPlan,
+    CacheMovePlan,
+    CacheReadPlan,
+    CacheReadSpec,
+    CacheWritePlan,
+    CacheWriteSpec,
+    ContractError,
+    MoveBatch,
+    SlotBatch,
+)
+from opsocket.operators.torch_session import TORCH_DTYPES
+from opsocket_cpu.layouts import TILE
+from opsocket_cpu.native.command import DTYPES, Command, Op
+from opsocket_cpu.native.plan import NativePlan, address
+from opsocket_cpu.native.tiles import KVTilesPair, tiles_of
+from opsocket_cpu.static_scales import check_same_scales
+
+OWN_BYTES = 2 << 20
+"""Of scratch memory that every thread has: `pool.h`."""
+
+MOVE_BYTES = 64
+"""Of scratch memory for each token or block that is moved within a cache as if buffered: `commands_cache.h`."""
+
+
+class CacheSlots(Structure):
+    """`CacheSlots` of commands_cache.h, and the arrays that it points at."""
+
+    _fields_ = (("count", c_int64), ("slots", c_void_p), ("rows", c_void_p))
+
+    def set(self, slots: np.ndarray, rows: np.ndarray) -> None:
+        """i64 both; kept."""
+        self._arrays = slots, rows
+        self.count, self.slots, self.rows = len(slots), slots.ctypes.data, rows.ctypes.data
+
+
+class CacheMoves(Structure):
+    """`CacheMoves` of commands_cache.h, and the arrays that it points at."""
+
+    _fields_ = (
+        ("count", c_int64), ("src", c_void_p), ("dst", c_void_p),
+        ("scratch", c_void_p), ("scratch_bytes", c_int64), ("overlaps", c_int32),
+    )  # fmt: skip
+
+    def set(self, src: np.ndarray, dst: np.ndarray, threads: int) -> None:
+        """i64 both; kept."""
+        self.overlaps = bool(np.isin(src, dst).any())
+        need = len(src) * MOVE_BYTES if self.overlaps else 0
+        scratch = np.empty(threads * need, np.uint8) if need > OWN_BYTES else None
+        self._arrays = src, dst, scratch
+        self.count, self.src, self.dst = len(src), src.ctypes.data, dst.ctypes.data
+        self.scratch, self.scratch_bytes = None if scratch is None else scratch.ctypes.data, need
+
+
+class CacheWriteCommand(Command):
+    _fields_ = (
+        ("cache", KVTilesPair),
+        ("k", c_void_p), ("k_stride", c_int64),
+        ("v", c_void_p), ("v_stride", c_int64),
+        ("batch", c_void_p), ("dtype", c_int32),
+    )  # fmt: skip
+
+
+class CacheReadCommand(Command):
+    _fields_ = (("cache", KVTilesPair), ("k", c_void_p), ("v", c_void_p), ("batch", c_void_p), ("dtype", c_int32))
+
+
+class CacheMoveCommand(Command):
+    _fields_ = (("src", KVTilesPair), ("dst", KVTilesPair), ("batch", c_void_p))
+
+
+class CacheCopyBlocksCommand(Command):
+    _fields_ = (("src", c_void_p * 2), ("dst", c_void_p * 2), ("block_bytes", c_int64 * 2), ("batch", c_void_p))
+
+
+class NativeCacheWrite(NativePlan, CacheWritePlan):
+    def _setup(self) -> None:
+        super()._setup()
+        assert isinstance(self.request.spec, CacheWriteSpec)
+        self._dtype, self._batch = DTYPES[self.request.spec.dtype], CacheSlots()
+
+    def _update(self, batch: SlotBatch) -> None:
+        slots = np.array(batch.slots, np.int64)
+        rows = np.flatnonzero(slots >= 0)
+        slots = slots[rows]
+        tiles = slots // TILE
+        if (tiles[1:] < tiles[:-1]).any():
+            order = np.argsort(tiles, kind="stable")
+            slots, rows = slots[order], rows[order]
+        self._batch.set(slots, rows)
+
+    def _outputs(self, cache: Cache, k: torch.Tensor, v: torch.Tensor | None) -> Cache:
+        return cache
+
+    def _command(self, result: Cache, cache: Cache, k: torch.Tensor, v: torch.Tensor | None) -> Command:
+        assert v is not None
+        return CacheWriteCommand(
+            Op.CACHE_WRITE, 1, 0, tiles_of("cache", cache),
+            k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), addressof(self._batch), self._dtype,
+        )  # fmt: skip
+
+
+class NativeCacheRead(NativePlan, CacheReadPlan):
+    def _setup(self) -> None:
+        super()._setup()
+        assert isinstance(self.request.spec, CacheReadSpec)
+        self._dtype, self._batch = self.request.spec.dtype, CacheSlots()
+
+    def _update(self, batch: SlotBatch) -> None:
+        count = len(batch.slots)
+        for graph in self._graphs:
+            for call in graph.calls_of(self):
+                if len(call.result[0]) < count:
+                    want = f"at most {len(call.result[0])}, the rows that a captured run returned"
+                    raise ContractError("slots", want, count)
+        self._batch.set(np.array(batch.slots, np.int64), np.arange(count))
+
+    def _outputs(self, cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
+        spec, dtype = self.cache_spec, TORCH_DTYPES[self._dtype]
+        heads = self._batch.count, spec.num_kv_heads
+        return torch.empty(*heads, spec.head_dim_k, dtype=dtype), torch.empty(*heads, spec.head_dim_v, dtype=dtype)
+
+    def _command(self, result: tuple[torch.Tensor, torch.Tensor], cache: Cache) -> Command:
+        return read_command(cache, result, addressof(self._batch), self._dtype)
+
+
+def read_command(cache: Cache, result: tuple[torch.Tensor, torch.Tensor], batch: int, dtype: str) -> Command:
+    """Reads the tokens of a `CacheSlots` at the address `batch` into dense k and v."""
+    k, v = result
+    tiles = tiles_of("cache", cache)
+    return CacheReadCommand(Op.CACHE_READ, 1, 0, tiles, k.data_ptr(), v.data_ptr(), batch, DTYPES[dtype])
+
+
+class NativeCacheMove(NativePlan, CacheMovePlan):
+    def _setup(self) -> None:
+        super()._setup()
+        self._batch = CacheMoves()
+
+    def _update(self, batch: MoveBatch) -> None:
+        src, dst = np.array(batch.src_slots, np.int64), np.array(batch.dst_slots, np.int64)
+        order = np.argsort(dst)
+        self._batch.set(src[order], dst[order], self._threads)
+
+    def _outputs(self, src: Cache, dst: Cache) -> Cache:
+        return dst
+
+    def _command(self, result: Cache, src: Cache, dst: Cache) -> Command:
+        check_same_scales(src, dst)
+        tiles = tiles_of("src", src), tiles_of("dst", dst)
+        return CacheMoveCommand(Op.CACHE_MOVE, 1, 0, *tiles, addressof(self._batch))
+
+
+class NativeCacheCopyBlocks(NativePlan, CacheCopyBlocksPlan):
+    def _setup(self) -> None:
+        super()._setup()
+        self._batch = CacheMoves()
+
+    def _update(self, batch: BlockPairs) -> None:
+        pairs = np.array(batch.pairs, np.int64)
+        self._batch.set(pairs[:, 0].copy(), pairs[:, 1].copy(), self._threads)
+
+    def _outputs(self, src: Cache, dst: Cache) -> Cache:
+        return dst
+
+    def _command(self, result: Cache, src: Cache, dst: Cache) -> Command:
+        check_same_scales(src, dst)
+        for name, cache in (("src", src), ("dst", dst)):
+            tiles_of(name, cache)
+        planes: Any = [[cache.planes[name] for name in "kv"] for cache in (src, dst)]
+        addresses = [(c_void_p * 2)(*map(address, side)) for side in planes]
+        sizes = (c_int64 * 2)(*(plane[0].numel() for plane in planes[0]))
+        return CacheCopyBlocksCommand(Op.CACHE_COPY_BLOCKS, 1, 0, *addresses, sizes, addressof(self._batch))
