@@ -185,8 +185,13 @@ class CacheReadPlan(_CachePlan):
 
     def run(self, cache: Cache) -> tuple[Array, Array | None]:
         check_cache("cache", cache, self.request)
-        result: tuple[Array, Array | None] = self._call(self._run, cache)
+        rows = 0 if self.batch is None else len(self.batch.slots)
+        result: tuple[Array, Array | None] = self._call(self._run, cache, room=(rows,))
         return result
+
+    def _check_room(self, batch: Any, *room: Any) -> None:
+        if len(batch.slots) > room[0]:
+            raise ContractError("slots", f"at most {room[0]}, the rows that a captured run returned", len(batch.slots))
 
     @abstractmethod
     def _run(self, cache: Cache) -> tuple[Array, Array | None]: ...
