@@ -7,10 +7,10 @@ from typing import Any
 from opsocket.operators import ContractError, Reason, Request, RopeSpec
 from opsocket.operators.rope_frequencies import undefined
 from opsocket.quantization import get_format
+from opsocket_cpu import layouts
 
 MAX_COLUMNS = 1 << 18
 """A row in f32 has to lie in a thread's own memory."""
-from opsocket_cpu import layouts
 
 MAX_ROTARY_DIM = 1 << 16
 """One position's cosines and sines have to lie in a thread's own memory."""
