@@ -95,7 +95,7 @@ def test_the_session_describes_itself(session: Any):
     session.synchronize()
 
 
-CACHE = CacheSpec(4, 4, 2, 8, 8, KVFormat("f32"), KVFormat("f32"))
+CACHE = CacheSpec(4, 16, 2, 8, 8, KVFormat("f32"), KVFormat("f32"))
 
 
 @pytest.mark.parametrize(
