@@ -14,7 +14,9 @@ namespace OPSOCKET_LEVEL {
 // The keys [first, last) are within what some row sees, but for the few below the first multiple of 16: first is a
 // multiple of 16, and last is one, or the end of what is seen. Keys at or past `last` in the last tile, and keys that
 // a row does not see by its [low, high), may hold anything, NaN included; their probability is 0 and their V must not
-// be multiplied (but for keys of [first, last), whose V is finite wherever a row's is).
+// be multiplied: not by 0 either where it is infinite or NaN. (That also holds for a key which one row sees and another does
+// not: tests/cpu/test_attention.py::test_values_hidden_from_a_query_never_reach_it. With one query only the ends of the
+// range matter.)
 //
 // The state (acc, top, total) comes initialised to (0, -inf, 0) and goes back unnormalised: `top` the largest logit
 // (natural, after scale, softcap and ALiBi), total the sum of exp(logit - top), acc the same sum times v. Where a row

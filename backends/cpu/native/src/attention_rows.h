@@ -22,6 +22,17 @@ struct Row {
     int64_t bit;         // of key `history` in it
 };
 
+// Whether a row sees a key, and every one of [key, key + count).
+inline bool sees(const Row &row, int64_t key) {
+    if (key < row.low || key >= row.high) return false;
+    if (!row.tree || key < row.history) return true;
+    int64_t bit = row.bit + key - row.history;
+    return row.tree[bit >> 3] >> (bit & 7) & 1;
+}
+inline bool sees_all(const Row &row, int64_t key, int64_t count) {
+    return row.low <= key && key + count <= row.high && (!row.tree || key + count <= row.history);
+}
+
 // Rows that share a KV head. state: acc is the sum of exp(logit - top) * v, total that of exp(logit - top); both are 0
 // and top is -inf before the first key.
 struct Rows {

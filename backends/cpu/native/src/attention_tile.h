@@ -88,7 +88,7 @@ inline I lanes() { return __builtin_convertvector(iota(), I); }
 // Raw products of one row with keys [key, key + count) become logits, hidden ones -inf; their largest.
 inline float logits(const Attention &c, const Row &row, int64_t key, int count, float *s) {
     F top = set(-INFINITY);
-    bool whole = row.low <= key && key + count <= row.high && !row.tree && count % W == 0;
+    bool whole = sees_all(row, key, count) && count % W == 0;
     for (int j = 0; j < count; j += W) {
         F x = load(s + j) * c.scale;
         if (c.softcap != 0) x = tanh(x / c.softcap) * c.softcap;
@@ -97,11 +97,8 @@ inline float logits(const Attention &c, const Row &row, int64_t key, int count, 
         if (!whole) {
             x = ((index >= row.low) & (index < row.high)) ? x : set(-INFINITY);
             if (row.tree && key + j + W > row.history)
-                for (int i = 0; i < W; i++) {
-                    int64_t bit = row.bit + key + j + i - row.history;
-                    if (key + j + i >= row.history && key + j + i < row.high && !(row.tree[bit >> 3] >> (bit & 7) & 1))
-                        x[i] = -INFINITY;
-                }
+                for (int i = 0; i < W; i++)
+                    if (!sees(row, key + j + i)) x[i] = -INFINITY;
         }
         top = max(x, top);
         store(s + j, x);
@@ -129,6 +126,33 @@ inline float exponentials(float *s, int count, int padded, bool pairs, float mos
     total = total * factor + opsocket::OPSOCKET_LEVEL::sum(sum);
     top = now;
     return factor;
+}
+
+// Whether any of `count` dwords of values, f32 or bf16 pairs, is infinite or NaN.
+inline bool has_broken(const uint32_t *values, int64_t count, bool pairs) {
+    I broken = set(int32_t(0));
+    for (int64_t i = 0; i < count; i += W) {
+        U x = load_as<U>(values + i);
+        broken |= (I)((x & 0x7f800000u) == 0x7f800000u);
+        if (pairs) broken |= (I)((x & 0x7f80u) == 0x7f80u);
+    }
+    return sum(broken) != 0;
+}
+
+// acc of one row, as `product` has it, where some values are infinite or NaN: they must not reach a row that does not
+// see their key, as 0 * NaN.
+inline void add_seen_values(const Row &row, int64_t key, int count, const float *p, const uint32_t *values,
+                            int64_t width, bool pairs, float factor, float *acc) {
+    for (int64_t d = 0; d < width; d += W) store(acc + d, load(acc + d) * factor);
+    for (int t = 0; t < count; t++) {
+        if (!sees(row, key + t)) continue;
+        float weight = pairs ? bf16_to_float(reinterpret_cast<const uint16_t *>(p)[t]) : p[t];
+        for (int64_t d = 0; d < width; d += W) {
+            U x = load_as<U>(values + (pairs ? t / 2 : t) * width + d);
+            if (pairs) x = t % 2 ? x & 0xffff0000u : x << 16;
+            store(acc + d, load(acc + d) + (F)x * weight);
+        }
+    }
 }
 
 // Which of the products are of bf16 pairs.
@@ -185,14 +209,18 @@ inline void attend_tiles(const KeySource &source, const Rows &rows, int64_t firs
         else widen_keys(source, key, count, reinterpret_cast<float *>(keys));
         if (stage.values) pair_values(source, key, count, values);
         else widen_values(source, key, count, reinterpret_cast<float *>(values));
+        int looked = -1;  // whether a value is infinite or NaN, once it matters
         for (int64_t r = 0; r < rows.count; r += BLOCK) {
             int64_t n = std::min<int64_t>(BLOCK, rows.count - r);
             int32_t low = INT32_MAX, high = 0;
+            bool all = true;
             for (int64_t i = r; i < r + n; i++) {
                 low = std::min(low, rows.row[i].low);
                 high = std::max(high, rows.row[i].high);
+                all = all && sees_all(rows.row[i], key, count);
             }
             if (high <= key || low >= key + count) continue;
+            if (!all && looked < 0) looked = has_broken(values, (stage.values ? KEYS / 2 : KEYS) * width, stage.values);
             float *s = scores;
             with_count(n, [&](auto count_of) {
                 constexpr int R = decltype(count_of)::value;
@@ -205,7 +233,11 @@ inline void attend_tiles(const KeySource &source, const Rows &rows, int64_t firs
                 }
                 const uint32_t *p = reinterpret_cast<const uint32_t *>(s);
                 float *acc = rows.acc + r * width;
-                if (stage.values) products<R, true>(p, KEYS, values, width, padded / 2, acc, width, width, factor);
+                if (!all && looked)
+                    for (int i = 0; i < R; i++)
+                        add_seen_values(rows.row[r + i], key, count, s + i * KEYS, values, width, stage.values, factor[i],
+                                        acc + i * width);
+                else if (stage.values) products<R, true>(p, KEYS, values, width, padded / 2, acc, width, width, factor);
                 else products<R, false>(p, KEYS, values, width, padded, acc, width, width, factor);
             });
         }
