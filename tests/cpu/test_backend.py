@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_the_session_describes_itself(session: Any):
     session.synchronize()
 
 
-CACHE = CacheSpec(4, 4, 2, 8, 8, KVFormat("f32"), KVFormat("f32"))
+CACHE = CacheSpec(4, 16, 2, 8, 8, KVFormat("f32"), KVFormat("f32"))
 
 
 @pytest.mark.parametrize(
@@ -134,8 +135,8 @@ def test_who_serves_what():
     from opsocket_cpu.native.library import absence
 
     backend = CpuBackend()
-    attention = backend.supports(device, Request(CacheWriteSpec(), CACHE))
-    assert (attention.provider, attention.tier) == ("torch", "native")
+    write = backend.supports(device, Request(CacheWriteSpec(), replace(CACHE, block_size=4)))
+    assert (write.provider, write.tier) == ("torch", "native")
     sample = backend.supports(device, Request(SampleSpec(8)), {"sample": "composed"})
     assert (sample.provider, sample.tier) == ("composed", "composed")
     if absence() is None:

@@ -10,6 +10,7 @@ from typing import Final
 from opsocket.operators import (
     AddSpec,
     ArgmaxSpec,
+    AttentionSpec,
     CacheCopyBlocksSpec,
     CacheLayout,
     CacheMoveSpec,
@@ -46,6 +47,7 @@ _KERNELS: Final[dict[type[Spec], tuple[str, str, Callable[[Request], tuple[Reaso
     SampleSpec: ("sample", "NativeSample", refusals.nothing),
     EmbeddingSpec: ("embedding", "NativeEmbedding", refusals.weight),
     MatmulSpec: ("matmul_a16", "NativeMatmulA16", refusals.matmul_a16),
+    AttentionSpec: ("attention", "NativeAttention", refusals.attention),
     MergeStatesSpec: ("merge_states", "NativeMergeStates", refusals.nothing),
     MoERouteSpec: ("moe_route", "NativeMoERoute", refusals.nothing),
     CacheWriteSpec: ("cache", "NativeCacheWrite", refusals.cache),

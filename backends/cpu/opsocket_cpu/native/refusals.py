@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from opsocket.operators import ContractError, Reason, Request, RopeSpec
+from opsocket.operators import AttentionSpec, ContractError, Reason, Request, RopeSpec
 from opsocket.operators.rope_frequencies import undefined
 from opsocket.quantization import get_format
 from opsocket_cpu import layouts
@@ -14,6 +14,9 @@ MAX_COLUMNS = 1 << 18
 
 MAX_ROTARY_DIM = 1 << 16
 """One position's cosines and sines have to lie in a thread's own memory."""
+
+MAX_ATTENTION_DIM = 1024
+"""Of a head: tiles of 64 keys and values have to lie in a thread's own memory."""
 
 
 def nothing(request: Request) -> tuple[Reason, ...]:
@@ -56,3 +59,28 @@ def cache(request: Request) -> tuple[Reason, ...]:
     """For kernels that work on tiles and take every request over them."""
     assert request.cache is not None
     return layouts.kernel_refusals("tiles16", request.cache, request.layout)
+
+
+def attention(request: Request) -> tuple[Reason, ...]:
+    """Sums in f64, caches in another layout than tiles, and heads beyond any model's."""
+    spec, cache = request.spec, request.cache
+    assert isinstance(spec, AttentionSpec)
+    reasons: list[Reason] = []
+    if spec.numerics.accumulate == "f64":
+        reasons.append(Reason("accumulate", "numerics.accumulate", "f64", ["f32", "f32_truncating"]))
+    for name in ("head_dim_qk", "head_dim_vo"):
+        if getattr(spec, name) > MAX_ATTENTION_DIM:
+            reasons.append(Reason("head_dim", name, getattr(spec, name), f"at most {MAX_ATTENTION_DIM}"))
+    if cache is None:
+        return tuple(reasons)
+    reasons += layouts.kernel_refusals("tiles16", cache, request.layout)
+    if cache.kind == "kv":
+        pairs = (
+            ("num_kv_heads", spec.num_kv_heads, cache.num_kv_heads),
+            ("head_dim_qk", spec.head_dim_qk, cache.head_dim_k),
+            ("head_dim_vo", spec.head_dim_vo, cache.head_dim_v),
+        )
+        reasons += [
+            Reason("cache", name, got, f"{want}, as the cache has it") for name, got, want in pairs if got != want
+        ]
+    return tuple(reasons)

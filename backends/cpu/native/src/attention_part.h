@@ -1,0 +1,40 @@
+// A part of one sequence's attention where queries are few: all of its queries and heads, over a range of its keys.
+// This is the border between the driver (attention.cpp), which cuts sequences into parts of equal bytes, one thread to
+// a part, and joins them, and what computes a part: `attend_part` of attention_decode.h where `decodes` says that it can, else
+// the generic tiles of attention_tile.h.
+#pragma once
+#include "attention_rows.h"
+
+namespace opsocket {
+namespace OPSOCKET_LEVEL {
+
+// Row r = head * queries + i is query i of query head `head`; so the rows of one KV head are consecutive:
+// [kv_head * group * queries, (kv_head + 1) * group * queries).
+//
+// The keys [first, last) are within what some row sees, but for the few below the first multiple of 16: first is a
+// multiple of 16, and last is one, or the end of what is seen. Keys at or past `last` in the last tile, and keys that
+// a row does not see by its [low, high), may hold anything, NaN included; their probability is 0 and their V must not
+// be multiplied: not by 0 either where it is infinite or NaN. (That also holds for a key which one row sees and another does
+// not: tests/cpu/test_attention.py::test_values_hidden_from_a_query_never_reach_it. With one query only the ends of the
+// range matter.)
+//
+// The state (acc, top, total) comes initialised to (0, -inf, 0) and goes back unnormalised: `top` the largest logit
+// (natural, after scale, softcap and ALiBi), total the sum of exp(logit - top), acc the same sum times v. Where a row
+// sees no key of the part, its state stays as it came. Sinks, the division and the LSE are the driver's.
+struct Part {
+    const Attention &command;
+    int64_t sequence;
+    const int32_t *blocks;  // the sequence's row of the block table; null without a cache
+    int32_t first, last;
+    int32_t queries;        // of the sequence
+    const float *q;         // [q_heads * queries, dim_qk], f32 (exact), not scaled
+    const Row *row;         // [q_heads * queries]
+    float *acc;             // [q_heads * queries, v_width(dim_vo)], 64-byte aligned
+    float *top, *total;     // [q_heads * queries]
+    unsigned char *scratch;  // of this thread, 64-byte aligned; at least PART_SCRATCH bytes
+};
+
+constexpr int64_t PART_SCRATCH = int64_t(3) << 18;  // 768 KiB
+
+}  // namespace OPSOCKET_LEVEL
+}  // namespace opsocket
