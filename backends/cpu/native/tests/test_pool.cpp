@@ -67,6 +67,7 @@ static void callers_take_turns() {
 
 static void a_child_process_works() {
 #if !defined(__SANITIZE_THREAD__)  // which does not follow threads that are begun after a fork
+    if (std::getenv("OPSOCKET_EMULATED")) return;  // qemu's user mode can't start threads after a fork
     std::fflush(stdout);
     pid_t child = fork();
     if (child == 0) _exit(doubles(3, 20) ? 0 : 1);
