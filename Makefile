@@ -8,11 +8,12 @@ TIER ?= default
 JOBS ?= 1
 LEVEL_VARIABLE := OPSOCKET_CPU_ISA
 
-.PHONY: help setup native demo test test-slow lint format types contracts conformance levels providers self-test kill-matrix oracles stability \
-  template bench bench-peers benchmark docs docs-check check clean
+.PHONY: help setup native native-check native-sanitizers native-aarch64 demo test test-slow lint format types \
+  contracts conformance levels providers self-test kill-matrix oracles stability template bench bench-peers \
+  benchmark docs docs-check check clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt Makefile
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: none found on PATH" >&2; exit 1; }
@@ -53,6 +54,15 @@ types: $(STAMP) $(NATIVE) ## mypy, strict, on core
 
 contracts: $(STAMP) ## who may import whom
 	$(BIN)/lint-imports
+
+native-check: $(STAMP) ## the kernels' own tests, at every instruction-set level that this processor has
+	$(BIN)/python backends/cpu/native/check.py
+
+native-sanitizers: $(STAMP) ## the same under address, undefined-behaviour and thread sanitizers (minutes)
+	$(BIN)/python backends/cpu/native/check.py --sanitize address undefined thread
+
+native-aarch64: $(STAMP) ## the same for aarch64, by a cross compiler and qemu, where these are installed
+	$(BIN)/python backends/cpu/native/check.py --machine aarch64
 
 conformance: $(STAMP) $(NATIVE) ## the conformance suite: make conformance BACKEND=cpu TIER=smoke|default|full
 	@mkdir -p reports

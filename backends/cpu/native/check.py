@@ -40,6 +40,7 @@ def check(
     kernels = units_of(sorted((HERE / "src").glob("*.cpp")), compiler, machine, extra, cache)
     tests = units_of(sources, compiler, machine, [*extra, f"-I{HERE / 'src'}"], cache)
     compile_units([*kernels, *tests], compiler)
+    environment = os.environ | _FIRST_REPORT_ENDS | ({"OPSOCKET_EMULATED": "1"} if emulator else {})
     failed = 0
     with tempfile.TemporaryDirectory() as directory:
         for source, options, target in tests:
@@ -51,9 +52,7 @@ def check(
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise NoCompilerError(done.stderr[-4000:])
-            done = subprocess.run(
-                [*emulator, str(program)], capture_output=True, text=True, env=os.environ | _FIRST_REPORT_ENDS
-            )
+            done = subprocess.run([*emulator, str(program)], capture_output=True, text=True, env=environment)
             verdict = {0: "ok", NOT_HERE: "not on this processor"}.get(done.returncode, f"FAILED ({done.returncode})")
             print(f"{machine} {sanitizer or 'plain'} {level} {source.stem}: {verdict}", flush=True)
             if verdict.startswith("FAILED"):

@@ -94,15 +94,18 @@ int64_t Worker::next(int counter, int64_t total) {
 }
 
 static void execute(Team &team, Worker &worker) {
+    // A thread may leave the last barrier when the next run has begun: what follows must not look at that one's list.
+    const Command *const *commands = team.commands;
+    const int64_t count = team.count;
     int drift = 0;
-    for (int64_t i = 0; i < team.count; i++) {
-        const Command *command = team.commands[i];
+    for (int64_t i = 0; i < count; i++) {
+        const Command *command = commands[i];
         worker.counters = int(i % SETS);
         if (worker.index == 0)
             for (Counter &counter : team.counters[(i + SETS / 2) % SETS])
                 counter.value.store(0, std::memory_order_relaxed);
         kernel(command->op)(command, worker);
-        if (command->wait || ++drift == DRIFT || i + 1 == team.count) {
+        if (command->wait || ++drift == DRIFT || i + 1 == count) {
             worker.barrier();
             drift = 0;
         }
