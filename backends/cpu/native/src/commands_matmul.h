@@ -17,6 +17,36 @@ struct Embedding : Command {
     int32_t float_dtype;  // of a table of floats; -1: codes
 };
 
+// Rows of x as int8 codes with one scale each.
+struct QuantizeActivation : Command {
+    int64_t rows, k;
+    const void *x;  // [rows, k]
+    int64_t x_stride;
+    int8_t *codes;  // [rows, k]
+    float *scale;   // [rows]
+    int32_t x_dtype;
+};
+
+struct A8Weight {
+    Panels panels;
+    const int64_t *permutation;  // [k] or null: column j of the codes meets x[permutation[j]]
+};
+
+// y [rows, n] = x [rows, k] W^T + bias with x as int8 codes. Rows offsets[e] to offsets[e + 1] meet weights[e]; without
+// offsets all rows meet the only weight. workspace: of some quantized rows, those of one pass.
+struct MatmulA8 : Command {
+    int64_t rows, n, k, experts;
+    const void *x;  // [rows, k]
+    int64_t x_stride;
+    const A8Weight *weights;  // [experts]
+    const int64_t *offsets;   // [experts + 1] or null
+    const float *bias;        // [experts, n] or null
+    void *y;                  // [rows, n]
+    int64_t y_stride;
+    int32_t x_dtype, y_dtype;
+    int32_t x_group;  // columns of x that share a scale: 32, or 0 for a whole row
+};
+
 // y [rows, n] = x [rows, k] W^T + bias with x as it is. workspace: rows * weight.k * 4 where x is not f32, is permuted or
 // padded.
 struct MatmulA16 : Command {

@@ -19,11 +19,13 @@ from opsocket.operators import (
     CacheWriteSpec,
     DeviceInfo,
     EmbeddingSpec,
+    GroupedMatmulSpec,
     MatmulSpec,
     MergeStatesSpec,
     MoERouteSpec,
     Pick,
     Provider,
+    QuantizeActivationSpec,
     Reason,
     Request,
     RMSNormSpec,
@@ -33,6 +35,7 @@ from opsocket.operators import (
     Spec,
     TakeRowsSpec,
 )
+from opsocket.quantization import get_format
 from opsocket_cpu import layouts
 from opsocket_cpu.native import refusals
 from opsocket_cpu.native.library import absence
@@ -45,6 +48,7 @@ _KERNELS: Final[dict[type[Spec], tuple[str, str, Callable[[Request], tuple[Reaso
     TakeRowsSpec: ("take_rows", "NativeTakeRows", refusals.nothing),
     ArgmaxSpec: ("argmax", "NativeArgmax", refusals.nothing),
     SampleSpec: ("sample", "NativeSample", refusals.nothing),
+    QuantizeActivationSpec: ("quantize_activation", "NativeQuantizeActivation", refusals.columns),
     EmbeddingSpec: ("embedding", "NativeEmbedding", refusals.weight),
     MatmulSpec: ("matmul_a16", "NativeMatmulA16", refusals.matmul_a16),
     AttentionSpec: ("attention", "NativeAttention", refusals.attention),
@@ -57,6 +61,12 @@ _KERNELS: Final[dict[type[Spec], tuple[str, str, Callable[[Request], tuple[Reaso
 }
 """Spec -> module, class, and what this provider refuses of it."""
 
+_A8_KERNELS: Final[dict[type[Spec], tuple[str, str, Callable[[Request], tuple[Reason, ...]]]]] = {
+    MatmulSpec: ("matmul_a8", "NativeMatmulA8", refusals.matmul_a8),
+    GroupedMatmulSpec: ("matmul_a8", "NativeGroupedMatmulA8", refusals.matmul_a8),
+}
+"""The same, for products whose format has int8 activations."""
+
 
 class NativeProvider(Provider):
     """This project's own kernels. Layouts of weights and caches are its own too."""
@@ -67,9 +77,10 @@ class NativeProvider(Provider):
         missing = absence()
         if missing is not None:
             return (Reason("library", "native", missing, "native kernels, built when opsocket is installed"),)
-        if type(request.spec) not in _KERNELS:
+        kernels = _A8_KERNELS if _has_int8_activations(request.spec) else _KERNELS
+        if type(request.spec) not in kernels:
             return (Reason("operator", "op", request.op, sorted(spec.op for spec in _KERNELS)),)
-        module, name, refuse = _KERNELS[type(request.spec)]
+        module, name, refuse = kernels[type(request.spec)]
         reasons = refuse(request)
         if not reasons and importlib.util.find_spec("torch") is None:
             reasons = (Reason("package", "torch", None, "the package torch installed: pip install 'opsocket[cpu]'"),)
@@ -77,3 +88,7 @@ class NativeProvider(Provider):
 
     def layouts(self, device: DeviceInfo, cache: CacheSpec) -> tuple[CacheLayout, ...]:
         return () if absence() is not None or layouts.tiled_refusals(cache) else (layouts.tiled(cache),)
+
+
+def _has_int8_activations(spec: Spec) -> bool:
+    return isinstance(spec, MatmulSpec | GroupedMatmulSpec) and get_format(spec.weight_format).activation != "none"

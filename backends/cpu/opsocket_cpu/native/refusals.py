@@ -12,6 +12,9 @@ from opsocket_cpu import layouts
 MAX_COLUMNS = 1 << 18
 """A row in f32 has to lie in a thread's own memory."""
 
+MAX_INT8_COLUMNS = (2**31 - 1) // (127 * 128)
+"""Columns whose products of int8 codes always sum within int32."""
+
 MAX_ROTARY_DIM = 1 << 16
 """One position's cosines and sines have to lie in a thread's own memory."""
 
@@ -24,6 +27,12 @@ def nothing(request: Request) -> tuple[Reason, ...]:
     return ()
 
 
+def columns(request: Request) -> tuple[Reason, ...]:
+    """Rows beyond a thread's own memory."""
+    spec: Any = request.spec
+    return (Reason("shape", "k", spec.k, f"at most {MAX_COLUMNS}"),) if spec.k > MAX_COLUMNS else ()
+
+
 def weight(request: Request) -> tuple[Reason, ...]:
     """Shapes that a weight's format can't have, and rows beyond a thread's own memory."""
     spec: Any = request.spec
@@ -34,6 +43,17 @@ def weight(request: Request) -> tuple[Reason, ...]:
     except ContractError as error:
         return (Reason("shape", error.argument, error.got, error.want),)
     return ()
+
+
+def matmul_a8(request: Request) -> tuple[Reason, ...]:
+    """What `weight` refuses, sums in f64, and rows whose products don't sum within int32."""
+    spec: Any = request.spec
+    reasons, fmt = list(weight(request)), get_format(spec.weight_format)
+    if fmt.activation == "i8_token" and not fmt.block_k and spec.k > MAX_INT8_COLUMNS:
+        reasons.append(Reason("shape", "k", spec.k, f"at most {MAX_INT8_COLUMNS} for int32 sums of {fmt.id}"))
+    if spec.numerics.accumulate == "f64":
+        reasons.append(Reason("accumulate", "numerics.accumulate", "f64", ["f32", "f32_truncating"]))
+    return tuple(reasons)
 
 
 def matmul_a16(request: Request) -> tuple[Reason, ...]:

@@ -1,0 +1,104 @@
+// Rows of x as int8 codes: s = amax / 127 in f32, codes = clamp(round_half_even(x / s), -127, 127), zero where s is 0
+// or x / s is not a number. Shared by the operator that quantizes activations and the products that do it on the way.
+#pragma once
+#include "simd.h"
+
+namespace opsocket {
+namespace OPSOCKET_LEVEL {
+
+// Columns of a row come in blocks of this many; what a block has beyond the last column is 0.
+constexpr int64_t ROW_BLOCK = 64;
+
+inline int64_t whole_blocks(int64_t k) { return (k + ROW_BLOCK - 1) / ROW_BLOCK * ROW_BLOCK; }
+
+// The largest |x[i]|, i < n, n a multiple of 16. By their bits, so that a NaN is larger than all numbers.
+inline float largest_magnitude(const float *x, int64_t n) {
+    I most[2] = {};
+    for (int64_t i = 0; i < n; i += 2 * W)
+        for (int j = 0; j < 2 && i + j * W < n; j++) {
+            I bits = as_int(load(x + i + j * W)) & 0x7fffffff;
+            most[j] = bits > most[j] ? bits : most[j];
+        }
+    I both = most[0] > most[1] ? most[0] : most[1];
+    int32_t bits;
+#if OPSOCKET_AVX512
+    bits = _mm512_reduce_max_epi32((__m512i)both);
+#else
+    bits = both[0];
+    for (int i = 1; i < W; i++) bits = both[i] > bits ? both[i] : bits;
+#endif
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+}
+
+// n codes, n a multiple of 16.
+inline void codes_of(const float *x, int64_t n, float scale, int8_t *codes) {
+    if (scale == 0) {
+        std::memset(codes, 0, size_t(n));
+        return;
+    }
+#if OPSOCKET_AVX512
+    const __m512i lowest = _mm512_set1_epi32(-127);
+    const __m512 divisor = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
+    // x / s by a product and one correction, which gives the quotient as it is rounded (Markstein 1990), unless 1 / s
+    // or the remainder leaves the normal numbers.
+    bool is_usual = scale > 0x1p-90f && scale < 0x1p90f;
+    for (int64_t i = 0; i < n; i += 16) {
+        __m512 v = _mm512_loadu_ps(x + i), q;
+        if (is_usual) {
+            q = _mm512_mul_ps(v, inverse);
+            q = _mm512_fmadd_ps(_mm512_fnmadd_ps(q, divisor, v), inverse, q);
+        } else {
+            q = _mm512_div_ps(v, divisor);
+        }
+        __m512i code = _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(q, q, _CMP_ORD_Q), q);
+        _mm_storeu_si128((__m128i *)(codes + i), _mm512_cvtsepi32_epi8(_mm512_max_epi32(code, lowest)));
+    }
+#else
+    for (int64_t i = 0; i < n; i += W) {
+        F q = load(x + i) / scale;
+        q = q == q ? q : set(0.0f);
+        B code = __builtin_convertvector(round(min(max(q, set(-127.0f)), set(127.0f))), B);
+        std::memcpy(codes + i, &code, sizeof code);
+    }
+#endif
+}
+
+// sums[j]: of codes 16 j .. 16 j + 15; n a multiple of ROW_BLOCK.
+inline void sums_of_16(const int8_t *codes, int64_t n, int32_t *sums) {
+#if OPSOCKET_AVX512
+    const __m512i sign = _mm512_set1_epi8(-128);
+    for (int64_t i = 0; i < n; i += 64) {
+        __m512i v = _mm512_sad_epu8(_mm512_xor_si512(_mm512_loadu_si512(codes + i), sign), _mm512_setzero_si512());
+        v = _mm512_add_epi64(v, _mm512_shuffle_epi32(v, _MM_PERM_BADC));
+        __m128i four = _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, v));
+        _mm_storeu_si128((__m128i *)(sums + i / 16), _mm_sub_epi32(four, _mm_set1_epi32(16 * 128)));
+    }
+#else
+    for (int64_t i = 0; i < n; i += 16) {
+        int32_t s = 0;
+        for (int j = 0; j < 16; j++) s += codes[i + j];
+        sums[i / 16] = s;
+    }
+#endif
+}
+
+// x[row, permutation[i]] (or x[row, i]) as f32, zeros up to a whole block; where x is that already, x itself.
+inline const float *as_f32_row(const void *x, int64_t first, int64_t k, int32_t dtype, const int64_t *permutation,
+                               float *buffer) {
+    if (!permutation && dtype == F32 && k % ROW_BLOCK == 0) return static_cast<const float *>(x) + first;
+    int64_t i = 0;
+    if (permutation)
+        for (; i < k; i++) buffer[i] = load_one(x, first + permutation[i], dtype);
+    else if (dtype == F32)
+        std::memcpy(buffer, static_cast<const float *>(x) + first, size_t(i = k) * 4);
+    else
+        for (; i + W <= k; i += W) store(buffer + i, load_any(x, first + i, dtype));
+    for (; i < k; i++) buffer[i] = load_one(x, first + i, dtype);
+    for (; i < whole_blocks(k); i++) buffer[i] = 0;
+    return buffer;
+}
+
+}  // namespace OPSOCKET_LEVEL
+}  // namespace opsocket
