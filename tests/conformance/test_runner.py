@@ -156,12 +156,12 @@ def test_a_denial_without_reasons_fails(judge):
 
 
 def test_a_cache_that_no_layout_holds_is_unsupported(judge):
-    """65 codes of 4 bits do not fill bytes."""
-    assert judge("cache_write[d=65,kv=i4.token_head]#0").verdict is Verdict.UNSUPPORTED
+    """Blocks of 8 tokens are no whole tiles, and 65 codes of 4 bits do not fill bytes."""
+    assert judge("cache_write[d=65,bs=8,kv=i4.token_head]#0").verdict is Verdict.UNSUPPORTED
 
 
 def test_other_reasons_from_plan_fail(session, judge):
-    case = "attention[d=65,kv=i4.token_head]#0"
+    case = "attention[d=65,bs=8,kv=i4.token_head]#0"
     assert judge(case).verdict is Verdict.UNSUPPORTED
     result = judge(case, "attention", supports=lambda right: Support("none", reasons=NO))
     assert result.verdict is Verdict.FAIL
@@ -169,7 +169,7 @@ def test_other_reasons_from_plan_fail(session, judge):
 
 
 def test_a_claimed_request_that_plan_refuses_fails(judge):
-    case = "attention[d=65,kv=i4.token_head]#0"
+    case = "attention[d=65,bs=8,kv=i4.token_head]#0"
     result = judge(case, "attention", supports=lambda right: Support("native", "torch"))
     assert result.verdict is Verdict.CRASH
     assert result.messages[0].startswith("attention: claimed by supports, and plan refuses")

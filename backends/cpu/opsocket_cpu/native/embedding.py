@@ -8,7 +8,7 @@ from ctypes import c_int32, c_int64, c_void_p
 import numpy as np
 import torch
 
-from opsocket.operators import EmbeddingPlan, PackedWeight, Request, Session
+from opsocket.operators import ContractError, EmbeddingPlan, PackedWeight, Request, Session
 from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket_cpu.native import weights
 from opsocket_cpu.native.command import DTYPES, Command, Op
@@ -26,7 +26,7 @@ class EmbeddingCommand(Command):
 
 
 class NativeEmbedding(NativePlan, EmbeddingPlan):
-    """An id that is no row of the table gives a row of NaN; `checked="deep"` refuses it."""
+    """A replay, which runs without Python, gives a row of NaN for an id that is no row of the table."""
 
     weight_layouts = weights.LAYOUTS
 
@@ -39,6 +39,8 @@ class NativeEmbedding(NativePlan, EmbeddingPlan):
         return weights.dequantize(packed)
 
     def _outputs(self, ids: torch.Tensor, packed: PackedWeight, out: torch.Tensor | None) -> torch.Tensor:
+        if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < packed.n):
+            raise ContractError("ids", f"0 to {packed.n - 1}", f"{int(ids.min())} to {int(ids.max())}")
         return torch.empty(len(ids), packed.k, dtype=TORCH_DTYPES[self.spec.out_dtype]) if out is None else out
 
     def _command(self, y: torch.Tensor, ids: torch.Tensor, packed: PackedWeight, out: torch.Tensor | None) -> Command:
