@@ -105,3 +105,12 @@ def test_without_the_library_other_providers_serve():
     missing = "import pathlib, opsocket_cpu.native.library as l; l.PATH = pathlib.Path('/nowhere/lib.so');"
     done = _python(missing + "l.REASON = pathlib.Path('/nowhere/reason')\n" + RUN)
     assert done.stdout.split() == ["composed", "none"], done.stderr
+
+
+@needs_library
+def test_doctor_tells_the_level_in_force() -> None:
+    done = _python(
+        "import runpy, sys; sys.argv = ['opsocket', 'doctor']; runpy.run_module('opsocket', run_name='__main__')",
+        **{LEVEL_VARIABLE: "portable"},
+    )
+    assert "native kernels at level portable" in done.stdout

@@ -13,6 +13,7 @@ from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Provid
 from opsocket.operators.composed import ComposedProvider
 from opsocket_cpu import host
 from opsocket_cpu.graph import CpuGraph
+from opsocket_cpu.native.library import LEVEL_VARIABLE, absence, library
 from opsocket_cpu.native.provider import NativeProvider
 from opsocket_cpu.onnxruntime_provider.provider import OnnxRuntimeProvider
 from opsocket_cpu.openvino_provider.provider import OpenVinoProvider
@@ -44,6 +45,13 @@ class CpuBackend(Backend):
         from opsocket_cpu.session import CpuSession
 
         return CpuSession(self, device, options)
+
+    def notes(self) -> Sequence[str]:
+        found = library()
+        if found is None:
+            return [f"no native kernels: {absence()}; the other providers serve"]
+        levels = ", ".join(f"{level.name}{'' if level.runs_here else ' (not here)'}" for level in found.levels())
+        return [f"native kernels at level {found.level}, of {levels}; {LEVEL_VARIABLE} forces one"]
 
     def absence(self) -> Absence:
         return Absence("the Python package torch is not installed", "pip install 'opsocket[cpu]'")

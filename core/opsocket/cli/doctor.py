@@ -81,6 +81,8 @@ def _print(facts: dict[str, str], probes: list[Probe]) -> None:
         status = p.status
         took = "" if status.import_seconds is None else f", imported in {status.import_seconds:.2f} s"
         click.echo(f"\nplugin {status.name!r} of {status.distribution} {status.version}: {p.seconds:.1f} s{took}")
+        for note in (note for backend in status.backends for note in backend.notes):
+            click.echo(f"  {note}")
         for warning in p.warnings:
             click.echo(f"  warning: {warning}")
         for fault in status.faults:

@@ -286,6 +286,10 @@ class Backend(Checked, ABC):
         """Why `devices()` is empty; asked only then."""
         return Absence("no device found", "")
 
+    def notes(self) -> Sequence[str]:
+        """What a person should know of how it works here, a line each: `opsocket doctor` shows them."""
+        return ()
+
     def pick(
         self,
         device: DeviceInfo,

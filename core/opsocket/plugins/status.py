@@ -30,7 +30,8 @@ class Fault:
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """One backend. reached: the last stage it passed. fault: why it got no further; None where it is available."""
+    """One backend. reached: the last stage it passed. fault: why it got no further; None where it is available.
+    notes: what the backend says of how it works here."""
 
     name: str
     version: str
@@ -41,6 +42,7 @@ class BackendStatus:
     reached: Stage
     fault: Fault | None = None
     devices: tuple[DeviceInfo, ...] = ()
+    notes: tuple[str, ...] = ()
     backend: Backend | None = field(default=None, compare=False, repr=False)
 
     @property

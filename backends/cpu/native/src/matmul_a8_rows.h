@@ -35,7 +35,7 @@ inline float largest_magnitude(const float *x, int64_t n) {
 // n codes, n a multiple of 16.
 inline void codes_of(const float *x, int64_t n, float scale, int8_t *codes) {
     if (scale == 0) {
-        std::memset(codes, 0, size_t(n));
+        std::memset(codes, 0, n > 0 ? size_t(n) : 0);
         return;
     }
 #if OPSOCKET_AVX512
