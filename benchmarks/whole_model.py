@@ -41,7 +41,7 @@ base-files has it; where it lacks, this project's own documentation serves."""
 OURS = "opsocket"
 REFERENCE = "transformers f32"
 SYSTEMS: dict[str, System] = {
-    OURS: System("opsocket_worker.py", None),
+    OURS: System("opsocket_worker.py", None, ("--activations", "i8_g32", "--dtype", "f32", "--kv-format", "bf16")),
     "opsocket f32": System(
         "opsocket_worker.py", None, ("--activations", "none", "--dtype", "f32", "--kv-format", "f32")
     ),

@@ -102,6 +102,7 @@ class Attention(Check):
 
 def run_and_judge(bench: Bench, scene: Scene, check: Attention) -> tuple[Float64, Float64 | None]:
     """Plan, fill the cache, run once, and judge; returns the output and LSE of the rows that count."""
+    _name_layout(bench, scene)
     plan = bench.plan(scene.request, scene.batch)
     kv, keys, values = fill(bench, scene)
     count, spec = int(scene.batch.q_indptr[-1]), scene.spec
@@ -121,6 +122,14 @@ def run_and_judge(bench: Bench, scene: Scene, check: Attention) -> tuple[Float64
     got_lse = bench.get(lse)[:count] if lse is not None else None
     judge(bench, problem, got, got_lse)
     return got, got_lse
+
+
+def _name_layout(bench: Bench, scene: Scene) -> None:
+    """A request that names no layout means the session's first; another one has to be named."""
+    if scene.layout and scene.request.cache is not None:
+        layouts = bench.session.cache_layouts(scene.request.cache)
+        if scene.layout < len(layouts):
+            scene.request = replace(scene.request, layout=layouts[scene.layout])
 
 
 def _check_outputs(
