@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -129,21 +130,38 @@ def _run(
     """Generate and print. One text streams; several come each when it is finished, since they grow side by side."""
     single = len(prompts) * params.n == 1
     outputs: dict[tuple[int, int], list[Output]] = {}
-    try:
+    with _Interrupt() as interrupt:
         for output in engine.stream(prompts, params):
             key = output.request, output.sample
             outputs.setdefault(key, []).append(output)
-            if quiet:
-                continue
-            if single:
+            if single and not quiet:
                 click.echo(output.text, nl=output.finish_reason is not None)
-            elif output.finish_reason:
+            elif output.finish_reason and not quiet:
                 name = f"{key[0] + 1}" if params.n == 1 else f"{key[0] + 1}.{key[1] + 1}"
                 click.echo(f"[{name}] {''.join(o.text for o in outputs[key])}")
-    except KeyboardInterrupt:
+            if interrupt.came:
+                break
+    if interrupt.came:
         click.echo(err=True)
-        return outputs, True
-    return outputs, False
+    return outputs, interrupt.came
+
+
+class _Interrupt:
+    """Takes note of the first Ctrl-C instead of raising where Python happens to be: an exception that falls into a
+    finalizer is printed and lost. The second one raises."""
+
+    came = False
+
+    def __enter__(self) -> _Interrupt:
+        self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.came = True
+        signal.signal(signal.SIGINT, self._before)
 
 
 def _result(key: tuple[int, int], prompt: list[int], outputs: list[Output]) -> dict[str, Any]:
