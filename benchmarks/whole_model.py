@@ -48,7 +48,6 @@ SYSTEMS: dict[str, System] = {
     "llama.cpp": System("llama_cpp_worker.py", "llama_cpp"),
     "llama.cpp q4_0": System("llama_cpp_worker.py", "llama_cpp", ("--q4_0",)),
     "openvino": System("openvino_worker.py", "openvino"),
-    "onnxruntime": System("onnxruntime_worker.py", "onnxruntime_genai"),
     "transformers bf16": System("transformers_worker.py", None, ("--dtype", "bfloat16")),
     REFERENCE: System("transformers_worker.py", None, ("--dtype", "float32")),
 }

@@ -15,10 +15,7 @@ ROOT = Path(__file__).resolve().parents[2] / ".peers"
 REQUIREMENTS: dict[str, list[str]] = {
     "openvino": ["openvino-genai==2026.4.*", "numpy"],
     "llama_cpp": ["llama-cpp-python", "numpy"],  # compiled here, for this processor: about ten minutes on two cores
-    "onnxruntime_genai": [
-        "onnxruntime-genai==0.18.*", "onnx", "onnx-ir", "torch==2.13.0", "transformers", "gguf", "sentencepiece",
-    ],
-}  # fmt: skip
+}
 SETTINGS = {"llama_cpp": {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF"}}
 
 
