@@ -38,6 +38,7 @@ def main() -> None:
     params.n_ctx = args.context
     params.n_batch = params.n_ubatch = 512
     params.n_seq_max = args.batch
+    params.kv_unified = True  # or each sequence has an eighth of the context, and no more
     params.n_threads = params.n_threads_batch = args.threads
     if hasattr(params, "flash_attn_type"):
         params.flash_attn_type = 1
