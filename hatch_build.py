@@ -13,8 +13,6 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-REASON = "libopsocket_cpu.reason"
-
 
 class NativeKernels(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
@@ -26,13 +24,12 @@ class NativeKernels(BuildHookInterface):
         assert spec.loader is not None
         builder = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(builder)
-        reason = builder.OUTPUT.with_name(REASON)
+        reason = builder.reason_of(builder.OUTPUT)
         try:
             builder.build()
-        except builder.NoCompilerError as error:
+        except builder.BuildError as error:
             self.app.display_warning(f"native kernels of the CPU backend are left out: {error}")
-            builder.OUTPUT.unlink(missing_ok=True)
-            reason.write_text(f"not built: {error}\n")
+            builder.leave_reason(error)
             build_data["artifacts"].append(f"/{reason.relative_to(self.root)}")
             return
         reason.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ folder = Path(llama_cpp.__file__).parent / "lib"
 base = ctypes.CDLL(str(folder / "libggml-base.so"), ctypes.RTLD_GLOBAL)
 cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"), ctypes.RTLD_GLOBAL)
 P = ctypes.c_void_p
+MOST_GRAPHS = 512
 
 
 class InitParams(ctypes.Structure):
@@ -115,7 +116,9 @@ def matmul(case: dict[str, Any]) -> Prepared | str:
         return "no such kernel"
     m, n, k = case["m"], case["n"], case["k"]
     data = quantized(kind, n * k)
-    count = min(copies(data.nbytes) if m == 1 else 2, 512)
+    count = copies(data.nbytes) if m == 1 else 2
+    if count > MOST_GRAPHS:
+        return "too many graphs for weights that together are larger than any cache"
     where = repacked_type() if kind == "q4_0" else None
     weights = [tensors([(kind, (k, n))], where)[0] for _ in range(count)]
     for weight in weights:

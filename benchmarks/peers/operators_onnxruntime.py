@@ -9,6 +9,8 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from protocol import Prepared, arguments, copies, serve_operators
 
+MOST_SESSIONS = 128
+
 args = arguments(__doc__ or "", model=False)
 
 
@@ -46,7 +48,9 @@ def prepare(case: dict[str, Any]) -> Prepared | str:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = args.threads
     size = n * k // 2 + n * (k // group) * 4
-    count = min(copies(size) if m == 1 else 2, 64)
+    count = copies(size) if m == 1 else 2
+    if count > MOST_SESSIONS:
+        return "too many sessions for weights that together are larger than any cache"
     sessions = [onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"]) for _ in range(count)]
     x = {"x": generator.standard_normal((m, k), np.float32)}
     return Prepared(lambda i: sessions[i].run(None, x), count, size)

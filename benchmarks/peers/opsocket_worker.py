@@ -20,8 +20,8 @@ def main() -> None:
     }
     session = opsocket.open("cpu", threads=args.threads)
     options = EngineOptions(
-        max_batch=args.batch, max_step_tokens=4096, max_context=args.context, num_blocks=args.context // 16,
-        prefix_sharing=False, **given,
+        max_batch=args.batch, max_step_tokens=2 * args.context, max_context=args.context,
+        num_blocks=2 * args.context // 16, prefix_sharing=False, **given,
     )  # fmt: skip
     engine = Engine.load(session, args.model, options)
 

@@ -7,6 +7,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 import opsocket_cpu.native
 from opsocket_cpu.native.command import Command, Op
 from opsocket_cpu.native.library import LEVEL_VARIABLE, library
+
+BUILD = Path(__file__).resolve().parents[2] / "backends" / "cpu" / "native" / "build.py"
 
 needs_library = pytest.mark.skipif(library() is None, reason="the native library was not built here")
 
@@ -114,3 +117,16 @@ def test_doctor_tells_the_level_in_force() -> None:
         **{LEVEL_VARIABLE: "portable"},
     )
     assert "native kernels at level portable" in done.stdout
+
+
+@pytest.mark.parametrize(("options", "code"), [(["--optional"], 0), ([], 1)])
+def test_without_a_compiler_the_reason_is_left(tmp_path: Path, options: list[str], code: int) -> None:
+    output = tmp_path / "library.so"
+    output.write_text("an old one")
+    command = [sys.executable, str(BUILD), "--output", str(output), *options]
+    environment = {key: value for key, value in os.environ.items() if key != "CXX"} | {"PATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == code
+    assert "no C++ compiler" in done.stderr
+    assert output.exists() == (code == 1)
+    assert output.with_suffix(".reason").exists() == (code == 0)

@@ -111,7 +111,9 @@ def test_weight_format(
     activation = get_format(weight_format).activation
     if activation != "none":
         round_activations(model, activation)
-        bound = 4e-2  # where two sums differ in their last bit, an activation may round to the next code
+        # Where two sums differ in their last bit an activation may round to the next code. Sums over groups have more
+        # such bits than the one integer sum of a row: one flip in these models was seen to move a logit by 0.0224.
+        bound = 2e-2 if weight_format == "i8_channel_a8" else 4e-2
     want = [transformers_logits(model, prompt) for prompt in PROMPTS]
     assert min(w.std() for w in want) > 0.3
     difference = worst(engine_logits(session, checkpoint, PROMPTS), want)

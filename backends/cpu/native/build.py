@@ -1,9 +1,9 @@
 """Compiles the native kernels: every kernel once for each instruction-set level, and one shared library of all.
 
-    python backends/cpu/native/build.py [--sanitize address|thread|undefined] [--compiler g++] [--output FILE]
+    python backends/cpu/native/build.py [--sanitize KIND] [--compiler g++] [--output FILE] [--optional]
 
-Needs a C++20 compiler (g++ or clang++) and nothing else. The build hook of the distribution calls `build`; where there
-is no compiler it leaves the reason in a file beside the library's place, for `opsocket doctor`.
+Needs a C++20 compiler (g++ or clang++) and nothing else. The build hook of the distribution calls `build`; where that
+fails it leaves the reason in a file beside the library's place, for `opsocket doctor`.
 """
 
 from __future__ import annotations
@@ -46,8 +46,23 @@ FLAGS = [
 ]
 
 
-class NoCompilerError(Exception):
-    """There is no compiler here, or it can't compile the kernels."""
+class BuildError(Exception):
+    """The kernels can't be compiled: what the compiler said."""
+
+
+class NoCompilerError(BuildError):
+    """There is no compiler here."""
+
+
+def reason_of(output: Path) -> Path:
+    """The file beside a library's place that says why there is none; `opsocket doctor` reads it."""
+    return output.with_suffix(".reason")
+
+
+def leave_reason(error: BuildError, output: Path = OUTPUT) -> None:
+    """No library, but why."""
+    output.unlink(missing_ok=True)
+    reason_of(output).write_text(f"not built: {error}\n")
 
 
 def find_compiler() -> str:
@@ -66,7 +81,7 @@ def build(
     cache: Path | None = None,
     jobs: int | None = None,
 ) -> bool:
-    """Compile what has changed; whether anything had. NoCompilerError carries what the compiler said."""
+    """Compile what has changed; whether anything had. BuildError carries what the compiler said."""
     compiler, machine, extra = compiler or find_compiler(), machine or platform.machine(), extra or []
     cache = Path(os.environ.get(SHARED_CACHE) or cache or HERE / ".objects")
     units = units_of(sorted((HERE / "src").glob("*.cpp")), compiler, machine, extra, cache)
@@ -96,7 +111,7 @@ Unit = tuple[Path, list[str], Path]
 def units_of(sources: list[Path], compiler: str, machine: str, extra: list[str], cache: Path) -> list[Unit]:
     """Every source once for each level, those of COMMON once; objects are named by their source, level and content."""
     if machine not in LEVELS:
-        raise NoCompilerError(f"no instruction-set levels are known for the architecture {machine}")
+        raise BuildError(f"no instruction-set levels are known for the architecture {machine}")
     version = _run([*compiler.split(), "--version"])
     units = []
     for source in sources:
@@ -140,7 +155,7 @@ def _compile(compiler: str, source: Path, options: list[str], target: Path) -> N
 def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise NoCompilerError(f"{' '.join(command[:1])} failed with {done.returncode}:\n{done.stderr.strip()[-4000:]}")
+        raise BuildError(f"{' '.join(command[:1])} failed with {done.returncode}:\n{done.stderr.strip()[-4000:]}")
     if done.stderr.strip():
         print(done.stderr, file=sys.stderr)
     return done.stdout
@@ -151,6 +166,7 @@ def main() -> None:
     parser.add_argument("--sanitize", choices=("address", "thread", "undefined"))
     parser.add_argument("--compiler")
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--optional", action="store_true", help="no compiler is no error; the reason is left")
     args = parser.parse_args()
     extra, cache = [], HERE / ".objects"
     if args.sanitize:
@@ -158,7 +174,14 @@ def main() -> None:
     try:
         changed = build(args.output, args.compiler, extra=extra, cache=cache)
     except NoCompilerError as error:
+        if not args.optional:
+            sys.exit(f"error: {error}")
+        leave_reason(error, args.output)
+        print(f"native kernels are left out: {error}", file=sys.stderr)
+        return
+    except BuildError as error:
         sys.exit(f"error: {error}")
+    reason_of(args.output).unlink(missing_ok=True)
     print(f"{args.output}: {'built' if changed else 'up to date'}")
 
 

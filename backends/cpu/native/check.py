@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from build import HERE, LEVELS, SHARED_CACHE, NoCompilerError, compile_units, find_compiler, units_of
+from build import HERE, LEVELS, SHARED_CACHE, BuildError, compile_units, find_compiler, units_of
 
 NOT_HERE = 77
 """What a test ends with where the processor lacks its level."""
@@ -51,7 +51,7 @@ def check(
             command = [*compiler.split(), "-pthread", *static, *extra, "-o", str(program), *linked]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise NoCompilerError(done.stderr[-4000:])
+                raise BuildError(done.stderr[-4000:])
             done = subprocess.run([*emulator, str(program)], capture_output=True, text=True, env=environment)
             verdict = {0: "ok", NOT_HERE: "not on this processor"}.get(done.returncode, f"FAILED ({done.returncode})")
             print(f"{machine} {sanitizer or 'plain'} {level} {source.stem}: {verdict}", flush=True)
@@ -78,7 +78,7 @@ def main() -> None:
                 print(f"not checked for {args.machine}: {' and '.join(missing)} not on the path")
                 return
         failed = sum(check(args.tests, compiler, args.machine, emulator, s, args.verbose) for s in args.sanitize)
-    except NoCompilerError as error:
+    except BuildError as error:
         sys.exit(f"error: {error}")
     sys.exit(f"{failed} failed" if failed else 0)
 

@@ -4,7 +4,6 @@
 // other, are one line that is cut into as many parts of equal length as there are threads, so that at most one sequence
 // is shared by any two neighbours; their states are joined after a barrier (flash decoding: Dao et al. 2023). All
 // other sequences are cut into items of some rows of one KV head, which threads take one by one, longest first.
-#include "attention_decode.h"
 #include "attention_part.h"
 #include "attention_tile.h"
 #include "kernels.h"
@@ -116,8 +115,7 @@ void compute_part(const Attention &c, int64_t sequence, int64_t queries, Span ke
     const int32_t *blocks = c.cache.k.data ? c.batch->block_table + sequence * c.batch->table_width : nullptr;
     Part part{c, sequence, blocks, int32_t(keys.first), int32_t(keys.last), int32_t(queries),
               q, row, state.acc, state.top, state.total, arena.at};
-    if (decodes(c, int32_t(queries))) attend_part(part);
-    else attend_part_by_tiles(part);
+    attend_part_by_tiles(part);
 }
 
 void finish_rows(const Attention &c, int64_t sequence, int64_t queries, const Slot &state) {

@@ -1,7 +1,6 @@
 // A part of one sequence's attention where queries are few: all of its queries and heads, over a range of its keys.
 // This is the border between the driver (attention.cpp), which cuts sequences into parts of equal bytes, one thread to
-// a part, and joins them, and what computes a part: `attend_part` of attention_decode.h where `decodes` says that it can, else
-// the generic tiles of attention_tile.h.
+// a part, and joins them, and what computes a part: the tiles of attention_tile.h.
 #pragma once
 #include "attention_rows.h"
 

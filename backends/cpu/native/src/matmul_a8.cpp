@@ -179,7 +179,8 @@ void matmul_a8(const Command *command, Worker &worker) {
     const MatmulA8 &c = *static_cast<const MatmulA8 *>(command);
     const Scratch scratch(worker.own, c.k);
     const int64_t panels = (c.n + PANEL - 1) / PANEL;
-    const int64_t rows = c.offsets ? c.offsets[c.experts] : c.rows;
+    // Offsets are read here for the first time, unless `checked="deep"`: wrong ones may give wrong rows, no more.
+    const int64_t rows = c.offsets ? std::clamp(c.offsets[c.experts], int64_t(0), c.rows) : c.rows;
     if (rows == 1 && !c.offsets) {
         const Cuts cuts = cuts_of(c.weights[0].panels, c.x_group);
         int64_t begin, end;

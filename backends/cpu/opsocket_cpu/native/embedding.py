@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from ctypes import c_int32, c_int64, c_void_p
 
-import numpy as np
 import torch
 
-from opsocket.operators import ContractError, EmbeddingPlan, PackedWeight, Request, Session
+from opsocket.operators import ContractError, EmbeddingPlan, PackedWeight
 from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket_cpu.native import weights
 from opsocket_cpu.native.command import DTYPES, Command, Op
@@ -25,18 +23,8 @@ class EmbeddingCommand(Command):
     )  # fmt: skip
 
 
-class NativeEmbedding(NativePlan, EmbeddingPlan):
+class NativeEmbedding(NativePlan, weights.OverPanels, EmbeddingPlan):
     """A replay, which runs without Python, gives a row of NaN for an id that is no row of the table."""
-
-    weight_layouts = weights.LAYOUTS
-
-    @classmethod
-    def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
-        return weights.prepare(session, request.spec, tensors)
-
-    @classmethod
-    def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
-        return weights.dequantize(packed)
 
     def _outputs(self, ids: torch.Tensor, packed: PackedWeight, out: torch.Tensor | None) -> torch.Tensor:
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < packed.n):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from ctypes import c_int32, c_int64, c_void_p
 
-import numpy as np
 import torch
 
-from opsocket.operators import MatmulPlan, PackedWeight, Request, Session
+from opsocket.operators import MatmulPlan, PackedWeight
 from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket_cpu.native import weights
 from opsocket_cpu.native.command import DTYPES, Command, Op
@@ -26,18 +24,8 @@ class MatmulA16Command(Command):
     )  # fmt: skip
 
 
-class NativeMatmulA16(NativePlan, MatmulPlan):
+class NativeMatmulA16(NativePlan, weights.OverPanels, MatmulPlan):
     """Codes are widened to f32 and multiplied there; sums are f32."""
-
-    weight_layouts = weights.LAYOUTS
-
-    @classmethod
-    def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
-        return weights.prepare(session, request.spec, tensors)
-
-    @classmethod
-    def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
-        return weights.dequantize(packed)
 
     def _outputs(
         self, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor | None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from ctypes import c_int32, c_int64, c_void_p
 from typing import Any
 
-import numpy as np
 import torch
 
-from opsocket.operators import GroupedMatmulPlan, MatmulPlan, PackedWeight, Request, Session
+from opsocket.operators import GroupedMatmulPlan, MatmulPlan, PackedWeight
 from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket.quantization import get_format
 from opsocket.quantization.formats import ACTIVATION_GROUP
@@ -74,19 +73,9 @@ class _A8Plan(NativePlan):
         return command
 
 
-class NativeMatmulA8(_A8Plan, MatmulPlan):
+class NativeMatmulA8(_A8Plan, weights.OverPanels, MatmulPlan):
     """The integer sums of a weight with one scale per row go over all of K; other weights' over a group, or 32 columns
     where x has scales of its own for these."""
-
-    weight_layouts = weights.LAYOUTS
-
-    @classmethod
-    def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
-        return weights.prepare(session, request.spec, tensors)
-
-    @classmethod
-    def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
-        return weights.dequantize(packed)
 
     def _outputs(
         self, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor | None
@@ -104,18 +93,8 @@ class NativeMatmulA8(_A8Plan, MatmulPlan):
         return self._a8_command(y, x, (packed,), None, bias)
 
 
-class NativeGroupedMatmulA8(_A8Plan, GroupedMatmulPlan):
+class NativeGroupedMatmulA8(_A8Plan, weights.OverPanels, GroupedMatmulPlan):
     """Experts' offsets are read when the kernel runs: a captured run sees what stands there then."""
-
-    weight_layouts = weights.LAYOUTS
-
-    @classmethod
-    def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
-        return weights.prepare(session, request.spec, tensors)
-
-    @classmethod
-    def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
-        return weights.dequantize(packed)
 
     def _outputs(
         self,

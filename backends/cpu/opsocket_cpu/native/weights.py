@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from opsocket.operators import PackedWeight, Session
+from opsocket.operators import PackedWeight, Request, Session
 from opsocket.operators.torch_session import storage_bytes
 from opsocket.quantization import GroupedWeight, get_format
 
@@ -62,6 +62,20 @@ class FloatPanels:
     @property
     def nbytes(self) -> int:
         return storage_bytes(self.data)
+
+
+class OverPanels:
+    """What plans whose weights are panels have in common; named before the operator's plan class."""
+
+    weight_layouts = LAYOUTS
+
+    @classmethod
+    def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
+        return prepare(session, request.spec, tensors)
+
+    @classmethod
+    def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
+        return dequantize(packed)
 
 
 def prepare(session: Session, spec: Any, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
