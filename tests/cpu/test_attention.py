@@ -213,6 +213,28 @@ def test_values_hidden_from_a_query_never_reach_it(session: Any, shared: bool):
     np.testing.assert_allclose(got[~touched], want[~touched], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_stale_slots_never_reach_a_decoded_token(session: Any, dtype: Any):
+    """NaN before the window and at and past kv_len, within the first and last tiles, changes no bit of the output."""
+    rng, kv_len, window = np.random.default_rng(5), 85, 60
+    cache_spec = CacheSpec(8, 16, 2, 40, 40, KVFormat(dtype), KVFormat(dtype))
+    write = session.plan(Request(CacheWriteSpec("f32"), cache_spec), SlotBatch(np.arange(128)))
+    spec = AttentionSpec(6, 2, 40, 40, 40**-0.5, window_left=window)
+    batch = AttentionBatch(np.array([0, 1]), np.array([kv_len]), np.arange(8, dtype=np.int32)[None])
+    q = session.upload(rng.standard_normal((1, 6, 40)).astype(np.float32))
+    k, v = (rng.standard_normal((128, 2, 40)).astype(np.float32) for _ in range(2))
+    results = []
+    for stale in (0.0, np.nan):
+        for x in (k, v):
+            x[: kv_len - 1 - window] = x[kv_len:] = stale
+        cache = session.allocate_cache(cache_spec)
+        write.run(cache, session.upload(k), session.upload(v))
+        results.append(session.download(session.plan(Request(spec, cache_spec), batch).run(q, cache)[0]))
+    assert np.isfinite(results[0]).all()
+    assert np.ptp(results[0]) > 0
+    np.testing.assert_array_equal(results[1], results[0])
+
+
 def test_logits_beyond_the_range_of_exp(session: Any, attention_reference: Any):
     rng, n = np.random.default_rng(4), 9
     (k, v), kv = _ragged(session, rng, n)

@@ -115,7 +115,8 @@ void compute_part(const Attention &c, int64_t sequence, int64_t queries, Span ke
     const int32_t *blocks = c.cache.k.data ? c.batch->block_table + sequence * c.batch->table_width : nullptr;
     Part part{c, sequence, blocks, int32_t(keys.first), int32_t(keys.last), int32_t(queries),
               q, row, state.acc, state.top, state.total, arena.at};
-    attend_part_by_tiles(part);
+    if (decodes_part(part)) decode_part(part);
+    else attend_part_by_tiles(part);
 }
 
 void finish_rows(const Attention &c, int64_t sequence, int64_t queries, const Slot &state) {

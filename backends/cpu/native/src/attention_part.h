@@ -1,6 +1,6 @@
 // A part of one sequence's attention where queries are few: all of its queries and heads, over a range of its keys.
 // This is the border between the driver (attention.cpp), which cuts sequences into parts of equal bytes, one thread to
-// a part, and joins them, and what computes a part: the tiles of attention_tile.h.
+// a part, and joins them, and what computes a part: attention_decode.cpp, or the tiles of attention_tile.h.
 #pragma once
 #include "attention_rows.h"
 
@@ -32,6 +32,10 @@ struct Part {
     float *top, *total;     // [q_heads * queries]
     unsigned char *scratch;  // of this thread, 64-byte aligned; at least PART_SCRATCH bytes
 };
+
+// Kernels for one query over a cache (attention_decode.cpp), and whether they take a part.
+bool decodes_part(const Part &part);
+void decode_part(const Part &part);
 
 constexpr int64_t PART_SCRATCH = int64_t(3) << 18;  // 768 KiB
 

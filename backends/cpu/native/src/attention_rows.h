@@ -12,6 +12,13 @@ namespace OPSOCKET_LEVEL {
 
 constexpr int KEYS = 64;  // of a tile of scores
 
+inline F iota() {
+    F v;
+    for (int i = 0; i < W; i++) v[i] = float(i);
+    return v;
+}
+inline I lanes() { return __builtin_convertvector(iota(), I); }
+
 // What row r knows: it sees keys [low, high), and of new tokens only those whose bit is set in `tree`.
 struct Row {
     int32_t low, high;

@@ -78,13 +78,6 @@ inline void products(const uint32_t *a, int64_t a_stride, const uint32_t *b, int
     for (; j < width; j += W) product<R, 1, PAIRS>(a, a_stride, b + j, b_stride, depth, sums + j, stride, factor);
 }
 
-inline F iota() {
-    F v;
-    for (int i = 0; i < W; i++) v[i] = float(i);
-    return v;
-}
-inline I lanes() { return __builtin_convertvector(iota(), I); }
-
 // Raw products of one row with keys [key, key + count) become logits, hidden ones -inf; their largest.
 inline float logits(const Attention &c, const Row &row, int64_t key, int count, float *s) {
     F top = set(-INFINITY);

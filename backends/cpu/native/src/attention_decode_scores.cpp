@@ -1,0 +1,204 @@
+// Queries as the dot products want them, and the dot products with keys: 16 keys of a tile in a vector.
+#include <algorithm>
+#include <utility>
+
+#include "attention_decode.h"
+
+namespace opsocket {
+namespace OPSOCKET_LEVEL {
+
+static int64_t padded(int64_t dim) { return (dim + TILE - 1) / TILE * TILE; }
+
+int64_t decode_query_floats(int64_t dim, int rows) { return (padded(dim) * 2 * rows + 15) / 16 * 16; }
+
+void decode_prepare(
+    DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const void *const *q, int32_t dtype,
+    float scale
+) {
+    int64_t dim = k.dim, n = padded(dim);
+    float number = scale;
+    if (k.granularity == SCALE_TENSOR) number *= k.scale[0];
+    else if (k.granularity == SCALE_HEAD) number *= k.scale[head];
+    const float *channels = k.granularity == SCALE_CHANNEL ? k.scale + head * dim : nullptr;
+    query.rows = rows;
+    query.dot = decode_dot(k.code, dtype == BF16 && !channels);
+    query.values = memory;
+    query.packed = reinterpret_cast<int32_t *>(memory + n * rows);
+    std::fill_n(memory, n * rows * 2, 0.0f);
+    int pairs = decode_pairs(k.code);
+    for (int r = 0; r < rows; r++) {
+        query.scale[r] = number;
+        for (int64_t d = 0; d < dim; d++) {
+            float x = load_one(q[r], d, dtype);
+            if (channels) x *= channels[d];
+            int64_t at = pairs == 1 ? d * rows + r
+                         : pairs == 2 ? (d / 2 * rows + r) * 2 + d % 2
+                                      : (d / 4 * rows + r) * 4 + (d % 2) * 2 + d % 4 / 2;
+            query.values[at] = x;
+        }
+    }
+    if (query.dot == DOT_BF16) {
+        uint16_t *packed = reinterpret_cast<uint16_t *>(query.packed);
+        int together = k.code == KV_BF16 ? 2 : 4;  // that are broadcast at once
+        for (int r = 0; r < rows; r++)
+            for (int64_t d = 0; d < dim; d++)
+                packed[(d / together * rows + r) * together + d % together] = static_cast<const uint16_t *>(q[r])[d];
+    }
+}
+
+// ---- one by one, at every level
+
+template <int32_t C, int R> static void scores_f32(
+    const DecodeQuery &query, const unsigned char *tile, const unsigned char *ahead, int64_t vectors, float *s
+) {
+    constexpr int N = kv_per_dword(C);
+    for (int part = 0; part < TILE; part += W) {
+        F sums[R][2];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = set(0.0f);
+        const float *q = query.values;
+        for (int64_t i = 0; i < vectors; i++) {
+            U x = load_as<U>(tile + i * 64 + part * 4);
+            prefetch(ahead + i * 64 + part * 4);
+#pragma GCC unroll 16
+            for (int j = 0; j < N; j++) {
+                F k = decode_one<C>(x, j);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) sums[r][j & 1] += k * set(q[j * R + r]);
+            }
+            q += N * R;
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) store(s + r * DECODE_TOKENS + part, (sums[r][0] + sums[r][1]) * query.scale[r]);
+    }
+}
+
+#if OPSOCKET_AVX512
+// Numbers of 16 bits and less, widened two at a time; even and odd lanes of a sum are added at its end.
+template <int32_t C, int R> static void scores_pairs(
+    const DecodeQuery &query, const unsigned char *tile, const unsigned char *ahead, int64_t vectors, float *s
+) {
+    __m512 sums[R][2];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+    const float *q = query.values;
+    if constexpr (C == KV_F16) {
+        for (int64_t i = 0; i < vectors; i++) {
+            __m512 a = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(tile + i * 64)));
+            __m512 b = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(tile + i * 64 + 32)));
+            prefetch(ahead + i * 64);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                __m512 x = broadcast_pair(q + r * 2);
+                sums[r][0] = _mm512_fmadd_ps(a, x, sums[r][0]);
+                sums[r][1] = _mm512_fmadd_ps(b, x, sums[r][1]);
+            }
+            q += 2 * R;
+        }
+    } else {
+        const CodeDecoder<C> decoder;
+        const __m512i upper = _mm512_set1_epi32(int(0xffff0000));
+        for (int64_t i = 0; i < vectors; i++) {
+            __m512i x = _mm512_load_si512(tile + i * 64);
+            prefetch(ahead + i * 64);
+#pragma GCC unroll 4
+            for (int field = 0; field < decoder.FIELDS; field++, q += 4 * R) {
+                __m512i a, b;
+                decoder(x, field, a, b);
+                __m512 a0 = (__m512)_mm512_slli_epi32(a, 16), a1 = (__m512)_mm512_and_si512(a, upper);
+                __m512 b0 = (__m512)_mm512_slli_epi32(b, 16), b1 = (__m512)_mm512_and_si512(b, upper);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) {
+                    __m512 y0 = broadcast_pair(q + r * 4), y1 = broadcast_pair(q + r * 4 + 2);
+                    sums[r][0] = _mm512_fmadd_ps(a0, y0, sums[r][0]);
+                    sums[r][1] = _mm512_fmadd_ps(b0, y0, sums[r][1]);
+                    sums[r][0] = _mm512_fmadd_ps(a1, y1, sums[r][0]);
+                    sums[r][1] = _mm512_fmadd_ps(b1, y1, sums[r][1]);
+            }
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+        store(s + r * DECODE_TOKENS, (F)join_pairs<C>(sums[r][0], sums[r][1]) * query.scale[r]);
+}
+#endif
+
+#if OPSOCKET_AVX512_BF16
+template <int32_t C, int R> static void scores_bf16(
+    const DecodeQuery &query, const unsigned char *tile, const unsigned char *ahead, int64_t vectors, float *s
+) {
+    __m512 sums[R][2];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+    const int32_t *q = query.packed;
+    if constexpr (C == KV_BF16) {
+        int64_t i = 0;
+        for (; i + 2 <= vectors; i += 2) {
+            __m512bh a = (__m512bh)_mm512_load_si512(tile + i * 64), b = (__m512bh)_mm512_load_si512(tile + i * 64 + 64);
+            prefetch(ahead + i * 64);
+            prefetch(ahead + i * 64 + 64);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                sums[r][0] = _mm512_dpbf16_ps(sums[r][0], a, (__m512bh)_mm512_set1_epi32(q[r]));
+                sums[r][1] = _mm512_dpbf16_ps(sums[r][1], b, (__m512bh)_mm512_set1_epi32(q[R + r]));
+            }
+            q += 2 * R;
+        }
+        for (; i < vectors; i++, q += R)
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++)
+                sums[r][0] = _mm512_dpbf16_ps(sums[r][0], (__m512bh)_mm512_load_si512(tile + i * 64), (__m512bh)_mm512_set1_epi32(q[r]));
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++)
+            store(s + r * DECODE_TOKENS, (F)_mm512_add_ps(sums[r][0], sums[r][1]) * query.scale[r]);
+    } else {
+        const CodeDecoder<C> decoder;
+        for (int64_t i = 0; i < vectors; i++) {
+            __m512i x = _mm512_load_si512(tile + i * 64);
+            prefetch(ahead + i * 64);
+#pragma GCC unroll 4
+            for (int field = 0; field < decoder.FIELDS; field++, q += 2 * R) {
+                __m512i a, b;
+                decoder(x, field, a, b);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) {
+                    __m512bh y = (__m512bh)broadcast_pair((const float *)(q + r * 2));
+                    sums[r][0] = _mm512_dpbf16_ps(sums[r][0], (__m512bh)a, y);
+                    sums[r][1] = _mm512_dpbf16_ps(sums[r][1], (__m512bh)b, y);
+            }
+            }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++)
+            store(s + r * DECODE_TOKENS, (F)join_pairs<C>(sums[r][0], sums[r][1]) * query.scale[r]);
+    }
+}
+#endif
+
+template <int32_t C, int R> static DecodeScores choose(int32_t dot) {
+#if OPSOCKET_AVX512_BF16
+    if constexpr (decode_dot(C, true) == DOT_BF16)
+        if (dot == DOT_BF16) return scores_bf16<C, R>;
+#endif
+#if OPSOCKET_AVX512
+    if constexpr (decode_pairs(C) > 1) return scores_pairs<C, R>;
+    else
+#endif
+    {
+        (void)dot;
+        return scores_f32<C, R>;
+    }
+}
+
+DecodeScores decode_scores(int32_t code, int32_t dot, int rows) {
+    DecodeScores scores = nullptr;
+    with_code(code, [&](auto c) {
+        constexpr int32_t C = decltype(c)::value;
+        scores = rows == 1 ? choose<C, 1>(dot) : rows == 2 ? choose<C, 2>(dot) : rows == 3 ? choose<C, 3>(dot) : choose<C, 4>(dot);
+    });
+    return scores;
+}
+
+}  // namespace OPSOCKET_LEVEL
+}  // namespace opsocket

@@ -1,0 +1,223 @@
+// Weighted sums of values: 16 dimensions of a tile in a vector, over the tiles of a chunk.
+#include "attention_decode.h"
+
+namespace opsocket {
+namespace OPSOCKET_LEVEL {
+
+// ---- one by one, at every level
+
+// V vectors of W dims from dim `d`.
+template <int32_t C, int R, int V> static void sum_f32(const DecodeWeights &w, int64_t d, float *out) {
+    constexpr int N = kv_per_dword(C), ROWS = TILE / N;
+    F sums[R][V];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sums[r][v] = load(out + r * w.width + d + v * W) * w.carry[r];
+    for (int t = 0; t < w.count; t++) {
+        const unsigned char *tile = w.tiles[t] + d * 4, *ahead = w.ahead[t] + d * 4;
+        const float *p = w.p + t * TILE;
+        for (int i = 0; i < ROWS; i++) {
+            U x[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                x[v] = load_as<U>(tile + (i * w.width + v * W) * 4);
+                prefetch(ahead + (i * w.width + v * W) * 4);
+            }
+#pragma GCC unroll 16
+            for (int j = 0; j < N; j++) {
+                F value[V];
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) value[v] = decode_one<C>(x[v], j);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) {
+                    F weight = set(p[r * DECODE_TOKENS + i * N + j]);
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) sums[r][v] += value[v] * weight;
+                }
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) store(out + r * w.width + d + v * W, sums[r][v]);
+}
+
+#if OPSOCKET_AVX512
+// Floats widened two at a time (two tokens of one dim in neighbouring lanes), V vectors of 16 dims.
+template <int32_t C, int R, int V> static void sum_pairs(const DecodeWeights &w, int64_t d, float *out) {
+    constexpr int N = kv_per_dword(C), ROWS = TILE / N;
+    __m512 sums[R][V][2];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sums[r][v][0] = sums[r][v][1] = _mm512_setzero_ps();
+    const __m512i upper = _mm512_set1_epi32(int(0xffff0000));
+    for (int t = 0; t < w.count; t++) {
+        const unsigned char *tile = w.tiles[t] + d * 4, *ahead = w.ahead[t] + d * 4;
+        const float *p = w.p + t * TILE;
+        for (int i = 0; i < ROWS; i++) {
+            if constexpr (C == KV_F16) {
+                __m512 a[V], b[V];
+#pragma GCC unroll 2
+                for (int v = 0; v < V; v++) {
+                    const unsigned char *x = tile + (i * w.width + v * 16) * 4;
+                    a[v] = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)x));
+                    b[v] = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(x + 32)));
+                    prefetch(ahead + (i * w.width + v * 16) * 4);
+                }
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) {
+                    __m512 weight = broadcast_pair(p + r * DECODE_TOKENS + i * 2);
+#pragma GCC unroll 2
+                    for (int v = 0; v < V; v++) {
+                        sums[r][v][0] = _mm512_fmadd_ps(a[v], weight, sums[r][v][0]);
+                        sums[r][v][1] = _mm512_fmadd_ps(b[v], weight, sums[r][v][1]);
+                    }
+                }
+            } else {
+                const CodeDecoder<C> decoder;
+#pragma GCC unroll 2
+                for (int v = 0; v < V; v++) {
+                    __m512i dwords = _mm512_load_si512(tile + (i * w.width + v * 16) * 4);
+                    prefetch(ahead + (i * w.width + v * 16) * 4);
+#pragma GCC unroll 4
+                    for (int field = 0; field < decoder.FIELDS; field++) {
+                        __m512i a, b;
+                        decoder(dwords, field, a, b);
+                        __m512 a0 = (__m512)_mm512_slli_epi32(a, 16), a1 = (__m512)_mm512_and_si512(a, upper);
+                        __m512 b0 = (__m512)_mm512_slli_epi32(b, 16), b1 = (__m512)_mm512_and_si512(b, upper);
+#pragma GCC unroll 4
+                        for (int r = 0; r < R; r++) {
+                            __m512 x = broadcast_pair(p + r * DECODE_TOKENS + (i * decoder.FIELDS + field) * 4);
+                            __m512 y = broadcast_pair(p + r * DECODE_TOKENS + (i * decoder.FIELDS + field) * 4 + 2);
+                            sums[r][v][0] = _mm512_fmadd_ps(a0, x, sums[r][v][0]);
+                            sums[r][v][1] = _mm512_fmadd_ps(b0, x, sums[r][v][1]);
+                            sums[r][v][0] = _mm512_fmadd_ps(a1, y, sums[r][v][0]);
+                            sums[r][v][1] = _mm512_fmadd_ps(b1, y, sums[r][v][1]);
+                    }
+                    }
+                }
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            float *o = out + r * w.width + d + v * 16;
+            store(o, load(o) * w.carry[r] + (F)join_pairs<C>(sums[r][v][0], sums[r][v][1]));
+        }
+}
+#endif
+
+#if OPSOCKET_AVX512_BF16
+template <int32_t C, int R, int V> static void sum_bf16(const DecodeWeights &w, int64_t d, float *out) {
+    constexpr int N = kv_per_dword(C), ROWS = TILE / N;
+    constexpr int HALVES = C == KV_BF16 ? 1 : 2, FIELDS = C == KV_BF16 ? 1 : N / 4;
+    __m512 sums[R][V][HALVES];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++)
+#pragma GCC unroll 2
+            for (int half = 0; half < HALVES; half++) sums[r][v][half] = _mm512_setzero_ps();
+    for (int t = 0; t < w.count; t++) {
+        const unsigned char *tile = w.tiles[t] + d * 4, *ahead = w.ahead[t] + d * 4;
+        const int32_t *p = reinterpret_cast<const int32_t *>(w.packed) + t * 8;
+        for (int i = 0; i < ROWS; i++) {
+            __m512i dwords[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                dwords[v] = _mm512_load_si512(tile + (i * w.width + v * 16) * 4);
+                prefetch(ahead + (i * w.width + v * 16) * 4);
+            }
+#pragma GCC unroll 4
+            for (int field = 0; field < FIELDS; field++) {
+                __m512i x[V][HALVES];
+                if constexpr (C == KV_BF16) {
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) x[v][0] = dwords[v];
+                } else {
+                    const CodeDecoder<C> decoder;
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) decoder(dwords[v], field, x[v][0], x[v][1]);
+                }
+                const int32_t *at = p + (i * FIELDS + field) * HALVES;
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++, at += DECODE_TOKENS / 2) {
+                    __m512i weight = C == KV_BF16 ? _mm512_set1_epi32(*at) : (__m512i)broadcast_pair((const float *)at);
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++)
+#pragma GCC unroll 2
+                        for (int half = 0; half < HALVES; half++)
+                            sums[r][v][half] = _mm512_dpbf16_ps(sums[r][v][half], (__m512bh)x[v][half], (__m512bh)weight);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            float *o = out + r * w.width + d + v * 16;
+            F all = (F)sums[r][v][0];
+            if constexpr (HALVES == 2) all = (F)join_pairs<C>(sums[r][v][0], sums[r][v][1]);
+            store(o, load(o) * w.carry[r] + all);
+        }
+}
+#endif
+
+// WIDE vectors at a time, then one.
+#define BY_VECTORS(sum, WIDE, STEP)                                                       \
+    int64_t d = 0;                                                                        \
+    for (; d + WIDE * STEP <= w.width; d += WIDE * STEP) sum<C, R, WIDE>(w, d, out);      \
+    for (; d < w.width; d += STEP) sum<C, R, 1>(w, d, out);
+
+template <int32_t C, int R> static void values_f32(const DecodeWeights &w, float *out) {
+#if OPSOCKET_AVX512
+    BY_VECTORS(sum_f32, 4, W)
+#else
+    for (int64_t d = 0; d < w.width; d += 2 * W) sum_f32<C, R, 2>(w, d, out);
+#endif
+}
+#if OPSOCKET_AVX512
+template <int32_t C, int R> static void values_pairs(const DecodeWeights &w, float *out) { BY_VECTORS(sum_pairs, 2, 16) }
+#endif
+#if OPSOCKET_AVX512_BF16
+template <int32_t C, int R> static void values_bf16(const DecodeWeights &w, float *out) {
+    if constexpr (C == KV_BF16) {
+        BY_VECTORS(sum_bf16, 4, 16)
+    } else {
+        BY_VECTORS(sum_bf16, 2, 16)
+    }
+}
+#endif
+
+template <int32_t C, int R> static DecodeValues choose(int32_t dot) {
+#if OPSOCKET_AVX512_BF16
+    if constexpr (decode_dot(C, true) == DOT_BF16)
+        if (dot == DOT_BF16) return values_bf16<C, R>;
+#endif
+#if OPSOCKET_AVX512
+    if constexpr (decode_pairs(C) > 1) return values_pairs<C, R>;
+    else
+#endif
+    {
+        (void)dot;
+        return values_f32<C, R>;
+    }
+}
+
+DecodeValues decode_values(int32_t code, int32_t dot, int rows) {
+    DecodeValues values = nullptr;
+    with_code(code, [&](auto c) {
+        constexpr int32_t C = decltype(c)::value;
+        values = rows == 1 ? choose<C, 1>(dot) : rows == 2 ? choose<C, 2>(dot) : rows == 3 ? choose<C, 3>(dot) : choose<C, 4>(dot);
+    });
+    return values;
+}
+
+}  // namespace OPSOCKET_LEVEL
+}  // namespace opsocket
