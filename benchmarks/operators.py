@@ -92,7 +92,7 @@ CASES = [
     *(matmul(*fmt, *shape, m) for shape in SHAPES for fmt in A8 for m in (1, 8, 128, 512)),
     *(matmul(*fmt, 3584, 3584, m) for fmt in OTHERS for m in (1, 128)),
     *(attention(cache, *context) for cache in ("bf16", "f8e4m3fn", "i8", "i4") for context in CONTEXTS),
-    *(attention("bf16", context, 1, fast=True) for context in (1024, 4096, 16384)),
+    *(attention(cache, *context, fast=True) for cache in ("bf16", "f8e4m3fn", "i8", "i4") for context in CONTEXTS),
     *(attention("bf16", 1024, batch, heads=SMOLLM2) for batch in (1, 8)),
     *(attention("bf16", n, 1, q_len=n, fast=fast) for n in (512, 2048) for fast in (True, False)),
     *(attention("bf16", n, 1, q_len=n, heads=SMOLLM2, fast=fast) for n in (512, 2048) for fast in (True, False)),

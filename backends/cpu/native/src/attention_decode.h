@@ -1,17 +1,17 @@
-// Attention of few query rows over tiles of a paged cache (tiles.h): what decode and short verification steps are.
+// Attention of one query of a sequence over tiles of a paged cache (tiles.h): what a decode step is. A row is one query
+// head.
 //
 // Work goes by chunks of 64 keys of one KV head. In a chunk: scores of all rows, 16 keys in a vector; knobs; one step
 // of the online softmax (Milakov and Gimelshein 2018); then values, 16 dimensions in a vector. A byte of the cache is
-// read once for up to 4 rows, decoded in registers. `decode_span` walks a span of keys chunk by chunk and, within a
-// chunk, head by head, so that the pages of a chunk are read from end to end, each as one run.
+// read once for up to 4 rows, decoded in registers. A part is walked chunk by chunk and, within a chunk, head by head,
+// so that the pages of a chunk are read from end to end, each as one run.
 //
 // Products, by what the cache holds:
 // - floats: exact in f32, f32 FMA. Where the query is bf16 already, or probabilities may be rounded to bf16, vdpbf16ps.
-// - codes of 8 bits and less: exact as bf16 too, by table permutes; then as floats. Scales of tokens join the logits and
-//   the probabilities.
+// - codes of 8 bits and less: exact as bf16 too, by table permutes; then as floats. Scales of tokens join the logits
+//   and the probabilities.
 #pragma once
-#include "commands.h"
-#include "tiles.h"
+#include "attention_part.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
@@ -26,7 +26,7 @@ enum DecodeDot : int32_t { DOT_F32, DOT_BF16 };
 // packed: bf16 pairs [dims / 2][rows], or [dims / 4][rows][2], dwords.
 struct DecodeQuery {
     int32_t rows, dot;
-    float scale[DECODE_ROWS];        // what dot products are multiplied by
+    float scale;  // what dot products are multiplied by
     float *values;
     int32_t *packed;
 };
@@ -37,41 +37,17 @@ struct DecodeState {
     float *out;
 };
 
-// The logits of `rows` rows from `first_row` of KV head `head`, for keys from `token`: [rows][DECODE_TOKENS]. It may
-// change them, and hide a key by -inf.
-using DecodeKnobs = void (*)(const void *context, int64_t head, int64_t first_row, int rows, int64_t token, float *logits);
-
-// Keys [first, last) of one sequence. bf16_probabilities: whether they may be rounded.
-struct DecodeSpan {
-    const KVTilesPair *kv;
-    const int32_t *blocks;
-    int64_t first, last;
-    DecodeKnobs knobs;
-    const void *context;
-    bool bf16_probabilities;
-};
-
 // Floats that a query of `rows` rows needs.
 int64_t decode_query_floats(int64_t dim, int rows);
 
-// Prepares rows of query for keys of `k`, of KV head `head`; `memory` (64-byte-aligned) has room for
-// decode_query_floats. Static scales of keys are folded in.
+// Prepares rows q[rows, dim] (f32; `bf16`: they were bf16) for keys of `k`, of KV head `head`; `memory` is 64-byte
+// aligned and has room for decode_query_floats. Static scales of keys are folded in.
 void decode_prepare(
-    DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const void *const *q, int32_t dtype,
-    float scale
+    DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const float *q, bool bf16, float scale
 );
 
-// Adds the span's keys to the states of heads [begin, end). queries, states: [end - begin][blocks of rows].
-// scratch: decode_scratch_bytes, 64-byte-aligned.
-void decode_span(
-    const DecodeSpan &span, int64_t begin, int64_t end, int64_t row_blocks, const DecodeQuery *queries,
-    DecodeState *states, unsigned char *scratch
-);
-int64_t decode_scratch_bytes(const KVTilesPair &kv);
-
-// ---- for the sources of this family
-
-// Logits of one tile: s[row * DECODE_TOKENS + token], without scale, of `query`; prefetches what lies at `ahead`.
+// Logits of one tile, before scales of tokens, softcap and ALiBi: s[row * DECODE_TOKENS + token]; prefetches what lies
+// at `ahead`.
 using DecodeScores = void (*)(const DecodeQuery &query, const unsigned char *tile, const unsigned char *ahead,
                               int64_t vectors, float *s);
 DecodeScores decode_scores(int32_t code, int32_t dot, int rows);
@@ -100,8 +76,8 @@ constexpr int32_t decode_dot(int32_t code, bool bf16) {
     return DOT_F32;
 }
 
-// How f32 numbers that are broadcast stand in memory, for codes that are decoded in pairs: 2: as they are; 4: 0, 2, 1, 3.
-// 1: one by one.
+// How f32 numbers that are broadcast stand in memory, for codes that are decoded in pairs: 2: as they are; 4: in the
+// order 0, 2, 1, 3. 1: one by one.
 constexpr int decode_pairs(int32_t code) {
 #if OPSOCKET_AVX512
     if (code == KV_F16) return 2;
@@ -109,6 +85,38 @@ constexpr int decode_pairs(int32_t code) {
 #endif
     (void)code;
     return 1;
+}
+
+// f(Count<rows>()).
+template <class Fn> inline auto with_rows(int rows, const Fn &f) {
+    static_assert(DECODE_ROWS == 4);
+    return rows == 1 ? f(Count<1>()) : rows == 2 ? f(Count<2>()) : rows == 3 ? f(Count<3>()) : f(Count<4>());
+}
+
+// Of kernels for a cache's code and `rows` rows, the one for products of kind `dot`. Kernels: a template with `f32`,
+// and `pairs` and `bf16` where the level has them.
+template <class Function, template <int32_t, int> class Kernels>
+inline Function choose_decode(int32_t code, int32_t dot, int rows) {
+    Function chosen = nullptr;
+    with_code(code, [&](auto code_of) {
+        constexpr int32_t C = decltype(code_of)::value;
+        chosen = with_rows(rows, [&](auto rows_of) -> Function {
+            using K = Kernels<C, decltype(rows_of)::value>;
+#if OPSOCKET_AVX512_BF16
+            if constexpr (decode_dot(C, true) == DOT_BF16)
+                if (dot == DOT_BF16) return K::bf16;
+#endif
+#if OPSOCKET_AVX512
+            if constexpr (decode_pairs(C) > 1) return K::pairs;
+            else
+#endif
+            {
+                (void)dot;
+                return K::f32;
+            }
+        });
+    });
+    return chosen;
 }
 
 inline void prefetch(const unsigned char *p) {
@@ -123,7 +131,7 @@ template <int32_t C> inline F decode_one(U x, int r) {
 }
 
 #if OPSOCKET_AVX512
-// The bf16 of each code, in two tables of bytes: of 8-bit codes by the 7 bits beside the sign (of i8: by the magnitude).
+// The bf16 of each code, in two tables of bytes: of 8-bit codes by the 7 bits beside the sign (i8: by the magnitude).
 struct CodeTables {
     alignas(64) unsigned char high[128] = {}, low[128] = {};
 };
@@ -155,8 +163,8 @@ template <int32_t C> constexpr CodeTables code_tables() {
 }
 template <int32_t C> inline constexpr CodeTables CODE_TABLES = code_tables<C>();
 
-// The 64 codes of one field of a vector of dwords to twice 32 bf16, exactly. In each 128-bit lane of four dwords, `even`
-// has those of the first two, `odd` of the last two; the four codes of a dword stay together, in their order.
+// The 64 codes of one field of a vector of dwords to twice 32 bf16, exactly. In each 128-bit lane of four dwords,
+// `even` has those of the first two, `odd` of the last two; the four codes of a dword stay together, in their order.
 template <int32_t C> struct CodeDecoder {
     static constexpr int FIELDS = kv_per_dword(C) / 4;
     __m512i high0 = _mm512_load_si512(CODE_TABLES<C>.high), high1 = _mm512_load_si512(CODE_TABLES<C>.high + 64);

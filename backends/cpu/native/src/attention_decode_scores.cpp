@@ -1,6 +1,5 @@
 // Queries as the dot products want them, and the dot products with keys: 16 keys of a tile in a vector.
 #include <algorithm>
-#include <utility>
 
 #include "attention_decode.h"
 
@@ -12,38 +11,34 @@ static int64_t padded(int64_t dim) { return (dim + TILE - 1) / TILE * TILE; }
 int64_t decode_query_floats(int64_t dim, int rows) { return (padded(dim) * 2 * rows + 15) / 16 * 16; }
 
 void decode_prepare(
-    DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const void *const *q, int32_t dtype,
-    float scale
+    DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const float *q, bool bf16, float scale
 ) {
     int64_t dim = k.dim, n = padded(dim);
-    float number = scale;
-    if (k.granularity == SCALE_TENSOR) number *= k.scale[0];
-    else if (k.granularity == SCALE_HEAD) number *= k.scale[head];
+    if (k.granularity == SCALE_TENSOR) scale *= k.scale[0];
+    else if (k.granularity == SCALE_HEAD) scale *= k.scale[head];
     const float *channels = k.granularity == SCALE_CHANNEL ? k.scale + head * dim : nullptr;
     query.rows = rows;
-    query.dot = decode_dot(k.code, dtype == BF16 && !channels);
+    query.dot = decode_dot(k.code, bf16 && !channels);
+    query.scale = scale;
     query.values = memory;
     query.packed = reinterpret_cast<int32_t *>(memory + n * rows);
     std::fill_n(memory, n * rows * 2, 0.0f);
-    int pairs = decode_pairs(k.code);
-    for (int r = 0; r < rows; r++) {
-        query.scale[r] = number;
-        for (int64_t d = 0; d < dim; d++) {
-            float x = load_one(q[r], d, dtype);
-            if (channels) x *= channels[d];
-            int64_t at = pairs == 1 ? d * rows + r
-                         : pairs == 2 ? (d / 2 * rows + r) * 2 + d % 2
-                                      : (d / 4 * rows + r) * 4 + (d % 2) * 2 + d % 4 / 2;
-            query.values[at] = x;
-        }
-    }
     if (query.dot == DOT_BF16) {
         uint16_t *packed = reinterpret_cast<uint16_t *>(query.packed);
         int together = k.code == KV_BF16 ? 2 : 4;  // that are broadcast at once
         for (int r = 0; r < rows; r++)
             for (int64_t d = 0; d < dim; d++)
-                packed[(d / together * rows + r) * together + d % together] = static_cast<const uint16_t *>(q[r])[d];
+                store_one(packed, (d / together * rows + r) * together + d % together, BF16, q[r * dim + d]);
+        return;
     }
+    int pairs = decode_pairs(k.code);
+    for (int r = 0; r < rows; r++)
+        for (int64_t d = 0; d < dim; d++) {
+            int64_t at = pairs == 1 ? d * rows + r
+                         : pairs == 2 ? (d / 2 * rows + r) * 2 + d % 2
+                                      : (d / 4 * rows + r) * 4 + (d % 2) * 2 + d % 4 / 2;
+            query.values[at] = q[r * dim + d] * (channels ? channels[d] : 1.0f);
+        }
 }
 
 // ---- one by one, at every level
@@ -69,7 +64,7 @@ template <int32_t C, int R> static void scores_f32(
             q += N * R;
         }
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) store(s + r * DECODE_TOKENS + part, (sums[r][0] + sums[r][1]) * query.scale[r]);
+        for (int r = 0; r < R; r++) store(s + r * DECODE_TOKENS + part, (sums[r][0] + sums[r][1]) * query.scale);
     }
 }
 
@@ -114,13 +109,13 @@ template <int32_t C, int R> static void scores_pairs(
                     sums[r][1] = _mm512_fmadd_ps(b0, y0, sums[r][1]);
                     sums[r][0] = _mm512_fmadd_ps(a1, y1, sums[r][0]);
                     sums[r][1] = _mm512_fmadd_ps(b1, y1, sums[r][1]);
-            }
+                }
             }
         }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
-        store(s + r * DECODE_TOKENS, (F)join_pairs<C>(sums[r][0], sums[r][1]) * query.scale[r]);
+        store(s + r * DECODE_TOKENS, (F)join_pairs<C>(sums[r][0], sums[r][1]) * query.scale);
 }
 #endif
 
@@ -135,7 +130,8 @@ template <int32_t C, int R> static void scores_bf16(
     if constexpr (C == KV_BF16) {
         int64_t i = 0;
         for (; i + 2 <= vectors; i += 2) {
-            __m512bh a = (__m512bh)_mm512_load_si512(tile + i * 64), b = (__m512bh)_mm512_load_si512(tile + i * 64 + 64);
+            __m512bh a = (__m512bh)_mm512_load_si512(tile + i * 64);
+            __m512bh b = (__m512bh)_mm512_load_si512(tile + i * 64 + 64);
             prefetch(ahead + i * 64);
             prefetch(ahead + i * 64 + 64);
 #pragma GCC unroll 4
@@ -148,10 +144,12 @@ template <int32_t C, int R> static void scores_bf16(
         for (; i < vectors; i++, q += R)
 #pragma GCC unroll 4
             for (int r = 0; r < R; r++)
-                sums[r][0] = _mm512_dpbf16_ps(sums[r][0], (__m512bh)_mm512_load_si512(tile + i * 64), (__m512bh)_mm512_set1_epi32(q[r]));
+                sums[r][0] = _mm512_dpbf16_ps(
+                    sums[r][0], (__m512bh)_mm512_load_si512(tile + i * 64), (__m512bh)_mm512_set1_epi32(q[r])
+                );
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++)
-            store(s + r * DECODE_TOKENS, (F)_mm512_add_ps(sums[r][0], sums[r][1]) * query.scale[r]);
+            store(s + r * DECODE_TOKENS, (F)_mm512_add_ps(sums[r][0], sums[r][1]) * query.scale);
     } else {
         const CodeDecoder<C> decoder;
         for (int64_t i = 0; i < vectors; i++) {
@@ -166,38 +164,28 @@ template <int32_t C, int R> static void scores_bf16(
                     __m512bh y = (__m512bh)broadcast_pair((const float *)(q + r * 2));
                     sums[r][0] = _mm512_dpbf16_ps(sums[r][0], (__m512bh)a, y);
                     sums[r][1] = _mm512_dpbf16_ps(sums[r][1], (__m512bh)b, y);
-            }
+                }
             }
         }
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++)
-            store(s + r * DECODE_TOKENS, (F)join_pairs<C>(sums[r][0], sums[r][1]) * query.scale[r]);
+            store(s + r * DECODE_TOKENS, (F)join_pairs<C>(sums[r][0], sums[r][1]) * query.scale);
     }
 }
 #endif
 
-template <int32_t C, int R> static DecodeScores choose(int32_t dot) {
-#if OPSOCKET_AVX512_BF16
-    if constexpr (decode_dot(C, true) == DOT_BF16)
-        if (dot == DOT_BF16) return scores_bf16<C, R>;
-#endif
+template <int32_t C, int R> struct Scores {
+    static constexpr DecodeScores f32 = scores_f32<C, R>;
 #if OPSOCKET_AVX512
-    if constexpr (decode_pairs(C) > 1) return scores_pairs<C, R>;
-    else
+    static constexpr DecodeScores pairs = scores_pairs<C, R>;
 #endif
-    {
-        (void)dot;
-        return scores_f32<C, R>;
-    }
-}
+#if OPSOCKET_AVX512_BF16
+    static constexpr DecodeScores bf16 = scores_bf16<C, R>;
+#endif
+};
 
 DecodeScores decode_scores(int32_t code, int32_t dot, int rows) {
-    DecodeScores scores = nullptr;
-    with_code(code, [&](auto c) {
-        constexpr int32_t C = decltype(c)::value;
-        scores = rows == 1 ? choose<C, 1>(dot) : rows == 2 ? choose<C, 2>(dot) : rows == 3 ? choose<C, 3>(dot) : choose<C, 4>(dot);
-    });
-    return scores;
+    return choose_decode<DecodeScores, Scores>(code, dot, rows);
 }
 
 }  // namespace OPSOCKET_LEVEL

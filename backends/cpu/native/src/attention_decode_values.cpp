@@ -90,13 +90,13 @@ template <int32_t C, int R, int V> static void sum_pairs(const DecodeWeights &w,
                         __m512 b0 = (__m512)_mm512_slli_epi32(b, 16), b1 = (__m512)_mm512_and_si512(b, upper);
 #pragma GCC unroll 4
                         for (int r = 0; r < R; r++) {
-                            __m512 x = broadcast_pair(p + r * DECODE_TOKENS + (i * decoder.FIELDS + field) * 4);
-                            __m512 y = broadcast_pair(p + r * DECODE_TOKENS + (i * decoder.FIELDS + field) * 4 + 2);
+                            const float *at = p + r * DECODE_TOKENS + (i * decoder.FIELDS + field) * 4;
+                            __m512 x = broadcast_pair(at), y = broadcast_pair(at + 2);
                             sums[r][v][0] = _mm512_fmadd_ps(a0, x, sums[r][v][0]);
                             sums[r][v][1] = _mm512_fmadd_ps(b0, x, sums[r][v][1]);
                             sums[r][v][0] = _mm512_fmadd_ps(a1, y, sums[r][v][0]);
                             sums[r][v][1] = _mm512_fmadd_ps(b1, y, sums[r][v][1]);
-                    }
+                        }
                     }
                 }
             }
@@ -152,7 +152,8 @@ template <int32_t C, int R, int V> static void sum_bf16(const DecodeWeights &w, 
                     for (int v = 0; v < V; v++)
 #pragma GCC unroll 2
                         for (int half = 0; half < HALVES; half++)
-                            sums[r][v][half] = _mm512_dpbf16_ps(sums[r][v][half], (__m512bh)x[v][half], (__m512bh)weight);
+                            sums[r][v][half] =
+                                _mm512_dpbf16_ps(sums[r][v][half], (__m512bh)x[v][half], (__m512bh)weight);
                 }
             }
         }
@@ -183,7 +184,9 @@ template <int32_t C, int R> static void values_f32(const DecodeWeights &w, float
 #endif
 }
 #if OPSOCKET_AVX512
-template <int32_t C, int R> static void values_pairs(const DecodeWeights &w, float *out) { BY_VECTORS(sum_pairs, 2, 16) }
+template <int32_t C, int R> static void values_pairs(const DecodeWeights &w, float *out) {
+    BY_VECTORS(sum_pairs, 2, 16)
+}
 #endif
 #if OPSOCKET_AVX512_BF16
 template <int32_t C, int R> static void values_bf16(const DecodeWeights &w, float *out) {
@@ -195,28 +198,18 @@ template <int32_t C, int R> static void values_bf16(const DecodeWeights &w, floa
 }
 #endif
 
-template <int32_t C, int R> static DecodeValues choose(int32_t dot) {
-#if OPSOCKET_AVX512_BF16
-    if constexpr (decode_dot(C, true) == DOT_BF16)
-        if (dot == DOT_BF16) return values_bf16<C, R>;
-#endif
+template <int32_t C, int R> struct Values {
+    static constexpr DecodeValues f32 = values_f32<C, R>;
 #if OPSOCKET_AVX512
-    if constexpr (decode_pairs(C) > 1) return values_pairs<C, R>;
-    else
+    static constexpr DecodeValues pairs = values_pairs<C, R>;
 #endif
-    {
-        (void)dot;
-        return values_f32<C, R>;
-    }
-}
+#if OPSOCKET_AVX512_BF16
+    static constexpr DecodeValues bf16 = values_bf16<C, R>;
+#endif
+};
 
 DecodeValues decode_values(int32_t code, int32_t dot, int rows) {
-    DecodeValues values = nullptr;
-    with_code(code, [&](auto c) {
-        constexpr int32_t C = decltype(c)::value;
-        values = rows == 1 ? choose<C, 1>(dot) : rows == 2 ? choose<C, 2>(dot) : rows == 3 ? choose<C, 3>(dot) : choose<C, 4>(dot);
-    });
-    return values;
+    return choose_decode<DecodeValues, Values>(code, dot, rows);
 }
 
 }  // namespace OPSOCKET_LEVEL

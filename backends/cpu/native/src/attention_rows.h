@@ -10,6 +10,11 @@
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
+// A number as a type.
+template <int N> struct Count {
+    static constexpr int value = N;
+};
+
 constexpr int KEYS = 64;  // of a tile of scores
 
 inline F iota() {

@@ -14,9 +14,6 @@ constexpr int BROAD = 2;  // 16 registers
 #endif
 constexpr int BLOCK = 6;  // rows of a product
 
-template <int N> struct Count {
-    static constexpr int value = N;
-};
 template <class Fn> inline void with_count(int64_t n, const Fn &f) {
     switch (n) {
         case 1: return f(Count<1>());
