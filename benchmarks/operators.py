@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
 
 import install  # noqa: E402
-from worker import System, Worker  # noqa: E402
+from worker import System, Worker, alone  # noqa: E402
 
 from opsocket_cpu import host  # noqa: E402
 from opsocket_cpu.native.library import library  # noqa: E402
@@ -35,6 +35,7 @@ SYSTEMS = {
     "onnxruntime": System("operators_onnxruntime.py", None),
     "openvino": System("operators_openvino.py", "openvino"),
     "ggml": System("operators_ggml.py", "llama_cpp"),
+    "vllm": System("operators_vllm.py", "vllm"),
 }
 
 
@@ -87,8 +88,19 @@ A8 = (
 )
 OTHERS = (("q4_0", 4, 32, False), ("q4_1", 4, 32, True), ("i2_g64_a8", 2, 64, False))
 CONTEXTS = ((1024, 1), (4096, 1), (16384, 1), (1024, 8), (4096, 8))
+CURVES = {
+    "contexts": [
+        attention(cache, context, 1, fast=fast)
+        for fast in (True, False)
+        for cache in ("bf16", "f8e4m3fn", "i8", "i4")
+        for context in (256, 1024, 4096, 16384)
+    ],
+    "batches": [matmul("q4_0_a8", 4, 32, False, 3584, 3584, m) for m in (1, 2, 4, 8, 16)]
+    + [attention("bf16", 1024, batch, fast=True) for batch in (1, 2, 4, 8, 16)],
+}
+"""Cost against the length of a context, and against how many sequences there are."""
 SMOLLM2 = (9, 3, 64)
-CASES = [
+MEASURED = [
     *(matmul(*fmt, *shape, m) for shape in SHAPES for fmt in A8 for m in (1, 8, 128, 512)),
     *(matmul(*fmt, 3584, 3584, m) for fmt in OTHERS for m in (1, 128)),
     *(attention(cache, *context) for cache in ("bf16", "f8e4m3fn", "i8", "i4") for context in CONTEXTS),
@@ -97,6 +109,7 @@ CASES = [
     *(attention("bf16", n, 1, q_len=n, fast=fast) for n in (512, 2048) for fast in (True, False)),
     *(attention("bf16", n, 1, q_len=n, heads=SMOLLM2, fast=fast) for n in (512, 2048) for fast in (True, False)),
 ]  # fmt: skip
+CASES = MEASURED + [case for curve in CURVES.values() for case in curve if case not in MEASURED]
 
 
 @dataclass
@@ -132,6 +145,15 @@ class Limits:
         if kind == "read":
             return self._reader.bytes_per_second()
         return operations_per_second(self._library, kind, self._threads) or float("nan")
+
+
+def chosen(wanted: list[str]) -> list[Case]:
+    """The cases of these kinds or curves, or with these texts in their labels; all where nothing is wanted."""
+
+    def fits(case: Case, text: str) -> bool:
+        return case in CURVES[text] if text in CURVES else text == case.kind or text in case.label
+
+    return [case for case in CASES if not wanted or any(fits(case, text) for text in wanted)]
 
 
 def measure(case: Case, workers: list[Worker], limits: Limits, rounds: int, seconds: float) -> list[Samples]:
@@ -176,13 +198,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.1, help="of calls in one sample")
     parser.add_argument(
-        "--only", default="", help="matmul, decode, prefill, or a text that labels must have; with commas"
+        "--only", default="", help=f"matmul, decode, prefill, {', '.join(CURVES)}, or a text of labels; with commas"
     )
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--lock", type=Path, help="a file to lock (flock) while a case is measured")
     args = parser.parse_args()
-    wanted = [text for text in args.only.split(",") if text]
-    cases = [c for c in CASES if not wanted or any(text == c.kind or text in c.label for text in wanted)]
+    cases = chosen([text for text in args.only.split(",") if text])
+    if not cases:
+        parser.error(f"--only: no case is or has {args.only!r}")
     workers = []
     for name in args.systems.split(","):
         environment = SYSTEMS[name].environment
@@ -193,7 +217,8 @@ def main() -> None:
     limits, results = Limits(args.threads), []
     for number, case in enumerate(cases):
         print(f"{number + 1}/{len(cases)} {case.label}", end="\x1b[K\r", file=sys.stderr, flush=True)
-        results += measure(case, workers, limits, args.rounds, args.seconds)
+        with alone(args.lock):
+            results += measure(case, workers, limits, args.rounds, args.seconds)
     for worker in workers:
         worker.close()
     print(f"{host.cpu_name()}, {args.threads} threads; medians of {args.rounds} samples (least-most)\n")

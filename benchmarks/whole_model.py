@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
 
 import install  # noqa: E402
-from worker import System, Worker, busy_elsewhere  # noqa: E402
+from worker import System, Worker, alone, busy_elsewhere  # noqa: E402
 
 from opsocket_cpu.native.library import library  # noqa: E402
 from opsocket_cpu.native.limits import Reader  # noqa: E402
@@ -48,6 +48,8 @@ SYSTEMS: dict[str, System] = {
     "llama.cpp": System("llama_cpp_worker.py", "llama_cpp"),
     "llama.cpp q4_0": System("llama_cpp_worker.py", "llama_cpp", ("--q4_0",)),
     "openvino": System("openvino_worker.py", "openvino"),
+    "onnxruntime genai": System("onnxruntime_genai_worker.py", "onnxruntime_genai"),
+    "vllm": System("vllm_worker.py", "vllm"),
     "transformers bf16": System("transformers_worker.py", None, ("--dtype", "bfloat16")),
     REFERENCE: System("transformers_worker.py", None, ("--dtype", "float32")),
 }
@@ -55,7 +57,7 @@ SYSTEMS: dict[str, System] = {
 
 @dataclass(frozen=True)
 class Case:
-    """`batch` prompts of `prompt` random tokens, then `decode` steps."""
+    """`batch` prompts of `prompt` tokens, then `decode` steps."""
 
     prompt: int
     batch: int
@@ -65,16 +67,24 @@ class Case:
     def label(self) -> str:
         return f"{self.batch} x {self.prompt}"
 
+    @property
+    def tokens(self) -> int:
+        """Of all sequences, in the end."""
+        return self.batch * (self.prompt + self.decode + 1)
+
 
 CASES = (
     Case(1, 1, 32),
     Case(128, 1, 16),
     Case(512, 1, 16),
     Case(1024, 1, 16),
+    Case(2048, 1, 16),
     Case(4096, 1, 16),
-    Case(1, 8, 32),
+    *(Case(1, batch, 32) for batch in (2, 4, 8, 16)),
     Case(1024, 8, 16),
 )
+LEAST_CONTEXT = 2048
+"""Tokens that a system is given room for where no case needs more."""
 
 
 @dataclass
@@ -97,7 +107,9 @@ def text_tokens(files: Any) -> np.ndarray:
     return np.array(load_tokenizer(files).encode("\n".join(path.read_text() for path in paths)))
 
 
-def measure(workers: list[Worker], reader: Reader, text: np.ndarray, cases: list[Case], repeats: int) -> list[Samples]:
+def measure(
+    workers: list[Worker], reader: Reader, text: np.ndarray, cases: list[Case], repeats: int, lock: Path | None
+) -> list[Samples]:
     generator = np.random.default_rng(0)
     results = []
     for case in cases:
@@ -106,16 +118,17 @@ def measure(workers: list[Worker], reader: Reader, text: np.ndarray, cases: list
             starts = generator.integers(0, len(text), case.batch)
             prompts = [np.take(text, range(at, at + case.prompt), mode="wrap").tolist() for at in starts]
             tokens: dict[str, list[list[int]]] = {}
-            for worker in workers:
-                read, answer, quiet = sample(worker, reader, prompts, case.decode)
-                tokens[worker.name] = answer["tokens"]
-                if repeat == 0:
-                    continue
-                row = rows[worker.name]
-                row.prompt_rates.append(case.batch * case.prompt / answer["prompt_seconds"])
-                row.decode_rates.append(case.batch * case.decode / answer["decode_seconds"])
-                row.read_rates.append(read)
-                row.disturbed += not quiet
+            with alone(lock):
+                for worker in workers:
+                    read, answer, quiet = sample(worker, reader, prompts, case.decode)
+                    tokens[worker.name] = answer["tokens"]
+                    if repeat == 0:
+                        continue
+                    row = rows[worker.name]
+                    row.prompt_rates.append(case.batch * case.prompt / answer["prompt_seconds"])
+                    row.decode_rates.append(case.batch * case.decode / answer["decode_seconds"])
+                    row.read_rates.append(read)
+                    row.disturbed += not quiet
             if REFERENCE in tokens:
                 for name, mine in tokens.items():
                     rows[name].equal.append(_agreement(mine, tokens[REFERENCE]))
@@ -185,6 +198,7 @@ def main() -> None:
     )
     parser.add_argument("--cases", help="as BATCHxPROMPT, separated by commas; default: all")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--lock", type=Path, help="a file to lock (flock) during each round of samples")
     args = parser.parse_args()
 
     from opsocket_cpu import host
@@ -194,13 +208,17 @@ def main() -> None:
     assert isinstance(files, GGUFModel)
     names = args.systems.split(",") if args.systems else list(SYSTEMS)
     cases = [c for c in CASES if not args.cases or f"{c.batch}x{c.prompt}" in args.cases.split(",")]
+    if not cases:
+        parser.error(f"--cases: none of {', '.join(f'{c.batch}x{c.prompt}' for c in CASES)}")
+    context = max(LEAST_CONTEXT, *(case.tokens for case in cases))
+    given = [str(files.path), "--context", str(context), "--batch", str(max(case.batch for case in cases))]
     workers = []
     for name in names:
         environment = SYSTEMS[name].environment
         if environment is not None and not install.installed(environment):
             print(f"{name}: not installed (make bench-peers)", file=sys.stderr)
             continue
-        workers.append(Worker(name, SYSTEMS[name], args.threads, files.path))
+        workers.append(Worker(name, SYSTEMS[name], args.threads, given))
     native = library()
     if native is None:
         raise SystemExit("the native kernels are not built (make native), and memory is read raw by them")
@@ -209,7 +227,7 @@ def main() -> None:
         "cpu": host.cpu_name(), "threads": args.threads, "model": files.path.name, "repeats": args.repeats,
         "systems": {w.name: w.facts for w in workers},
     }  # fmt: skip
-    results = measure(workers, reader, text_tokens(files), cases, args.repeats)
+    results = measure(workers, reader, text_tokens(files), cases, args.repeats, args.lock)
     for worker in workers:
         worker.close()
     print(report(results, facts))

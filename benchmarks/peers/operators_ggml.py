@@ -9,7 +9,7 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-from protocol import Prepared, arguments, copies, serve_operators
+from protocol import STREAMED_ROWS, Prepared, arguments, copies, serve_operators
 
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 8}
 BLOCK = {"f16": (1, 2), "q4_0": (32, 18), "q4_1": (32, 20), "q8_0": (32, 34)}
@@ -116,7 +116,7 @@ def matmul(case: dict[str, Any]) -> Prepared | str:
         return "no such kernel"
     m, n, k = case["m"], case["n"], case["k"]
     data = quantized(kind, n * k)
-    count = copies(data.nbytes) if m == 1 else 2
+    count = copies(data.nbytes) if m <= STREAMED_ROWS else 2
     if count > MOST_GRAPHS:
         return "too many graphs for weights that together are larger than any cache"
     where = repacked_type() if kind == "q4_0" else None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from protocol import Prepared, arguments, copies, serve_operators
+from protocol import STREAMED_ROWS, Prepared, arguments, copies, serve_operators
 
 MOST_SESSIONS = 128
 
@@ -48,7 +48,7 @@ def prepare(case: dict[str, Any]) -> Prepared | str:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = args.threads
     size = n * k // 2 + n * (k // group) * 4
-    count = copies(size) if m == 1 else 2
+    count = copies(size) if m <= STREAMED_ROWS else 2
     if count > MOST_SESSIONS:
         return "too many sessions for weights that together are larger than any cache"
     sessions = [onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"]) for _ in range(count)]

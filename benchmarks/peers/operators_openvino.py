@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from openvino import opset13 as op
-from protocol import Prepared, arguments, copies, serve_operators
+from protocol import STREAMED_ROWS, Prepared, arguments, copies, serve_operators
 
 MOST_MODELS = 128
 
@@ -22,7 +22,7 @@ def prepare(case: dict[str, Any]) -> Prepared | str:
     m, n, k, group = case["m"], case["n"], case["k"], case["group"]
     generator = np.random.default_rng(0)
     size = n * k // 2 + n * (k // group) * 2
-    count = copies(size) if m == 1 else 2
+    count = copies(size) if m <= STREAMED_ROWS else 2
     if count > MOST_MODELS:
         return "too many models for weights that together are larger than any cache"
     requests, kept = [], []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from protocol import Prepared, arguments, copies, serve_operators
+from protocol import STREAMED_ROWS, Prepared, arguments, copies, serve_operators
 
 import opsocket
 from opsocket.operators import (
@@ -39,7 +39,7 @@ def matmul(case: dict[str, Any]) -> Prepared | str:
     plan = session.plan(request)
     tensors = quantize(get_format(case["format"]), generator.standard_normal((n, k), np.float32))
     first = session.prepare_weight(request, tensors)
-    count = copies(first.nbytes) if m <= 8 else 2
+    count = copies(first.nbytes) if m <= STREAMED_ROWS else 2
     weights = [first, *(session.prepare_weight(request, tensors) for _ in range(count - 1))]
     x, y = session.upload(generator.standard_normal((m, k), np.float32)), session.empty((m, n), "f32")
     return Prepared(lambda i: plan.run(x, weights[i], out=y), count, first.nbytes)

@@ -20,16 +20,21 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple, TextIO
 
 ROTATED_BYTES = 640 << 20
 """Of the copies together."""
+STREAMED_ROWS = 16
+"""A product of at most so many rows reads its weights from memory; of more, it may find them in a cache."""
 
 Run = Callable[[list[list[int]], int], tuple[float, float, list[list[int]]]]
 
 
 def arguments(description: str, model: bool = True, **options: Any) -> argparse.Namespace:
-    """The command line of a worker. options: name -> what add_argument takes."""
+    """The command line of a worker. options: name -> what add_argument takes. context: tokens of all sequences
+    together, in the largest case. From here on what libraries print on stdout goes to stderr."""
+    answers()
     parser = argparse.ArgumentParser(description=description)
     if model:
         parser.add_argument("model")
@@ -39,6 +44,14 @@ def arguments(description: str, model: bool = True, **options: Any) -> argparse.
     for name, settings in options.items():
         parser.add_argument(f"--{name}", **settings)
     return parser.parse_args()
+
+
+@cache
+def answers() -> TextIO:
+    """Where answers go: what was stdout at the first call."""
+    stream = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return stream
 
 
 def copies(size: int) -> int:
@@ -56,9 +69,7 @@ class Prepared(NamedTuple):
 
 def serve_operators(name: str, versions: Sequence[str], prepare: Callable[[dict[str, Any]], Prepared | str]) -> None:
     """Answer jobs on single operators. prepare: a case's call, or why there is none."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    answers.write(json.dumps({"ready": name, "versions": list(versions)}) + "\n")
+    answers().write(json.dumps({"ready": name, "versions": list(versions)}) + "\n")
     prepared: Prepared | None = None
     at = 0
     for line in sys.stdin:
@@ -81,16 +92,14 @@ def serve_operators(name: str, versions: Sequence[str], prepare: Callable[[dict[
                 prepared.call(at)
                 seconds.append(time.perf_counter() - start)
             answer = {"seconds": seconds}
-        answers.write(json.dumps(answer) + "\n")
+        answers().write(json.dumps(answer) + "\n")
 
 
 def serve(name: str, versions: Sequence[str], run: Run) -> None:
-    """Answer jobs until the driver closes its end. What libraries print on stdout goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    answers.write(json.dumps({"ready": name, "versions": list(versions)}) + "\n")
+    """Answer jobs until the driver closes its end."""
+    answers().write(json.dumps({"ready": name, "versions": list(versions)}) + "\n")
     for line in sys.stdin:
         job = json.loads(line)
         prompt_seconds, decode_seconds, tokens = run(job["prompts"], job["decode"])
         answer = {"prompt_seconds": prompt_seconds, "decode_seconds": decode_seconds, "tokens": tokens}
-        answers.write(json.dumps(answer) + "\n")
+        answers().write(json.dumps(answer) + "\n")

@@ -7,24 +7,14 @@ import time
 
 import torch
 import transformers
+from huggingface import model_of
 from protocol import arguments, serve
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 
 def main() -> None:
     args = arguments(__doc__ or "", dtype={"default": "float32"})
     torch.set_num_threads(args.threads)
-    transformers.utils.logging.disable_progress_bar()
-    settings = load_gguf_checkpoint(args.model)["config"]
-    config = transformers.LlamaConfig(**{k: v for k, v in settings.items() if k != "model_type"})
-    model = transformers.LlamaForCausalLM(config)
-    loaded = load_gguf_checkpoint(args.model, return_tensors=True, model_to_load=model)
-    state = {name: torch.as_tensor(values) for name, values in loaded["tensors"].items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if set(missing) - {"lm_head.weight"} or unexpected:
-        raise SystemExit(f"transformers did not take the weights: missing {missing}, unexpected {unexpected}")
-    model.tie_weights()
-    model = model.to(getattr(torch, args.dtype)).eval()
+    model = model_of(args.model).to(getattr(torch, args.dtype))
 
     @torch.inference_mode()
     def run(prompts: list[list[int]], decode: int) -> tuple[float, float, list[list[int]]]:

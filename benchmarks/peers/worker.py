@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,10 @@ class System:
 
 
 class Worker:
-    """A system's process. model: what it loads, None for a worker of single operators."""
+    """A system's process. given: more of its command line."""
 
-    def __init__(self, name: str, system: System, threads: int, model: Path | None = None) -> None:
+    def __init__(self, name: str, system: System, threads: int, given: Sequence[str] = ()) -> None:
         python = sys.executable if system.environment is None else str(install.python(system.environment))
-        given = [] if model is None else [str(model)]
         command = [python, str(HERE / system.script), *given, "--threads", str(threads), *system.options]
         settings = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         errors = None if os.environ.get("BENCH_DEBUG") else subprocess.DEVNULL
@@ -61,6 +63,17 @@ class Worker:
             raise RuntimeError(f"{self.name} ended with {self._process.wait()} (BENCH_DEBUG=1 shows what it says)")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+@contextmanager
+def alone(lock: Path | None) -> Iterator[None]:
+    """Holds a lock file (flock, exclusive) meanwhile: for machines on which other jobs hold it shared."""
+    if lock is None:
+        yield
+        return
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def busy_elsewhere(worker: Worker) -> float:
