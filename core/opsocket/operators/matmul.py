@@ -170,6 +170,8 @@ class MatmulPlan(_WeightPlan):
         return self.request.spec
 
     def run(self, x: Array, packed: PackedWeight, bias: Array | None = None, *, out: Array | None = None) -> Array:
+        if (again := self._again(x, packed, bias, out)) is not None:
+            return again
         spec = self.spec
         rows, _ = check_array(self.session, "x", x, spec.x_dtype, (None, spec.k), 1)
         check_bound("x", "rows", rows, self.request.bounds.max_tokens)
@@ -266,6 +268,9 @@ class QuantizeActivationPlan(Plan):
     spec_type = QuantizeActivationSpec
 
     def run(self, x: Array) -> tuple[Array, Array]:
+        again: tuple[Array, Array] | None = self._again(x)
+        if again is not None:
+            return again
         spec = self.request.spec
         assert isinstance(spec, QuantizeActivationSpec)
         check_array(self.session, "x", x, spec.x_dtype, (None, spec.k), 1)

@@ -56,6 +56,8 @@ class RMSNormPlan(Plan):
     def run(
         self, x: Array, weight: Array, residual: Array | None = None, *, out: Array | None = None
     ) -> Array | tuple[Array, Array]:
+        if (again := self._again(x, weight, residual, out)) is not None:
+            return again
         spec = self.request.spec
         assert isinstance(spec, RMSNormSpec)
         shape = (None, spec.width) if spec.heads is None else (None, spec.heads, spec.width)
@@ -136,6 +138,8 @@ class RopePlan(Plan):
     spec_type = RopeSpec
 
     def run(self, x: Array, positions: Array, factors: Array | None = None, *, out: Array | None = None) -> Array:
+        if (again := self._again(x, positions, factors, out)) is not None:
+            return again
         spec = self.request.spec
         assert isinstance(spec, RopeSpec)
         got = check_array(self.session, "x", x, spec.dtype, (None, spec.num_heads, spec.head_dim))
@@ -168,6 +172,8 @@ class SiluMulPlan(Plan):
     spec_type = SiluMulSpec
 
     def run(self, gate: Array, up: Array, *, out: Array | None = None) -> Array:
+        if (again := self._again(gate, up, out)) is not None:
+            return again
         spec = self.request.spec
         assert isinstance(spec, SiluMulSpec)
         got = check_array(self.session, "gate", gate, spec.dtype, (None, spec.width), 1)
@@ -199,6 +205,8 @@ class AddPlan(Plan):
     spec_type = AddSpec
 
     def run(self, a: Array, b: Array, *, out: Array | None = None) -> Array:
+        if (again := self._again(a, b, out)) is not None:
+            return again
         spec = self.request.spec
         assert isinstance(spec, AddSpec)
         got = check_array(self.session, "a", a, spec.dtype, (None, spec.width), 1)
@@ -230,6 +238,8 @@ class TakeRowsPlan(Plan):
     spec_type = TakeRowsSpec
 
     def run(self, x: Array, rows: Array, *, out: Array | None = None) -> Array:
+        if (again := self._again(x, rows, out)) is not None:
+            return again
         spec = self.request.spec
         assert isinstance(spec, TakeRowsSpec)
         height, _ = check_array(self.session, "x", x, spec.dtype, (None, spec.width), 1)
@@ -269,6 +279,9 @@ class MoERoutePlan(Plan):
     spec_type = MoERouteSpec
 
     def run(self, logits: Array) -> tuple[Array, Array]:
+        again: tuple[Array, Array] | None = self._again(logits)
+        if again is not None:
+            return again
         spec = self.request.spec
         assert isinstance(spec, MoERouteSpec)
         check_array(self.session, "logits", logits, spec.dtype, (None, spec.num_experts), 1)

@@ -37,6 +37,8 @@ class ArgmaxPlan(Plan):
     spec_type = ArgmaxSpec
 
     def run(self, logits: Array, *, out: Array | None = None) -> Array:
+        if (again := self._again(logits, out)) is not None:
+            return again
         spec = self.request.spec
         assert isinstance(spec, ArgmaxSpec)
         rows, _ = check_array(self.session, "logits", logits, spec.dtype, (None, spec.width), 1)

@@ -9,6 +9,7 @@ import torch
 from opsocket.operators import AddPlan, AddSpec
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan
+from opsocket_cpu.native.repeat import Fields
 
 
 class AddCommand(Command):
@@ -22,6 +23,8 @@ class AddCommand(Command):
 
 
 class NativeAdd(NativePlan, AddPlan):
+    _fields = Fields(AddCommand, "a b y", "y")
+
     def _setup(self) -> None:
         super()._setup()
         assert isinstance(self.request.spec, AddSpec)

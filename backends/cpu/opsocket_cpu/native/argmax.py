@@ -9,6 +9,7 @@ import torch
 from opsocket.operators import ArgmaxPlan, ArgmaxSpec
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan
+from opsocket_cpu.native.repeat import Fields
 
 
 class ArgmaxCommand(Command):
@@ -20,6 +21,8 @@ class ArgmaxCommand(Command):
 
 class NativeArgmax(NativePlan, ArgmaxPlan):
     """Maxima of blocks, then the place in the first block that has the largest. The first NaN is above all."""
+
+    _fields = Fields(ArgmaxCommand, "x y", "y")
 
     def _setup(self) -> None:
         super()._setup()

@@ -66,14 +66,14 @@ class Library:
     def run_one(self, command: Command | bytes, threads: int) -> None:
         where = command if isinstance(command, bytes) else ctypes.addressof(command)
         if status := self._run_one(where, threads):
-            raise _failure(status, workspace_of(command))
+            raise failure(status, workspace_of(command))
 
     def run(self, commands: CommandArray, threads: int) -> None:
         if status := self._run(commands.address, commands.count, threads):
-            raise _failure(status, commands.workspace)
+            raise failure(status, commands.workspace)
 
 
-def _failure(status: int, workspace: int) -> Exception:
+def failure(status: int, workspace: int) -> Exception:
     """What a run that did nothing says."""
     if status == 1:
         return ResourceError("bytes of workspace, or a thread", workspace, 0)

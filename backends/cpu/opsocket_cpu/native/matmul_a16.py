@@ -11,6 +11,7 @@ from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket_cpu.native import weights
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan, address
+from opsocket_cpu.native.repeat import Fields
 
 
 class MatmulA16Command(Command):
@@ -26,6 +27,8 @@ class MatmulA16Command(Command):
 
 class NativeMatmulA16(NativePlan, weights.OverPanels, MatmulPlan):
     """Codes are widened to f32 and multiplied there; sums are f32."""
+
+    _fields = Fields(MatmulA16Command, "x _ bias y", "y")
 
     def _outputs(
         self, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor | None

@@ -16,6 +16,7 @@ from opsocket.quantization.formats import ACTIVATION_GROUP
 from opsocket_cpu.native import weights
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan, address
+from opsocket_cpu.native.repeat import Fields
 
 _MAX_WORKSPACE = 64 << 20
 """Bytes of quantized rows at a time; a product of more rows passes over the weights more than once."""
@@ -76,6 +77,8 @@ class _A8Plan(NativePlan):
 class NativeMatmulA8(_A8Plan, weights.OverPanels, MatmulPlan):
     """The integer sums of a weight with one scale per row go over all of K; other weights' over a group, or 32 columns
     where x has scales of its own for these."""
+
+    _fields = Fields(MatmulA8Command, "x _ bias y", "y")
 
     def _outputs(
         self, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor | None

@@ -9,6 +9,7 @@ import torch
 from opsocket.operators import MoERoutePlan, MoERouteSpec
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan
+from opsocket_cpu.native.repeat import Fields
 
 
 class MoERouteCommand(Command):
@@ -22,6 +23,8 @@ class MoERouteCommand(Command):
 
 class NativeMoERoute(NativePlan, MoERoutePlan):
     """A partial sort by falling logit and rising index; exponentials of the logits less the largest."""
+
+    _fields = Fields(MoERouteCommand, "logits", "weights chosen")
 
     def _setup(self) -> None:
         super()._setup()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from opsocket.operators import Call, Plan
 from opsocket_cpu.native.command import Command
 from opsocket_cpu.native.library import library
+from opsocket_cpu.native.repeat import Fields, repeats
 
 
 class NativePlan(Plan):
@@ -20,21 +21,33 @@ class NativePlan(Plan):
     - `_outputs(*args)`: what `_run` returns: the arrays that it was given to write, new ones where it was given none;
     - `_command(result, *args)`: the command that computes `result`, best as the bytes that `Command.pack` makes. Its
       arrays, and the batch that it points at, have to outlive it: a captured command is run again.
+
+    `_fields`: where arrays' addresses stand in the command. Only for operators without a batch, whose `_outputs` looks
+    at no content, and whose command is the same, but for these addresses, for all arrays of the same shapes, dtypes and
+    strides: such a run is repeated by the library alone.
     """
 
     _outputs: Callable[..., Any]
     _command: Callable[..., Command | bytes]
+    _fields: ClassVar[Fields | None] = None
 
     def _setup(self) -> None:
         found = library()
         assert found is not None
         self._library = found
         self._threads = self.session.threads
+        self._repeats = None if self._fields is None else repeats(self._fields, self._threads)
 
     def _run(self, *args: Any) -> Any:
         result = self._outputs(*args)
-        self._library.run_one(self._command(result, *args), self._threads)
+        command = self._command(result, *args)
+        self._library.run_one(command, self._threads)
+        if self._repeats is not None:
+            self._repeats.learn(args, result, command)
         return result
+
+    def _repeat(self, args: tuple[Any, ...]) -> Any:
+        return None if self._repeats is None else self._repeats.run(args)
 
 
 def commands(calls: Iterable[Call]) -> list[Command | bytes]:

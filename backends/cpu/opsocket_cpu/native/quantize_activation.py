@@ -9,6 +9,7 @@ import torch
 from opsocket.operators import QuantizeActivationPlan, QuantizeActivationSpec
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan
+from opsocket_cpu.native.repeat import Fields
 
 
 class QuantizeActivationCommand(Command):
@@ -22,6 +23,8 @@ class QuantizeActivationCommand(Command):
 
 class NativeQuantizeActivation(NativePlan, QuantizeActivationPlan):
     """Scheme i8_token; the codes are those that the product with int8 activations makes for itself."""
+
+    _fields = Fields(QuantizeActivationCommand, "x", "codes scale")
 
     def _setup(self) -> None:
         super()._setup()

@@ -10,6 +10,7 @@ import torch
 from opsocket.operators import RMSNormPlan, RMSNormSpec
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan
+from opsocket_cpu.native.repeat import Fields
 
 
 class RMSNormCommand(Command):
@@ -25,6 +26,8 @@ class RMSNormCommand(Command):
 
 class NativeRMSNorm(NativePlan, RMSNormPlan):
     """Two passes over a row that is then in the cache: the sum of squares in f32 lanes, and the scaling."""
+
+    _fields = Fields(RMSNormCommand, "x weight residual y", "y sum")
 
     def _setup(self) -> None:
         super()._setup()

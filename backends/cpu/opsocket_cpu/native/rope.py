@@ -12,6 +12,7 @@ from opsocket.operators import RopePlan, RopeSpec
 from opsocket.operators.rope_frequencies import frequencies, magnitude
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan
+from opsocket_cpu.native.repeat import Fields
 
 TABLE_BYTES = 64 << 20
 """Address space for one table; memory is taken where positions are met. What lies beyond is computed each time."""
@@ -62,6 +63,8 @@ def turns_of(spec: RopeSpec) -> Turns:
 
 
 class NativeRope(NativePlan, RopePlan):
+    _fields = Fields(RopeCommand, "x positions factors y", "y")
+
     def _setup(self) -> None:
         super()._setup()
         spec = self.request.spec

@@ -9,6 +9,7 @@ import torch
 from opsocket.operators import SiluMulPlan, SiluMulSpec
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan
+from opsocket_cpu.native.repeat import Fields
 
 
 class SiluMulCommand(Command):
@@ -23,6 +24,8 @@ class SiluMulCommand(Command):
 
 class NativeSiluMul(NativePlan, SiluMulPlan):
     """One pass; the exponential within one unit in the last place."""
+
+    _fields = Fields(SiluMulCommand, "gate up y", "y")
 
     def _setup(self) -> None:
         super()._setup()

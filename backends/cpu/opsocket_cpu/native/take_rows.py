@@ -9,6 +9,7 @@ import torch
 from opsocket.operators import TakeRowsPlan, TakeRowsSpec
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan
+from opsocket_cpu.native.repeat import Fields
 
 
 class TakeRowsCommand(Command):
@@ -23,6 +24,8 @@ class TakeRowsCommand(Command):
 
 class NativeTakeRows(NativePlan, TakeRowsPlan):
     """A row number that is not in x gives a row of NaN."""
+
+    _fields = Fields(TakeRowsCommand, "x ids y", "y")
 
     def _setup(self) -> None:
         super()._setup()
