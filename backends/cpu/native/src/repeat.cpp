@@ -5,7 +5,6 @@
 #include <new>
 
 #include "commands.h"
-#include "dispatch.h"
 #include "pool.h"
 
 namespace opsocket {
