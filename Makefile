@@ -6,11 +6,13 @@ NATIVE := backends/cpu/native/.built
 BACKEND ?= cpu
 TIER ?= default
 JOBS ?= 1
+RESULTS ?= $(wildcard benchmarks/results/*-2026-11-24-all-*.json)
+PLOTS ?= docs/plots
 LEVEL_VARIABLE := OPSOCKET_CPU_ISA
 
 .PHONY: help setup native native-check native-sanitizers native-aarch64 demo test test-slow lint format types \
   contracts conformance levels providers self-test kill-matrix oracles stability template bench bench-peers \
-  benchmark docs docs-check check clean
+  benchmark plots docs docs-check check clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +115,9 @@ benchmark: $(STAMP) $(NATIVE) ## the whole model beside transformers and those p
 
 bench-peers: $(STAMP) ## install the peers of the benchmarks, each in an environment of its own (compiles llama.cpp)
 	$(BIN)/python benchmarks/peers/install.py
+
+plots: $(STAMP) ## draw what was measured: make plots RESULTS="FILE ..." PLOTS=FOLDER
+	$(BIN)/python benchmarks/plot.py $(RESULTS) --out $(PLOTS)
 
 docs: $(STAMP) $(NATIVE) ## write the generated tables of README.md and docs/ anew
 	$(BIN)/python scripts/generate_docs.py

@@ -158,6 +158,12 @@ def _agreement(mine: list[list[int]], reference: list[list[int]]) -> float:
     return same / sum(map(len, reference))
 
 
+def room(cases: list[Case]) -> list[str]:
+    """What a worker is told of the largest case, on its command line."""
+    context = max(LEAST_CONTEXT, *(case.tokens for case in cases))
+    return ["--context", str(context), "--batch", str(max(case.batch for case in cases))]
+
+
 def median(values: list[float]) -> float:
     return statistics.median(values) if values else float("nan")
 
@@ -210,8 +216,7 @@ def main() -> None:
     cases = [c for c in CASES if not args.cases or f"{c.batch}x{c.prompt}" in args.cases.split(",")]
     if not cases:
         parser.error(f"--cases: none of {', '.join(f'{c.batch}x{c.prompt}' for c in CASES)}")
-    context = max(LEAST_CONTEXT, *(case.tokens for case in cases))
-    given = [str(files.path), "--context", str(context), "--batch", str(max(case.batch for case in cases))]
+    given = [str(files.path), *room(cases)]
     workers = []
     for name in names:
         environment = SYSTEMS[name].environment

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +30,16 @@ def _counts(_: click.Context, parameter: click.Parameter, text: str) -> list[int
     return counts
 
 
+def _plot_file(_: click.Context, parameter: click.Parameter, text: str | None) -> Path | None:
+    if text is None:
+        return None
+    if Path(text).suffix not in (".svg", ".png"):
+        raise click.BadParameter("a file whose name ends with .svg or .png", param=parameter)
+    if find_spec("matplotlib") is None:
+        raise click.BadParameter("needs matplotlib: pip install 'opsocket[bench]'", param=parameter)
+    return Path(text)
+
+
 @click.command()
 @engine_options
 @click.option("--prompt-tokens", default="128,512", show_default=True, callback=_counts, help="Lengths of the prompts.")
@@ -35,6 +47,7 @@ def _counts(_: click.Context, parameter: click.Parameter, text: str) -> list[int
 @click.option("--batch", "batches", default="1,8", show_default=True, callback=_counts, help="Sequences side by side.")
 @click.option("--decode-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Decode steps.")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each case.")
+@click.option("--plot", callback=_plot_file, help="Also draw decode speed against context and batch: a .svg or .png.")
 @json_option
 def command(
     config: RuntimeConfig,
@@ -44,6 +57,7 @@ def command(
     batches: list[int],
     decode_tokens: int,
     repeats: int,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Measure prompt and decode speed of a model.
@@ -64,6 +78,8 @@ def command(
     cases += [Decode(context, batch, decode_tokens) for context in contexts for batch in batches]
     if not cases:
         raise click.UsageError("give --prompt-tokens or --contexts at least one number")
+    if plot and not contexts:
+        raise click.UsageError("--plot draws decode speed: give --contexts at least one number")
     checkpoint = open_checkpoint(locate(model))
     options = EngineOptions.of(config.engine, max_batch=max(batches))
     blocks = options.num_blocks or blocks_for(cases, options.block_size)
@@ -88,6 +104,13 @@ def command(
             "prompts": [_prompt_row(r) for r in runs if isinstance(r.case, Prompts)],
             "decodes": [_decode_row(r, engine, weight_bytes) for r in runs if isinstance(r.case, Decode)],
         }
+    if plot:
+        from opsocket_engine.cli.bench_plot import draw
+
+        try:
+            draw(report, plot)
+        except OSError as error:
+            raise click.FileError(str(plot), error.strerror) from error
     if as_json:
         print_json(report)
     else:

@@ -1,0 +1,68 @@
+"""What the benchmarks promise to the systems that they measure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import install
+import protocol
+import pytest
+import whole_model
+
+import operators
+
+
+@pytest.mark.parametrize("case", whole_model.CASES, ids=lambda case: case.label)
+def test_a_system_has_room_for_every_token_of_a_case(case):
+    given = whole_model.room([whole_model.CASES[0], case])
+    assert int(given[given.index("--context") + 1]) >= case.batch * (case.prompt + case.decode + 1)
+    assert int(given[given.index("--batch") + 1]) >= case.batch
+
+
+def test_what_a_library_prints_before_it_is_ready_does_not_mix_with_answers(tmp_path):
+    worker = tmp_path / "chatty.py"
+    worker.write_text(
+        "import os\n"
+        "from protocol import arguments, serve\n"
+        "arguments('chatty', model=False)\n"
+        "os.write(1, b'loading ...\\n')\n"
+        "serve('chatty', ['1.0'], lambda prompts, decode: (1.0, 2.0, prompts))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, str(worker)], input='{"prompts": [[1]], "decode": 1}\n', capture_output=True, text=True,
+        env={"PYTHONPATH": str(Path(protocol.__file__).parent)}, timeout=60,
+    )  # fmt: skip
+    ready, answer = map(json.loads, result.stdout.splitlines())
+    assert ready == {"ready": "chatty", "versions": ["1.0"]}
+    assert answer == {"prompt_seconds": 1.0, "decode_seconds": 2.0, "tokens": [[1]]}
+    assert "loading ..." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("requirement", "left_out"),
+    [
+        ('torch==2.13.0+cpu; platform_machine == "x86_64"', True),
+        ("torchvision", True),
+        ('pytest; extra == "test"', True),
+        ("torchmetrics", False),
+        ("numpy", False),
+    ],
+)
+def test_only_builds_of_torch_and_extras_are_left_out(requirement, left_out):
+    assert bool(install.LEFT_OUT.match(requirement)) == left_out
+
+
+def test_a_curve_is_chosen_by_its_name_and_covers_its_axis():
+    contexts = operators.chosen(["contexts"])
+    assert {case.facts["context"] for case in contexts} >= {1024, 4096, 16384}
+    assert {case.kind for case in contexts} == {"decode"}
+    batches = operators.chosen(["batches"])
+    assert {case.facts["m"] for case in batches if case.kind == "matmul"} == {1, 2, 4, 8, 16}
+
+
+def test_no_case_is_measured_twice():
+    labels = [(case.kind, case.label) for case in operators.CASES]
+    assert len(labels) == len(set(labels))
