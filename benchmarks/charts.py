@@ -64,7 +64,7 @@ def roofline(measured: Measured) -> Figure | None:
     points = [(o.operations / o.size, o.operations / statistics.median(o.seconds), o) for o in measured.operators]
     figure = new_figure("What each operator reaches of the machine", _note(measured, "medians"), 9.2, 6.4)
     axes = figure.add_subplot()
-    low, high = min(x for x, _, _ in points) / 1.6, max(x for x, _, _ in points) * 1.6
+    low, high = min(x for x, _, _ in points) / 1.6, max(x for x, _, _ in points) * 5
     top = max(roofs.values())
     axes.set(
         xscale="log", yscale="log", xlim=(low, high), ylim=(min(y for _, y, _ in points) / 1e9 / 1.5, top / 1e9 * 1.7),

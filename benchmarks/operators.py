@@ -14,6 +14,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from opsocket_cpu.native.library import library  # noqa: E402
 from opsocket_cpu.native.limits import Reader, operations_per_second  # noqa: E402
 
 OURS = "opsocket"
+SETTLE_SECONDS = 0.05
+"""Before each sample: threads of the system before it may spin for a while after its last call."""
 SYSTEMS = {
     OURS: System("operators_opsocket.py", None),
     "torch": System("operators_torch.py", None),
@@ -148,12 +151,17 @@ class Limits:
 
 
 def chosen(wanted: list[str]) -> list[Case]:
-    """The cases of these kinds or curves, or with these texts in their labels; all where nothing is wanted."""
+    """The cases of these kinds or curves, or with these texts in their labels, or with all that a + joins; all cases
+    where nothing is wanted."""
 
     def fits(case: Case, text: str) -> bool:
         return case in CURVES[text] if text in CURVES else text == case.kind or text in case.label
 
-    return [case for case in CASES if not wanted or any(fits(case, text) for text in wanted)]
+    return [
+        case
+        for case in CASES
+        if not wanted or any(all(fits(case, part) for part in text.split("+")) for text in wanted)
+    ]
 
 
 def measure(case: Case, workers: list[Worker], limits: Limits, rounds: int, seconds: float) -> list[Samples]:
@@ -173,6 +181,7 @@ def measure(case: Case, workers: list[Worker], limits: Limits, rounds: int, seco
             if worker.name not in rows:
                 continue
             row = rows[worker.name]
+            time.sleep(SETTLE_SECONDS)
             row.limit_rates.append(limits.per_second(case.limit))
             row.seconds.append(statistics.median(worker.ask({"calls": calls[worker.name]})["seconds"]))
     return list(rows.values())
@@ -198,7 +207,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.1, help="of calls in one sample")
     parser.add_argument(
-        "--only", default="", help=f"matmul, decode, prefill, {', '.join(CURVES)}, or a text of labels; with commas"
+        "--only",
+        default="",
+        help=f"matmul, decode, prefill, {', '.join(CURVES)} or a text of labels; + is and, a comma is or",
     )
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--json", type=Path)

@@ -59,6 +59,9 @@ def test_a_curve_is_chosen_by_its_name_and_covers_its_axis():
     contexts = operators.chosen(["contexts"])
     assert {case.facts["context"] for case in contexts} >= {1024, 4096, 16384}
     assert {case.kind for case in contexts} == {"decode"}
+    joined = operators.chosen(["contexts+i4 cache+all bf16", "no such"])
+    assert {case.facts["context"] for case in joined} == {256, 1024, 4096, 16384}
+    assert {(case.facts["cache"], case.facts["dtype"]) for case in joined} == {("i4", "bf16")}
     batches = operators.chosen(["batches"])
     assert {case.facts["m"] for case in batches if case.kind == "matmul"} == {1, 2, 4, 8, 16}
 
