@@ -6,7 +6,7 @@ NATIVE := backends/cpu/native/.built
 BACKEND ?= cpu
 TIER ?= default
 JOBS ?= 1
-RESULTS ?= $(wildcard benchmarks/results/*-2026-11-24-all-*.json)
+RESULTS ?= $(wildcard $(lastword $(sort $(wildcard benchmarks/results/*/)))*.json)
 PLOTS ?= docs/plots
 LEVEL_VARIABLE := OPSOCKET_CPU_ISA
 
@@ -116,7 +116,7 @@ benchmark: $(STAMP) $(NATIVE) ## the whole model beside transformers and those p
 bench-peers: $(STAMP) ## install the peers of the benchmarks, each in an environment of its own (compiles llama.cpp)
 	$(BIN)/python benchmarks/peers/install.py
 
-plots: $(STAMP) ## draw what was measured: make plots RESULTS="FILE ..." PLOTS=FOLDER
+plots: $(STAMP) ## draw the newest of benchmarks/results/: make plots RESULTS="FILE ..." PLOTS=FOLDER
 	$(BIN)/python benchmarks/plot.py $(RESULTS) --out $(PLOTS)
 
 docs: $(STAMP) $(NATIVE) ## write the generated tables of README.md and docs/ anew

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from goals import goal
 from matplotlib.axes import Axes
@@ -277,8 +278,11 @@ def _query(operator: Operator) -> str:
     return ", bf16 q" if operator.system in BF16_ONLY else f", {operator.facts['dtype']} q"
 
 
-def _lines(rows, x, ys, suffix=lambda row: "") -> tuple[Line, ...]:
-    """One line a system (and suffix) with at least two points; a later row of the same place replaces an earlier."""
+def _lines(
+    rows: Sequence[Any], x: Callable[[Any], float], ys: Callable[[Any], list[float]],
+    suffix: Callable[[Any], str] = lambda row: "",
+) -> tuple[Line, ...]:  # fmt: skip
+    """One line a system (and suffix) with at least two points."""
     found: dict[tuple[str, str], dict[float, Point]] = defaultdict(dict)
     for row in rows:
         values = ys(row)

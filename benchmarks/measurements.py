@@ -116,8 +116,11 @@ class Field:
 
 
 def load(paths: Sequence[Path]) -> Measured:
-    """Everything in these files. ResultsError where one can't be read or is no results file."""
+    """Everything in these files; what is measured in several counts as the last has it. ResultsError where a file can't
+    be read or is no results file."""
     measured = Measured()
+    operators: dict[tuple[str, str, str], Operator] = {}
+    runs: dict[tuple[str, int, int], Run] = {}
     for path in paths:
         try:
             root = Field(path, "", json.loads(path.read_text()))
@@ -130,12 +133,15 @@ def load(paths: Sequence[Path]) -> Measured:
             machine = f"{root['cpu'].text()}, {root['threads'].number():g} threads"
             for row in root["rows"]:
                 if row["case"].has("kind"):
-                    measured.operators.append(_operator(row))
+                    operator = _operator(row)
+                    operators[operator.system, operator.kind, operator.label] = operator
                 else:
-                    measured.runs.append(_run(row))
+                    run = _run(row)
+                    runs[run.system, run.prompt, run.batch] = run
         else:
             raise root.wrong("what operators.py, whole_model.py or `opsocket limits --json` wrote")
         measured.machine = measured.machine or machine
+    measured.operators, measured.runs = list(operators.values()), list(runs.values())
     return measured
 
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/plot.py RESULT.json [...] [--out FOLDER] [--only roofline,share,...] [--format svg|png]
 
-Several files are drawn as one: a later measurement of the same work replaces an earlier one in a curve. Needs
+Several files are drawn as one: work that several have measured counts as the last file has it. Needs
 matplotlib (`pip install 'opsocket[bench]'`).
 """
 
