@@ -10,6 +10,7 @@ caches are rotated: together they are larger than any cache. The peers are proce
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import statistics
@@ -23,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
 
 import install  # noqa: E402
-from worker import System, Worker, alone  # noqa: E402
+from worker import System, Worker, held  # noqa: E402
 
 from opsocket_cpu import host  # noqa: E402
 from opsocket_cpu.native.library import library  # noqa: E402
@@ -213,7 +214,9 @@ def main() -> None:
     )
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--lock", type=Path, help="a file to lock (flock) while a case is measured")
+    parser.add_argument(
+        "--lock", type=Path, help="a file to lock (flock) while a case is measured, shared while a system loads"
+    )
     args = parser.parse_args()
     cases = chosen([text for text in args.only.split(",") if text])
     if not cases:
@@ -224,11 +227,12 @@ def main() -> None:
         if environment is not None and not install.installed(environment):
             print(f"{name}: not installed (make bench-peers)", file=sys.stderr)
             continue
-        workers.append(Worker(name, SYSTEMS[name], args.threads))
+        with held(args.lock, fcntl.LOCK_SH):
+            workers.append(Worker(name, SYSTEMS[name], args.threads))
     limits, results = Limits(args.threads), []
     for number, case in enumerate(cases):
         print(f"{number + 1}/{len(cases)} {case.label}", end="\x1b[K\r", file=sys.stderr, flush=True)
-        with alone(args.lock):
+        with held(args.lock, fcntl.LOCK_EX):
             results += measure(case, workers, limits, args.rounds, args.seconds)
     for worker in workers:
         worker.close()

@@ -12,6 +12,7 @@ processes took more than 5 % of the machine is dropped and taken again, three ti
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import platform
@@ -28,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
 
 import install  # noqa: E402
-from worker import System, Worker, alone, busy_elsewhere  # noqa: E402
+from worker import System, Worker, busy_elsewhere, held  # noqa: E402
 
 from opsocket_cpu.native.library import library  # noqa: E402
 from opsocket_cpu.native.limits import Reader  # noqa: E402
@@ -118,7 +119,7 @@ def measure(
             starts = generator.integers(0, len(text), case.batch)
             prompts = [np.take(text, range(at, at + case.prompt), mode="wrap").tolist() for at in starts]
             tokens: dict[str, list[list[int]]] = {}
-            with alone(lock):
+            with held(lock, fcntl.LOCK_EX):
                 for worker in workers:
                     read, answer, quiet = sample(worker, reader, prompts, case.decode)
                     tokens[worker.name] = answer["tokens"]
@@ -204,7 +205,9 @@ def main() -> None:
     )
     parser.add_argument("--cases", help="as BATCHxPROMPT, separated by commas; default: all")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--lock", type=Path, help="a file to lock (flock) during each round of samples")
+    parser.add_argument(
+        "--lock", type=Path, help="a file to lock (flock) during each round of samples, shared while a system loads"
+    )
     args = parser.parse_args()
 
     from opsocket_cpu import host
@@ -223,7 +226,8 @@ def main() -> None:
         if environment is not None and not install.installed(environment):
             print(f"{name}: not installed (make bench-peers)", file=sys.stderr)
             continue
-        workers.append(Worker(name, SYSTEMS[name], args.threads, given))
+        with held(args.lock, fcntl.LOCK_SH):
+            workers.append(Worker(name, SYSTEMS[name], args.threads, given))
     native = library()
     if native is None:
         raise SystemExit("the native kernels are not built (make native), and memory is read raw by them")

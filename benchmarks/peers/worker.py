@@ -66,13 +66,14 @@ class Worker:
 
 
 @contextmanager
-def alone(lock: Path | None) -> Iterator[None]:
-    """Holds a lock file (flock, exclusive) meanwhile: for machines on which other jobs hold it shared."""
+def held(lock: Path | None, kind: int) -> Iterator[None]:
+    """Holds a lock file meanwhile (flock; kind: fcntl.LOCK_EX for samples, LOCK_SH for other work), for machines that
+    several use."""
     if lock is None:
         yield
         return
     with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, kind)
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import install
 import protocol
 import pytest
 import whole_model
+from worker import held
 
 import operators
 
@@ -69,3 +71,22 @@ def test_a_curve_is_chosen_by_its_name_and_covers_its_axis():
 def test_no_case_is_measured_twice():
     labels = [(case.kind, case.label) for case in operators.CASES]
     assert len(labels) == len(set(labels))
+
+
+def free_for(lock: Path, kind: int) -> bool:
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def test_samples_have_the_machine_alone_and_loading_shares_it(tmp_path):
+    lock = tmp_path / "quiet"
+    with held(lock, fcntl.LOCK_EX):
+        assert not free_for(lock, fcntl.LOCK_SH)
+    with held(lock, fcntl.LOCK_SH):
+        assert free_for(lock, fcntl.LOCK_SH)
+        assert not free_for(lock, fcntl.LOCK_EX)
+    assert free_for(lock, fcntl.LOCK_EX)
