@@ -26,6 +26,10 @@ constexpr int SPINS = 20000;  // about 250 us: what lies between two steps of an
 // thread 0 while it is twice as far from all that are in use.
 constexpr int DRIFT = 4, SETS = 16;
 
+// So many threads look for each other at a barrier, which costs one trip of a cache line where thread 0 in between
+// makes it two; of more threads, each trip would have many takers.
+constexpr int FEW = 4;
+
 static void relax() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -79,7 +83,11 @@ void Worker::barrier() {
     uint32_t want = ++generation;
     Flag *arrived = team->arrived;
     auto reached = [&](int i) { return int32_t(arrived[i].value.load(std::memory_order_acquire) - want) >= 0; };
-    if (index == 0) {
+    if (count <= FEW) {
+        arrived[index].value.store(want, std::memory_order_release);
+        for (int i = 0; i < count; i++)
+            if (i != index) wait_for([&] { return reached(i); });
+    } else if (index == 0) {
         for (int i = 1; i < count; i++) wait_for([&] { return reached(i); });
         arrived[0].value.store(want, std::memory_order_release);
     } else {
