@@ -108,13 +108,13 @@ def _key(axes: Axes, name: str, shape: str, colour: str, full: bool) -> object:
 
 
 def _roofs(measured: Measured) -> dict[str, float]:
-    """The rates on all threads: of `opsocket limits` where a file has them, else the medians beside the samples."""
+    """The rates on all threads: the medians beside the samples; what no sample has, from `opsocket limits`."""
     most = max((limit.threads or 1 << 30 for limit in measured.limits), default=0)
     roofs = {limit.name: limit.per_second for limit in measured.limits if (limit.threads or 1 << 30) == most}
     rates = defaultdict(list)
     for operator in measured.operators:
         rates[operator.limit] += operator.limit_rates
-    return {name: statistics.median(values) for name, values in rates.items()} | roofs
+    return roofs | {name: statistics.median(values) for name, values in rates.items()}
 
 
 def context_model(measured: Measured) -> Figure | None:

@@ -58,7 +58,7 @@ class Limit:
 
 @dataclass
 class Measured:
-    """All that some files hold. machine: processor and threads, as the first file has them."""
+    """All that some files hold. machine: processor and, where a file has them, threads."""
 
     machine: str = ""
     operators: list[Operator] = field(default_factory=list)
@@ -121,16 +121,17 @@ def load(paths: Sequence[Path]) -> Measured:
     measured = Measured()
     operators: dict[tuple[str, str, str], Operator] = {}
     runs: dict[tuple[str, int, int], Run] = {}
+    machines = {}
     for path in paths:
         try:
             root = Field(path, "", json.loads(path.read_text()))
         except (OSError, ValueError) as error:
             raise ResultsError(f"{path}: {error}") from None
         if root.has("limits"):
-            machine = root["device_name"].text()
+            machines["limits"] = root["device_name"].text()
             measured.limits += [_limit(row) for row in root["limits"]]
         elif root.has("rows"):
-            machine = f"{root['cpu'].text()}, {root['threads'].number():g} threads"
+            machines["rows"] = f"{root['cpu'].text()}, {root['threads'].number():g} threads"
             for row in root["rows"]:
                 if row["case"].has("kind"):
                     operator = _operator(row)
@@ -140,7 +141,7 @@ def load(paths: Sequence[Path]) -> Measured:
                     runs[run.system, run.prompt, run.batch] = run
         else:
             raise root.wrong("what operators.py, whole_model.py or `opsocket limits --json` wrote")
-        measured.machine = measured.machine or machine
+    measured.machine = machines.get("rows") or machines.get("limits", "")
     measured.operators, measured.runs = list(operators.values()), list(runs.values())
     return measured
 

@@ -111,6 +111,10 @@ def test_a_file_that_is_no_json_is_an_error_that_names_it(tmp_path, text):
         load([tmp_path / "absent.json"])
 
 
+def test_the_machine_is_named_with_its_threads_whatever_comes_first(files):
+    assert load([Path(files[2]), Path(files[0])]).machine == "A processor, 2 threads"
+
+
 class TestDrawing:
     @pytest.fixture(autouse=True)
     def _matplotlib(self):
