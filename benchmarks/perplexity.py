@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -78,18 +79,10 @@ def score(logits: torch.Tensor, following: list[int]) -> np.ndarray:
 
 
 def by_transformers(path: Path, texts: list[list[int]]) -> np.ndarray:
-    import transformers
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
+    from huggingface import model_of
 
-    transformers.utils.logging.disable_progress_bar()
-    settings = load_gguf_checkpoint(path)["config"]
-    config = transformers.LlamaConfig(**{k: v for k, v in settings.items() if k != "model_type"})
-    model = transformers.LlamaForCausalLM(config)
-    loaded = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)
-    state = {name: torch.as_tensor(values) for name, values in loaded["tensors"].items()}
-    model.load_state_dict(state, strict=False)
-    model.tie_weights()
-    model.eval()
+    model = model_of(str(path))
     with torch.inference_mode():
         return np.concatenate([score(model(torch.tensor([text])).logits[0, :-1], text[1:]) for text in texts])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -27,9 +28,12 @@ def model_of(path: str) -> transformers.LlamaForCausalLM:
 
 
 def folder_of(path: str) -> Path:
-    """config.json, safetensors in f32 and the tokenizer, made once beside this machine's temporary files."""
+    """config.json, safetensors in f32 and the tokenizer, made once for a file's content, among this machine's temporary
+    files."""
     source = Path(path)
-    target = Path(tempfile.gettempdir()) / f"{source.stem}.dequantized-{transformers.__version__}"
+    with source.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    target = Path(tempfile.gettempdir()) / f"{source.stem}-{content}.dequantized-{transformers.__version__}"
     if not target.exists():
         partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
