@@ -22,7 +22,7 @@ class Evidence:
 
 def evidence_of(device: DeviceInfo) -> Evidence:
     """A real device proves both; where code of ours stands in for the chip, no artifact ran."""
-    return Evidence("emulated", "none") if device.emulated else Evidence("device", "device")
+    return Evidence(device.numerics, "device" if device.numerics == "device" else "none")
 
 
 def suite_digest() -> str:

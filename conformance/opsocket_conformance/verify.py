@@ -147,7 +147,7 @@ def _result(entry: dict[str, Any]) -> Result:
 
 def _device(report: dict[str, Any]) -> DeviceInfo:
     d = report["device"]
-    return DeviceInfo("", 0, d["name"], d["arch"], d["memory_bytes"], tuple(d["features"]), d["emulated"])
+    return DeviceInfo("", 0, d["name"], d["arch"], d["memory_bytes"], tuple(d["features"]), d["numerics"])
 
 
 # ---- run again
@@ -159,7 +159,7 @@ def same_place(report: dict[str, Any], info: BackendInfo, device: DeviceInfo) ->
     return (
         report["host"] == host()
         and (backend["name"], backend["version"], backend["interface"]) == (info.name, info.version, INTERFACE_VERSION)
-        and (there["name"], there["arch"], there["emulated"]) == (device.name, device.arch, device.emulated)
+        and (there["name"], there["arch"], there["numerics"]) == (device.name, device.arch, device.numerics)
         and there["features"] == list(device.features)
     )
 

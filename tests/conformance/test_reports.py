@@ -98,7 +98,8 @@ def test_markdown_holds_the_verdict_and_every_operator(report):
 def test_an_emulated_device_proves_less():
     device = DeviceInfo("x", 0, "x", "x", 0)
     assert evidence_of(device) == Evidence("device", "device")
-    assert evidence_of(replace(device, emulated=True)) == Evidence("emulated", "none")
+    assert evidence_of(replace(device, numerics="emulated")) == Evidence("emulated", "none")
+    assert evidence_of(replace(device, numerics="interpreted")) == Evidence("interpreted", "none")
 
 
 def test_a_badge_says_no_more_than_was_proven(report):

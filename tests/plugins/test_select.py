@@ -75,7 +75,7 @@ def test_a_device_is_taken_by_name_and_index(on_path, name, device):
         ("exits", "imported", "SystemExit: 7"),
         ("requires99", "compatible", "requires opsocket>=99"),
         ("twin", "imported", "plugins.allow"),
-        ("cuda", "discovered", "no installed plugin provides it"),
+        ("ascend", "discovered", "no installed plugin provides it"),
     ],
 )
 def test_a_name_that_cannot_be_had_says_the_stage_the_cause_and_what_to_do(on_path, name, stage, words):

@@ -75,7 +75,7 @@ def build(
             "arch": device.arch,
             "memory_bytes": device.memory_bytes,
             "features": list(device.features),
-            "emulated": device.emulated,
+            "numerics": device.numerics,
         },
         "host": host(),
         "evidence": {"numerics": evidence.numerics, "artifact": evidence.artifact},

@@ -60,7 +60,7 @@ def status_rows(status: PluginStatus) -> Iterator[tuple[str, ...]]:
         where = f"{status.distribution} {status.version}"
         yield f"({status.name})", "-", where, stage_text(status), "-", why(status.fault)
     for backend in status.backends:
-        devices = ", ".join(f"{d} {d.name}{' (emulated)' if d.emulated else ''}" for d in backend.devices) or "-"
+        devices = ", ".join(f"{d} {d.name}{f' ({d.numerics})' if d.emulated else ''}" for d in backend.devices) or "-"
         yield backend.name, backend.vendor, backend.version, stage_text(backend), devices, why(backend.fault)
 
 

@@ -47,7 +47,8 @@ class BackendInfo:
 class DeviceInfo:
     """One device, found without creating a context on it. memory_bytes: what it has in all.
 
-    emulated: code of ours stands in for the chip; `auto` never takes such a device.
+    numerics: what a result on it says of the chip. device: it is the chip. interpreted: the kernels' own source, under
+    an interpreter. emulated: the vendor's host code, over code of ours in the chip's place. `auto` takes only "device".
     """
 
     backend: str
@@ -56,7 +57,12 @@ class DeviceInfo:
     arch: str
     memory_bytes: int
     features: tuple[str, ...] = ()
-    emulated: bool = False
+    numerics: Literal["device", "interpreted", "emulated"] = "device"
+
+    @property
+    def emulated(self) -> bool:
+        """Whether something stands in for the chip."""
+        return self.numerics != "device"
 
     def __str__(self) -> str:
         return f"{self.backend}:{self.index}"

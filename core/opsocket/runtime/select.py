@@ -133,7 +133,7 @@ def _automatic(config: RuntimeConfig) -> Selection:
     statuses = survey(config.plugins.allow)
     backends = [b for status in statuses for b in status.backends]
     candidates = [(b, d) for b in backends for d in b.devices]
-    emulated = [PassedOver(str(d), "emulated") for _, d in candidates if d.emulated]
+    emulated = [PassedOver(str(d), d.numerics) for _, d in candidates if d.emulated]
     passed_over = [*emulated, *_faults(statuses), *_unserved({b.name for b in backends})]
     chosen: tuple[Backend, DeviceInfo] | None = None
     for status, device in sorted((pair for pair in candidates if not pair[1].emulated), key=_rank):

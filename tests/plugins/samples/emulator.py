@@ -10,7 +10,7 @@ class Emulated(NumpyBackend):
     info = BackendInfo("emulated", "1.0", ">=1.0,<2", "Samples Inc")
 
     def devices(self):
-        return [DeviceInfo("emulated", 0, "not a chip", "any", 1000 * MEMORY, emulated=True)]
+        return [DeviceInfo("emulated", 0, "not a chip", "any", 1000 * MEMORY, numerics="emulated")]
 
 
 class Large(NumpyBackend):

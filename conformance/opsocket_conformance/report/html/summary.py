@@ -91,7 +91,7 @@ def provenance(report: Mapping[str, Any]) -> Markup:
         ("device", f"{report['device']['id']}: {report['device']['name']} ({report['device']['arch']})"),
         ("device memory", f"{report['device']['memory_bytes'] / 2**30:.1f} GiB"),
         ("device features", ", ".join(report["device"]["features"]) or "none named"),
-        ("emulated", "yes" if report["device"]["emulated"] else "no"),
+        ("numbers from", report["device"]["numerics"]),
         *report["host"].items(),
     ]
     return section(

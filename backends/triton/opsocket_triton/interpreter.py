@@ -1,0 +1,210 @@
+"""Triton's interpreter (3.9), made to refuse or mend what it gets wrong without a word.
+
+As it comes, it multiplies and adds the raw bits of bf16 and f8, rounds f32 to bf16 towards zero, takes dots that no
+matrix unit takes, reads and writes anywhere in the process, and fills lanes that a load leaves undefined with zeros.
+Here
+- bf16 and f8 are computed in f32 and rounded to nearest even; their sums over an axis are refused: widen first;
+- every pointer of an active lane has to lie inside a tensor that the kernel was given;
+- a lane that a mask without `other` leaves out holds a poison, not a zero;
+- a dot is at least 16 x 16 x 16 (32 deep for 8-bit types), and one of f32 says input_precision="ieee": a chip would
+  round its factors to tf32 otherwise.
+
+What it can't see: races, memory order, shared memory, the number of warps, fused products and sums, the chip's own
+approximations of exp2, log2 and division. It patches private classes, so Triton's version is part of its contract.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+import triton.runtime.interpreter as base
+
+TRITON: Final = "3.9"
+"""The version whose private classes are patched here."""
+
+_NARROW: Final = {
+    tl.bfloat16: torch.bfloat16,
+    tl.float8e4nv: torch.float8_e4m3fn,
+    tl.float8e4b8: torch.float8_e4m3fnuz,
+    tl.float8e5: torch.float8_e5m2,
+}
+_POISON: Final = 0xA5
+
+
+class OutOfBounds(MemoryError):
+    """A kernel touched memory outside of every tensor that it was given."""
+
+
+class Unfaithful(TypeError):
+    """A kernel asks the interpreter for something that a chip does otherwise, or not at all."""
+
+
+def install() -> None:
+    """Patch the interpreter of this process, once."""
+    if triton.__version__.split(".")[:2] != TRITON.split("."):
+        raise RuntimeError(f"the interpreter is mended for triton {TRITON}, and {triton.__version__} is installed")
+    if getattr(base.InterpreterBuilder, "opsocket", False):
+        return
+    base.InterpreterBuilder.opsocket = True
+    _mend_arithmetic()
+    _guard_memory()
+    _refuse_narrow_reductions()
+
+
+def _is_narrow(handle: base.TensorHandle) -> bool:
+    return handle.dtype.scalar in _NARROW
+
+
+def widened(handle: base.TensorHandle) -> np.ndarray:
+    """f32 values of a bf16 or f8 handle."""
+    bits = torch.from_numpy(np.array(handle.data, copy=True, order="C"))
+    return bits.view(_NARROW[handle.dtype.scalar]).float().numpy().reshape(handle.data.shape)
+
+
+def narrowed(values: np.ndarray, dtype: tl.dtype) -> np.ndarray:
+    """f32 values rounded to nearest even, as the raw bits that the interpreter keeps."""
+    rounded = torch.from_numpy(np.array(values, np.float32, copy=True, order="C")).to(_NARROW[dtype])
+    bits = rounded.view(torch.int16 if rounded.element_size() == 2 else torch.uint8).numpy()
+    return bits.view(base._get_np_dtype(dtype)).reshape(np.shape(values))
+
+
+def _mend_arithmetic() -> None:
+    builder = base.InterpreterBuilder
+    binary, unary, dot = builder.binary_op, builder.unary_op, builder.create_dot
+    cast, fp_to_fp = builder.cast_impl, builder.create_fp_to_fp
+
+    def binary_op(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
+        if not _is_narrow(lhs) or op.__name__.startswith(("bitwise", "left", "right")):
+            return binary(self, lhs, rhs, op)
+        result = op(widened(lhs), widened(rhs))
+        if result.dtype == np.bool_:
+            return base.TensorHandle(result, tl.int1)
+        return base.TensorHandle(narrowed(result, lhs.dtype.scalar), lhs.dtype.scalar)
+
+    def unary_op(self: Any, arg: Any, op: Any) -> Any:
+        if not _is_narrow(arg):
+            return unary(self, arg, op)
+        return base.TensorHandle(narrowed(op(widened(arg)), arg.dtype.scalar), arg.dtype.scalar)
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, most_imprecise: Any) -> Any:
+        _check_dot(a, b, input_precision)
+        if a.data.dtype.kind in "iu" and not _is_narrow(a):
+            # In f64, which holds every such sum exactly: NumPy has no fast product of integers.
+            product = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64))
+            return base.TensorHandle((product + d.data).astype(d.data.dtype), d.dtype.scalar)
+        left = widened(a) if _is_narrow(a) else a.data
+        right = widened(b) if _is_narrow(b) else b.data
+        if d.data.dtype == np.float32:
+            product = np.matmul(left.astype(np.float32), right.astype(np.float32))
+            return base.TensorHandle(product + d.data, d.dtype.scalar)
+        return dot(self, a, b, d, input_precision, most_imprecise)
+
+    def converting(old: Any) -> Any:
+        def convert(self: Any, source: Any, dtype: Any, *rest: Any) -> Any:
+            target = dtype.scalar
+            if not (_is_narrow(source) or target in _NARROW):
+                return old(self, source, dtype, *rest)
+            values = widened(source) if _is_narrow(source) else source.data.astype(np.float32)
+            if target in _NARROW:
+                return base.TensorHandle(narrowed(values, target), target)
+            return base.TensorHandle(values.astype(base._get_np_dtype(target)), target)
+
+        return convert
+
+    builder.binary_op, builder.unary_op, builder.create_dot = binary_op, unary_op, create_dot
+    builder.cast_impl, builder.create_fp_to_fp = converting(cast), converting(fp_to_fp)
+
+
+def _check_dot(a: Any, b: Any, input_precision: Any) -> None:
+    rows, depth = a.data.shape[-2:]
+    columns = b.data.shape[-1]
+    least = 32 if a.dtype.scalar.primitive_bitwidth == 8 else 16
+    if rows < 16 or columns < 16 or depth < least:
+        got = f"{rows} x {columns} x {depth} of {a.dtype.scalar}"
+        raise Unfaithful(f"tl.dot: at least 16 x 16 x {least} is wanted by matrix units, {got} came")
+    is_ieee = "IEEE" in str(input_precision).upper()
+    if a.dtype.scalar == tl.float32 and not is_ieee:
+        raise Unfaithful(f"tl.dot of f32 says input_precision='ieee', not {input_precision}: it would run in tf32")
+
+
+_given: list[tuple[int, int]] = []
+"""First and last-plus-one address of every tensor of the launch that runs."""
+
+
+def _guard_memory() -> None:
+    builder = base.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+    atomic_rmw, atomic_cas = builder.create_atomic_rmw, builder.create_atomic_cas
+    convert, execute = base._implicit_cvt, base.GridExecutor.__call__
+
+    def remembering(arg: Any) -> Any:
+        if isinstance(arg, torch.Tensor) and arg.numel():
+            last = sum((size - 1) * stride for size, stride in zip(arg.shape, arg.stride(), strict=True))
+            start = arg.data_ptr()
+            _given.append((start, start + (last + 1) * arg.element_size()))
+        return convert(arg)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _given.clear()
+        return execute(self, *args, **kwargs)
+
+    def masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
+        _check_pointers(pointers, mask, "load")
+        if other is None and not mask.data.all():
+            element = pointers.get_element_ty()
+            dtype = base._get_np_dtype(element)
+            poison = np.frombuffer(bytes([_POISON]) * dtype.itemsize, dtype=dtype)[0] if dtype.kind != "b" else True
+            poison = np.nan if dtype.kind == "f" else poison
+            other = base.TensorHandle(np.full(pointers.data.shape, poison, dtype), element)
+        return load(self, pointers, mask, other, *rest)
+
+    def masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        _check_pointers(pointers, mask, "store")
+        return store(self, pointers, value, mask, *rest)
+
+    def rmw(self: Any, op: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        _check_pointers(pointers, mask, "atomic")
+        return atomic_rmw(self, op, pointers, value, mask, *rest)
+
+    def cas(self: Any, pointers: Any, *rest: Any) -> Any:
+        _check_pointers(pointers, None, "atomic")
+        return atomic_cas(self, pointers, *rest)
+
+    base._implicit_cvt, base.GridExecutor.__call__ = remembering, call
+    builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
+    builder.create_atomic_rmw, builder.create_atomic_cas = rmw, cas
+
+
+def _check_pointers(pointers: Any, mask: Any, what: str) -> None:
+    active = pointers.data.reshape(-1)
+    if mask is not None:
+        active = active[np.broadcast_to(mask.data, pointers.data.shape).reshape(-1)]
+    if not active.size:
+        return
+    size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+    low, high = int(active.min()), int(active.max()) + size
+    if any(start <= low and high <= stop for start, stop in _given):
+        return
+    inside = np.zeros(active.shape, bool)
+    for start, stop in _given:
+        inside |= (active >= np.uint64(start)) & (active + np.uint64(size) <= np.uint64(stop))
+    if not inside.all():
+        outside = int((~inside).sum())
+        raise OutOfBounds(f"out-of-bounds {what}: {outside} of {active.size} active lanes are in no tensor given")
+
+
+def _refuse_narrow_reductions() -> None:
+    for cls in (base.ReduceOps, base.ScanOps):
+        apply = cls.apply_impl
+
+        def checked(self: Any, given: Any, apply: Any = apply) -> Any:
+            for each in given if isinstance(given, tuple) else (given,):
+                if each.handle.dtype.scalar in _NARROW:
+                    raise Unfaithful(f"a reduction of {each.handle.dtype.scalar}: widen to f32 first")
+            return apply(self, given)
+
+        cls.apply_impl = checked

@@ -1,0 +1,69 @@
+"""Which kernel serves which operator. Triton, and torch with it, are imported when one of them is picked."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from opsocket.operators import (
+    AddSpec,
+    CacheLayout,
+    CacheSpec,
+    DeviceInfo,
+    Pick,
+    Plan,
+    Provider,
+    Reason,
+    Request,
+    Spec,
+)
+from opsocket_triton import layouts
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """module: below this package. refusals: why a request is not served, empty when it is; None: all are."""
+
+    module: str
+    plan: str
+    refusals: Callable[[Request], tuple[Reason, ...]] | None = None
+
+
+_KERNELS: Final[dict[type[Spec], _Kernel]] = {
+    AddSpec: _Kernel("model.add", "TritonAdd"),
+}
+
+
+class TritonProvider(Provider):
+    name = "triton"
+
+    def pick(self, device: DeviceInfo, request: Request) -> Pick | tuple[Reason, ...]:
+        kernel = _KERNELS.get(type(request.spec))
+        if kernel is None:
+            return (Reason("operator", "op", request.op, sorted(spec.op for spec in _KERNELS)),)
+        if request.cache is not None and (reasons := layouts.refusals(request.cache, request.layout)):
+            return reasons
+        if kernel.refusals is not None and (reasons := kernel.refusals(request)):
+            return reasons
+        for package in ("torch", "triton"):
+            if importlib.util.find_spec(package) is None:
+                want = f"the package {package} installed: pip install 'opsocket[triton]'"
+                return (Reason("package", package, None, want),)
+        return Pick(_plan(kernel, device))
+
+    def layouts(self, device: DeviceInfo, cache: CacheSpec) -> tuple[CacheLayout, ...]:
+        return () if layouts.refusals(cache) else (layouts.pages(cache),)
+
+
+def _plan(kernel: _Kernel, device: DeviceInfo) -> type[Plan]:
+    if device.numerics == "interpreted":
+        # Before the kernels' module is imported, which makes them for one mode or the other.
+        from opsocket_triton import mode
+
+        mode.interpret(device)
+    module = importlib.import_module(f"opsocket_triton.{kernel.module}")
+    plan: type[Plan] = getattr(module, kernel.plan)
+    return plan

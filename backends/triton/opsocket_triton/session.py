@@ -1,0 +1,74 @@
+"""One opened GPU: torch tensors in its memory, or in the host's where its kernels are interpreted."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from opsocket.operators import (
+    Backend,
+    Cache,
+    CacheLayout,
+    CacheSpec,
+    DeviceInfo,
+    Memory,
+    ResourceError,
+    SessionOptions,
+    Unsupported,
+    static_scale,
+)
+from opsocket.operators.torch_session import TorchSession
+from opsocket_triton import layouts, mode
+
+
+class GpuSession(TorchSession):
+    """Work is enqueued on torch's current stream of the device, AMD's too, which torch calls "cuda" as well."""
+
+    def __init__(self, backend: Backend, device: DeviceInfo, options: SessionOptions) -> None:
+        super().__init__(backend, device, options)
+        self.is_interpreted = device.numerics == "interpreted"
+        if self.is_interpreted:
+            mode.interpret(device)
+        else:
+            mode.check_compiles(device)
+            self.torch_device = torch.device("cuda", device.index)
+            torch.cuda.set_device(self.torch_device)
+
+    def allocate_cache(
+        self,
+        cache: CacheSpec,
+        layout: CacheLayout | None = None,
+        k_scale: np.ndarray | None = None,
+        v_scale: np.ndarray | None = None,
+    ) -> Cache:
+        reasons = layouts.refusals(cache, layout)
+        if reasons:
+            raise Unsupported(reasons, request=cache, backend=str(self.device))
+        layout = layouts.pages(cache)
+        scales = {
+            "k_scale": self._scale(static_scale("k", cache, k_scale)),
+            "v_scale": self._scale(static_scale("v", cache, v_scale)),
+        }
+        need, have = cache.num_blocks * layout.bytes_per_block, self._free_bytes()
+        if need > have:
+            raise ResourceError("bytes of device memory for the cache", need, have)
+        planes = {plane.name: self.empty(plane.shape, plane.dtype) for plane in layout.planes}
+        return Cache(cache, layout, planes, device=str(self.device), **scales)
+
+    def synchronize(self) -> None:
+        if not self.is_interpreted:
+            torch.cuda.synchronize(self.torch_device)
+
+    def memory(self) -> Memory:
+        if self.is_interpreted:
+            return Memory(None, self.device.memory_bytes)
+        return Memory(torch.cuda.memory_allocated(self.torch_device), self.device.memory_bytes)
+
+    def _free_bytes(self) -> int:
+        if self.is_interpreted:
+            return self.device.memory_bytes
+        free: int = torch.cuda.mem_get_info(self.torch_device)[0]
+        return free
+
+    def _scale(self, values: np.ndarray | None) -> torch.Tensor | None:
+        return None if values is None else self.upload(values)
