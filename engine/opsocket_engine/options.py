@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from opsocket.operators import ContractError, KVFormat, Numerics
 from opsocket.operators.dtypes import check_float
 from opsocket.operators.layout import Granularity, KVCode
-from opsocket.operators.numerics import DEFAULT_NUMERICS
 
 if TYPE_CHECKING:
     from opsocket.runtime.config import EngineConfig
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
 
 ACTIVATIONS = ("none", "i8_token", "i8_g32")
 """What activations can be multiplied as."""
+
+NUMERICS = ("exact", "fast")
+"""What kernels may do inside."""
 
 
 def parse_kv_format(text: str) -> KVFormat:
@@ -48,7 +50,9 @@ class EngineOptions:
     dtype: of activations: f32, bf16 or f16. activations: what they are multiplied as by weights that have codes: "none"
     (as they are), or int8 codes with a scale for each token ("i8_token") or each 32 columns ("i8_g32"); see
     `QuantFormat.activation`. Weights whose own format states int8 activations have those. kv_format: see
-    `parse_kv_format`. block_size: tokens per cache block. num_blocks: blocks of each layer's cache; None takes
+    `parse_kv_format`. numerics: what kernels may do inside: "exact", nothing that loses beyond sums in f32; "fast", as
+    matrix units, round probabilities and dequantized numbers to `dtype`, cut off sums, approximate exp and tanh
+    (`permitted`). block_size: tokens per cache block. num_blocks: blocks of each layer's cache; None takes
     `memory_fraction` of the device's free memory, but no more than `max_batch` sequences of `max_context` tokens fill.
     max_batch: sequences in one step. max_step_tokens: tokens in one step, decodes and prompt chunks together.
     max_context: tokens of one sequence; None is the model's own limit. prefix_sharing: whether sequences share the
@@ -59,7 +63,7 @@ class EngineOptions:
     dtype: str = "f32"
     activations: str = "none"
     kv_format: str = "f32"
-    numerics: Numerics = DEFAULT_NUMERICS
+    numerics: str = "exact"
     block_size: int = 16
     num_blocks: int | None = None
     memory_fraction: float = 0.25
@@ -75,6 +79,8 @@ class EngineOptions:
         parse_kv_format(self.kv_format)
         if self.activations not in ACTIVATIONS:
             raise ContractError("activations", f"one of {list(ACTIVATIONS)}", repr(self.activations))
+        if self.numerics not in NUMERICS:
+            raise ContractError("numerics", f"one of {list(NUMERICS)}", repr(self.numerics))
         for name in ("block_size", "num_blocks", "max_batch", "max_context"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -84,6 +90,14 @@ class EngineOptions:
         if self.max_step_tokens < self.max_batch:
             want = f"at least max_batch={self.max_batch}, so that every sequence can decode in one step"
             raise ContractError("max_step_tokens", want, self.max_step_tokens)
+
+    @property
+    def permitted(self) -> Numerics:
+        """`numerics` as requests state it."""
+        if self.numerics == "exact":
+            return Numerics()
+        dtype = cast(Literal["f32", "f16", "bf16"], self.dtype)
+        return Numerics(dtype, "approx", "approx", "f32_truncating", dequantized=dtype)
 
     @classmethod
     def of(cls, config: EngineConfig, **settings: Any) -> EngineOptions:

@@ -119,7 +119,7 @@ def decoder_requests(
             return stored.id
         return with_activation(stored.id, options.activations)
 
-    dtype, numerics = options.dtype, options.numerics
+    dtype, numerics = options.dtype, options.permitted
     shapes = matrix_shapes(config)
     cache = cache_spec(config, options, num_blocks)
     context = max_context(config, options, num_blocks)

@@ -82,6 +82,11 @@ class EngineConfig:
         Choice(("none", "i8_token", "i8_g32"), optional=True),
         "What activations are multiplied as: themselves, or int8 codes with a scale for each token or 32 columns.",
     )
+    numerics: str | None = _option(
+        None,
+        Choice(("exact", "fast"), optional=True),
+        "What kernels may do inside: nothing that loses, or what matrix units do in the activations' type.",
+    )
     capture: bool | None = _option(None, Flag(), "Whether decode steps are recorded once and replayed.")
 
 

@@ -96,6 +96,7 @@ def command(
             "threads": threads,
             "dtype": options.dtype,
             "activations": options.activations,
+            "numerics": options.numerics,
             "captured": engine.stats().captured_steps > 0,
             "kv_format": options.kv_format,
             "stored_weight_bytes": weight_bytes,

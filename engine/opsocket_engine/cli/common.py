@@ -30,6 +30,7 @@ def engine_options(command: F) -> F:
     @click.option("--dtype", help="Type of the activations: f32, bf16 or f16.")
     @click.option("--activations", help="What they are multiplied as by quantized weights: none, i8_token or i8_g32.")
     @click.option("--kv-format", help="How keys and values are stored: f32, f16, bf16, f8e4m3fn, i8, i4, ...")
+    @click.option("--numerics", help="What kernels may do inside: exact, or fast (what matrix units do).")
     @click.option("--capture/--no-capture", default=None, help="Record decode steps and replay them (default: yes).")
     @click.option("--threads", type=click.IntRange(min=1), help="Host threads.")
     @functools.wraps(command)
@@ -39,6 +40,7 @@ def engine_options(command: F) -> F:
         dtype: str | None,
         activations: str | None,
         kv_format: str | None,
+        numerics: str | None,
         capture: bool | None,
         threads: int | None,
         **kwargs: Any,
@@ -49,6 +51,7 @@ def engine_options(command: F) -> F:
             "engine.dtype": dtype,
             "engine.activations": activations,
             "engine.kv_format": None if kv_format is None else kv_format_name(kv_format),
+            "engine.numerics": numerics,
             "engine.capture": capture,
             "threads": threads,
         }
@@ -59,10 +62,11 @@ def engine_options(command: F) -> F:
 
 
 def precision(report: Mapping[str, Any]) -> str:
-    """The type of activations, and what they are multiplied as where that is another."""
+    """The type of activations, what they are multiplied as where that is another, and what kernels may do inside."""
     codes = {"i8_token": "int8 codes, a scale per token", "i8_g32": "int8 codes, a scale per 32 columns"}
     name = report["activations"]
-    return f"{report['dtype']}" if name == "none" else f"{report['dtype']} (multiplied as {codes[name]})"
+    multiplied = "" if name == "none" else f" (multiplied as {codes[name]})"
+    return f"{report['dtype']}{multiplied}, numerics {report['numerics']}"
 
 
 def placement(session: Session, requests: list[Request]) -> list[Placed]:

@@ -91,6 +91,7 @@ def command(
             "device": str(session.device),
             "dtype": options.dtype,
             "activations": options.activations,
+            "numerics": options.numerics,
             "kv_format": options.kv_format,
             "results": [_result(key, ids[key[0]], samples) for key, samples in sorted(outputs.items())],
             "interrupted": interrupted,
