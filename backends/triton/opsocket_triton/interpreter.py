@@ -19,9 +19,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import triton
 import triton.language as tl
 import triton.runtime.interpreter as base
+from triton.runtime.jit import JITFunction
+
+import triton
 
 TRITON: Final = "3.9"
 """The version whose private classes are patched here."""
@@ -50,9 +52,20 @@ def install() -> None:
     if getattr(base.InterpreterBuilder, "opsocket", False):
         return
     base.InterpreterBuilder.opsocket = True
+    _interpret_library()
     _mend_arithmetic()
     _guard_memory()
     _refuse_narrow_reductions()
+
+
+def _interpret_library() -> None:
+    """Triton's own device functions (`tl.sum`, `tl.interleave`), made for a chip if triton was imported before this
+    process was told to interpret, as functions of the interpreter; one object for each, which reductions compare."""
+    made: dict[Any, base.InterpretedFunction] = {}
+    for module in (tl.standard, tl.random, tl):
+        for name, member in list(vars(module).items()):
+            if isinstance(member, JITFunction):
+                setattr(module, name, made.setdefault(member.fn, base.InterpretedFunction(member.fn)))
 
 
 def _is_narrow(handle: base.TensorHandle) -> bool:

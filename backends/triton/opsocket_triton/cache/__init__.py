@@ -1,0 +1,1 @@
+"""The four operators over a KV cache, and what its codes stand for."""
