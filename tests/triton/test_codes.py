@@ -10,9 +10,9 @@ from opsocket_triton import mode
 
 mode.interpret(DeviceInfo("cuda", 0, "sm_90", "sm_90", 2**30, numerics="interpreted"))
 
+import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-import triton  # noqa: E402
 from opsocket_triton.cache import codes  # noqa: E402
 from opsocket_triton.launch import launch  # noqa: E402
 

@@ -19,11 +19,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import triton
 import triton.language as tl
 import triton.runtime.interpreter as base
 from triton.runtime.jit import JITFunction
-
-import triton
 
 TRITON: Final = "3.9"
 """The version whose private classes are patched here."""

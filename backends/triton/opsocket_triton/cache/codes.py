@@ -12,9 +12,8 @@ Scales are multiplied in f32, once, as the quantizer pins it.
 
 from __future__ import annotations
 
-import triton.language as tl
-
 import triton
+import triton.language as tl
 
 FIELDS_PER_BYTE = {"i4": 2, "i2": 4}
 """Codes that lie in one byte of their plane; 1 for all others."""

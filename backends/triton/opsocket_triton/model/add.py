@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 
-import triton
 from opsocket.operators import AddPlan
 from opsocket_triton.launch import launch
 
