@@ -37,7 +37,8 @@ Constant = int | float | bool | str | None
 @dataclass(frozen=True)
 class Specialization:
     """kernel: "module:function". signature: Triton's type of each argument, "constexpr" among them. constants: their
-    values. aligned: arguments that are multiples of 16, by name. warps, stages: as launched."""
+    values. aligned: arguments that are multiples of 16, by name. warps, stages: as launched. near: tensors in less than
+    2 GiB of memory, for which AMD's compiler takes other loads."""
 
     kernel: str
     signature: tuple[tuple[str, str], ...]
@@ -45,12 +46,13 @@ class Specialization:
     aligned: tuple[str, ...]
     warps: int
     stages: int
+    near: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, kernel: Any, args: dict[str, Any], warps: int, stages: int) -> Specialization:
         names = kernel.arg_names
         constexprs = {name for name, kind in kernel.fn.__annotations__.items() if "constexpr" in str(kind)}
-        signature, constants, aligned = [], [], []
+        signature, constants, aligned, near = [], [], [], []
         for name in names:
             value = args[name]
             if name in constexprs or value is None or (type(value) is int and value == 1):
@@ -61,8 +63,10 @@ class Specialization:
             signature.append((name, kind))
             if multiple:
                 aligned.append(name)
+            if isinstance(value, torch.Tensor) and value.untyped_storage().size() < 2**31:
+                near.append(name)
         where = f"{kernel.fn.__module__}:{kernel.fn.__name__}"
-        return cls(where, tuple(signature), tuple(constants), tuple(aligned), warps, stages)
+        return cls(where, tuple(signature), tuple(constants), tuple(aligned), warps, stages, tuple(near))
 
     def dumps(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
@@ -71,7 +75,13 @@ class Specialization:
     def loads(cls, text: str) -> Specialization:
         data = json.loads(text)
         pairs = {name: tuple(map(tuple, data[name])) for name in ("signature", "constants")}
-        return cls(**{**data, **pairs, "aligned": tuple(data["aligned"])})
+        return cls(**{**data, **pairs, "aligned": tuple(data["aligned"]), "near": tuple(data.get("near", ()))})
+
+    def __str__(self) -> str:
+        """For people: the function, the types of its tensors, and its constants."""
+        types = dict.fromkeys(kind.removeprefix("*") for _, kind in self.signature if kind.startswith("*"))
+        constants = [f"{name}={value}" for name, value in self.constants]
+        return " ".join([self.kernel.partition(":")[2], ",".join(types), *constants, f"warps={self.warps}"])
 
 
 def _type_of(value: Any) -> tuple[str, bool]:

@@ -22,6 +22,12 @@ def user_file(environment: Mapping[str, str]) -> Path:
     return (Path(folder) if folder else Path.home() / ".config") / "opsocket" / "config.yaml"
 
 
+def cache_folder() -> Path:
+    """`opsocket` in the user's cache folder: what can be made again."""
+    folder = os.environ.get("XDG_CACHE_HOME")
+    return (Path(folder) if folder else Path.home() / ".cache") / "opsocket"
+
+
 def find_file(path: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> Path | None:
     """The file to read, None where there is none. One that is named, by `path` or by `OPSOCKET_CONFIG`, must exist."""
     named = path or environment.get(CONFIG_VARIABLE)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import opsocket
 from opsocket.operators import DeviceInfo, FormatError
+from opsocket.runtime.files import cache_folder
 
 
 def path(device: DeviceInfo) -> Path:
     """Where a device's choices are kept: $XDG_CACHE_HOME/opsocket/tuned/."""
-    folder = os.environ.get("XDG_CACHE_HOME")
     name = re.sub(r"[^a-z0-9]+", "-", f"{device.backend} {device.name} {device.arch}".lower()).strip("-")
-    return (Path(folder) if folder else Path.home() / ".cache") / "opsocket" / "tuned" / f"{name}.json"
+    return cache_folder() / "tuned" / f"{name}.json"
 
 
 def load(device: DeviceInfo) -> dict[str, str]:
