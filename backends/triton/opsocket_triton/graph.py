@@ -50,4 +50,4 @@ def _keep(captured: Any, result: Any) -> None:
         for old, new in zip(captured, result, strict=True):
             _keep(old, new)
     elif hasattr(captured, "copy_") and result is not captured:
-        captured.copy_(result)
+        captured[: len(result)].copy_(result)  # a later batch may be shorter

@@ -10,8 +10,12 @@ from typing import Final
 
 from opsocket.operators import (
     AddSpec,
+    CacheCopyBlocksSpec,
     CacheLayout,
+    CacheMoveSpec,
+    CacheReadSpec,
     CacheSpec,
+    CacheWriteSpec,
     DeviceInfo,
     Pick,
     Plan,
@@ -34,6 +38,10 @@ class _Kernel:
 
 _KERNELS: Final[dict[type[Spec], _Kernel]] = {
     AddSpec: _Kernel("model.add", "TritonAdd"),
+    CacheWriteSpec: _Kernel("cache.write", "TritonCacheWrite"),
+    CacheReadSpec: _Kernel("cache.read", "TritonCacheRead"),
+    CacheMoveSpec: _Kernel("cache.move", "TritonCacheMove"),
+    CacheCopyBlocksSpec: _Kernel("cache.copy_blocks", "TritonCacheCopyBlocks"),
 }
 
 

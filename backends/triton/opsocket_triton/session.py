@@ -19,6 +19,7 @@ from opsocket.operators import (
 )
 from opsocket.operators.torch_session import TorchSession
 from opsocket_triton import layouts, mode
+from opsocket_triton.cache.static_scales import PagedCache
 
 
 class GpuSession(TorchSession):
@@ -45,15 +46,13 @@ class GpuSession(TorchSession):
         if reasons:
             raise Unsupported(reasons, request=cache, backend=str(self.device))
         layout = layouts.pages(cache)
-        scales = {
-            "k_scale": self._scale(static_scale("k", cache, k_scale)),
-            "v_scale": self._scale(static_scale("v", cache, v_scale)),
-        }
+        scales = static_scale("k", cache, k_scale), static_scale("v", cache, v_scale)
         need, have = cache.num_blocks * layout.bytes_per_block, self._free_bytes()
         if need > have:
             raise ResourceError("bytes of device memory for the cache", need, have)
         planes = {plane.name: self.empty(plane.shape, plane.dtype) for plane in layout.planes}
-        return Cache(cache, layout, planes, device=str(self.device), **scales)
+        on_device = (None if values is None else self.upload(values) for values in scales)
+        return PagedCache(cache, layout, planes, *on_device, device=str(self.device), host_scales=scales)
 
     def synchronize(self) -> None:
         if not self.is_interpreted:
@@ -69,6 +68,3 @@ class GpuSession(TorchSession):
             return self.device.memory_bytes
         free: int = torch.cuda.mem_get_info(self.torch_device)[0]
         return free
-
-    def _scale(self, values: np.ndarray | None) -> torch.Tensor | None:
-        return None if values is None else self.upload(values)
