@@ -1,7 +1,7 @@
 """Rows of one plane to rows of another, as if all were read before any is written: what moves and copies share.
 
 The host finds the rows that one pair reads and another writes; the device brings those to scratch in a launch of its
-own, and a second launch writes all. Where nothing overlaps, as in copy-on-write, the first is left out, and each byte is
+own, and a second launch writes all. Where nothing overlaps, as in copy-on-write, the first is left out: each byte is
 read once and written once.
 """
 
