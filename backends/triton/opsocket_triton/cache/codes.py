@@ -19,6 +19,12 @@ FIELDS_PER_BYTE = {"i4": 2, "i2": 4}
 """Codes that lie in one byte of their plane; 1 for all others."""
 
 
+@triton.constexpr_function
+def fields_per_byte(code):
+    """The same, for kernels."""
+    return FIELDS_PER_BYTE.get(code, 1)
+
+
 @triton.jit
 def unpack(raw, CODE: tl.constexpr):
     """Fields uint8[..., W * FIELDS_PER_BYTE] of packed bytes uint8[..., W], in their order; other codes as they are."""

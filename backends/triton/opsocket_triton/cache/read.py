@@ -9,7 +9,7 @@ import triton.language as tl
 
 from opsocket.operators import Cache, CacheReadPlan, CacheReadSpec, SlotBatch
 from opsocket.operators.torch_session import TORCH_DTYPES
-from opsocket_triton.cache.codes import FIELDS_PER_BYTE, decode, unpack
+from opsocket_triton.cache.codes import decode, fields_per_byte, unpack
 from opsocket_triton.cache.planes import TILE, as_bytes
 from opsocket_triton.cache.tables import DeviceTable, first_rows
 from opsocket_triton.cache.write import formats
@@ -33,8 +33,6 @@ def read_rows(
     V_CODE: tl.constexpr,
     K_SCALE: tl.constexpr,
     V_SCALE: tl.constexpr,
-    K_FIELDS: tl.constexpr,
-    V_FIELDS: tl.constexpr,
     K_DIM: tl.constexpr,
     V_DIM: tl.constexpr,
     WIDE: tl.constexpr,
@@ -42,17 +40,13 @@ def read_rows(
 ):
     """Heads ROWS * program 0 and on, counted through all slots, of k where program 1 is 0, else of v.
 
-    table i64[N + 1, 1]: N, then each slot's first row in the planes. k: [N, heads, K_DIM]. FIELDS: codes in a byte.
+    table i64[N + 1, 1]: N, then each slot's first row in the planes. k: [N, heads, K_DIM].
     The planes and scales are those of `write_rows`.
     """
-    if tl.program_id(1) == 0:
-        _read(
-            table, k, k_plane, k_stored, k_static, heads, block_size, K_CODE, K_SCALE, K_FIELDS, K_DIM, WIDE, ROWS
-        )  # fmt: skip
+    if v is None or tl.program_id(1) == 0:
+        _read(table, k, k_plane, k_stored, k_static, heads, block_size, K_CODE, K_SCALE, K_DIM, WIDE, ROWS)
     else:
-        _read(
-            table, v, v_plane, v_stored, v_static, heads, block_size, V_CODE, V_SCALE, V_FIELDS, V_DIM, WIDE, ROWS
-        )  # fmt: skip
+        _read(table, v, v_plane, v_stored, v_static, heads, block_size, V_CODE, V_SCALE, V_DIM, WIDE, ROWS)
 
 
 @triton.jit
@@ -66,11 +60,11 @@ def _read(
     block_size,
     CODE: tl.constexpr,
     SCALE: tl.constexpr,
-    FIELDS: tl.constexpr,
     DIM: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
 ):
+    FIELDS: tl.constexpr = fields_per_byte(CODE)
     number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     entry = number // heads
     head = number % heads
@@ -138,8 +132,6 @@ class TritonCacheRead(CacheReadPlan):
             heads=spec.num_kv_heads,
             block_size=spec.block_size,
             **formats(spec.k, spec.v),
-            K_FIELDS=FIELDS_PER_BYTE.get(spec.k.code, 1),
-            V_FIELDS=FIELDS_PER_BYTE.get((spec.v or spec.k).code, 1),
             K_DIM=spec.head_dim_k,
             V_DIM=spec.head_dim_v,
             WIDE=wide,

@@ -43,7 +43,7 @@ def write_rows(
     table i64[N + 1, 2]: (N, -), then for each token its row in k and v and its first row in the planes. k: [T, heads,
     K_DIM]. k_plane: codes (block, head, token, dim), f8 as bytes. k_stored: token_head's scales. k_static: f32.
     """
-    if tl.program_id(1) == 0:
+    if v is None or tl.program_id(1) == 0:
         _write(table, k, k_plane, k_stored, k_static, k_row, heads, block_size, K_CODE, K_SCALE, K_DIM, WIDE, ROWS)
     else:
         _write(table, v, v_plane, v_stored, v_static, v_row, heads, block_size, V_CODE, V_SCALE, V_DIM, WIDE, ROWS)
