@@ -21,8 +21,10 @@ FIELDS_PER_BYTE = {"i4": 2, "i2": 4}
 
 @triton.constexpr_function
 def fields_per_byte(code):
-    """The same, for kernels."""
-    return FIELDS_PER_BYTE.get(code, 1)
+    """The same, for kernels: the compiler takes no dict."""
+    if code == "i4":
+        return 2
+    return 4 if code == "i2" else 1
 
 
 @triton.jit
@@ -30,11 +32,12 @@ def unpack(raw, CODE: tl.constexpr):
     """Fields uint8[..., W * FIELDS_PER_BYTE] of packed bytes uint8[..., W], in their order; other codes as they are."""
     if CODE == "i4":
         return tl.interleave(raw & 15, raw >> 4)
-    if CODE == "i2":
+    elif CODE == "i2":
         even = tl.interleave(raw & 3, (raw >> 4) & 3)
         odd = tl.interleave((raw >> 2) & 3, raw >> 6)
         return tl.interleave(even, odd)
-    return raw
+    else:
+        return raw
 
 
 @triton.jit
@@ -42,9 +45,10 @@ def unpack_at(raw, column, CODE: tl.constexpr):
     """Fields of bytes that were loaded once for every column, each from byte column // FIELDS_PER_BYTE."""
     if CODE == "i4":
         return (raw >> ((column % 2) * 4).to(tl.uint8)) & 15
-    if CODE == "i2":
+    elif CODE == "i2":
         return (raw >> ((column % 4) * 2).to(tl.uint8)) & 3
-    return raw
+    else:
+        return raw
 
 
 @triton.jit
@@ -65,21 +69,22 @@ def decode(raw, CODE: tl.constexpr, OUT: tl.constexpr):
             shift: tl.constexpr = 8388608.0 + 2.0
         bits = field.to(tl.uint32) | 0x4B000000
         return (bits.to(tl.float32, bitcast=True) - shift).to(OUT)
-    if CODE == "f8e5m2":
+    elif CODE == "f8e5m2":
         # The upper byte of an f16.
         return (raw.to(tl.uint16) << 8).to(tl.float16, bitcast=True).to(OUT)
-    if CODE == "f8e4m3fn":
+    elif CODE == "f8e4m3fn":
         # Laid into an f16, whose exponent counts from 15 and not from 7: 2^-8 of it, subnormals included.
         bits = raw.to(tl.uint16)
         small = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
         small = tl.where((bits & 0x7F) == 0x7F, 0x7E00, small).to(tl.uint16)
         return (small.to(tl.float16, bitcast=True).to(tl.float32) * 256.0).to(OUT)
-    if CODE == "f8e4m3fnuz":
+    elif CODE == "f8e4m3fnuz":
         bits = raw.to(tl.uint16)
         small = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
         small = tl.where(bits == 0x80, 0x7E00, small).to(tl.uint16)
         return (small.to(tl.float16, bitcast=True).to(tl.float32) * 128.0).to(OUT)
-    return raw.to(OUT)
+    else:
+        return raw.to(OUT)
 
 
 @triton.jit

@@ -43,7 +43,9 @@ def read_rows(
     table i64[N + 1, 1]: N, then each slot's first row in the planes. k: [N, heads, K_DIM].
     The planes and scales are those of `write_rows`.
     """
-    if v is None or tl.program_id(1) == 0:
+    if v is None:
+        _read(table, k, k_plane, k_stored, k_static, heads, block_size, K_CODE, K_SCALE, K_DIM, WIDE, ROWS)
+    elif tl.program_id(1) == 0:
         _read(table, k, k_plane, k_stored, k_static, heads, block_size, K_CODE, K_SCALE, K_DIM, WIDE, ROWS)
     else:
         _read(table, v, v_plane, v_stored, v_static, heads, block_size, V_CODE, V_SCALE, V_DIM, WIDE, ROWS)

@@ -43,7 +43,9 @@ def write_rows(
     table i64[N + 1, 2]: (N, -), then for each token its row in k and v and its first row in the planes. k: [T, heads,
     K_DIM]. k_plane: codes (block, head, token, dim), f8 as bytes. k_stored: token_head's scales. k_static: f32.
     """
-    if v is None or tl.program_id(1) == 0:
+    if v is None:
+        _write(table, k, k_plane, k_stored, k_static, k_row, heads, block_size, K_CODE, K_SCALE, K_DIM, WIDE, ROWS)
+    elif tl.program_id(1) == 0:
         _write(table, k, k_plane, k_stored, k_static, k_row, heads, block_size, K_CODE, K_SCALE, K_DIM, WIDE, ROWS)
     else:
         _write(table, v, v_plane, v_stored, v_static, v_row, heads, block_size, V_CODE, V_SCALE, V_DIM, WIDE, ROWS)
@@ -120,15 +122,16 @@ def _largest(CODE: tl.constexpr):
     """`KVFormat.max_code`."""
     if CODE == "i8":
         return 127.0
-    if CODE == "i4":
+    elif CODE == "i4":
         return 7.0
-    if CODE == "i2":
+    elif CODE == "i2":
         return 1.0
-    if CODE == "f8e4m3fn":
+    elif CODE == "f8e4m3fn":
         return 448.0
-    if CODE == "f8e4m3fnuz":
+    elif CODE == "f8e4m3fnuz":
         return 240.0
-    return 57344.0
+    else:
+        return 57344.0
 
 
 class TritonCacheWrite(CacheWritePlan):
