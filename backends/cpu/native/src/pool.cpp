@@ -7,6 +7,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <mutex>
@@ -70,12 +74,23 @@ struct Team {
     std::mutex turn;
 };
 
+constexpr size_t PAGE = size_t(2) << 20;
+
+static size_t whole_pages(size_t bytes) { return (bytes + PAGE - 1) / PAGE * PAGE; }
+
+// bytes: of whole pages.
 static unsigned char *allocate(size_t bytes) {
-    constexpr size_t page = size_t(2) << 20;
-    bytes = (bytes + page - 1) / page * page;
-    void *memory = std::aligned_alloc(page, bytes);
+    void *memory = std::aligned_alloc(PAGE, bytes);
     if (memory) madvise(memory, bytes, MADV_HUGEPAGE);
     return static_cast<unsigned char *>(memory);
+}
+
+// A run's workspace ends where its commands asked for it to end, though there is memory behind it.
+static void guard_workspace([[maybe_unused]] const Team &team, [[maybe_unused]] size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(team.shared, bytes);
+    ASAN_POISON_MEMORY_REGION(team.shared + bytes, team.shared_bytes - bytes);
+#endif
 }
 
 void Worker::barrier() {
@@ -193,7 +208,7 @@ static bool grow(Team &team, int threads, size_t shared) {
         team.own.push_back(own);
     }
     if (shared > team.shared_bytes) {
-        size_t bytes = shared + shared / 4;
+        size_t bytes = whole_pages(shared + shared / 4);
         unsigned char *memory = allocate(bytes);
         if (!memory) return false;
         std::free(team.shared);
@@ -211,6 +226,7 @@ bool run(const Command *const *commands, int64_t count, int threads) {
     int64_t shared = 0;
     for (int64_t i = 0; i < count; i++) shared = std::max(shared, commands[i]->workspace);
     if (!grow(t, threads, size_t(shared))) return false;
+    guard_workspace(t, size_t(shared));
     t.commands = commands;
     t.count = count;
     for (auto &set : t.counters)

@@ -9,7 +9,8 @@
 //
 // Within a dword, code r of n begins at bit 16 r (16-bit codes), or lies in byte r % 4, at bit bits * (r / 4) of that
 // byte (codes of 8 bits and less): what one byte-wise mask or shift takes out of a vector are four consecutive codes.
-// Dims beyond the last, in K's last dword and V's last vector, hold the code of 0 once a token is written.
+// Dims beyond the last, in K's last dword and V's last vector, hold the code of 0 once a token is written, or of NaN where
+// that token's scale is NaN.
 //
 // Integers are stored as code + offset, so that 4 and 2 bits are unsigned: offset 0 (i8, signed), 8 (i4), 2 (i2).
 // Floats are stored as their bits. The tile of head h and tile j of block b is number (b * heads + h) * tiles + j.

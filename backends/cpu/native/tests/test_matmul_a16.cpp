@@ -1,0 +1,104 @@
+// Products with float activations, of codes and of floats, against plain f64 sums. The bound is that of f32 sums over
+// k, of codes as they are stored: with one row what the zero offset and the minimum take away is taken from the sums.
+#include "arrays.h"
+#include "weights.h"
+
+using namespace opsocket;
+using test::Array, test::CodedWeight, test::CodeFormat, test::FloatWeight, test::Matrix, test::Random;
+
+struct Shape {
+    int64_t rows, n, k;
+    int32_t x_dtype, y_dtype;
+    bool bias;
+};
+
+// value(row, j): of column j of the weight; size: its largest term; column(j): the column of x that it meets.
+template <class Value, class Size, class Column>
+static void check_product(Random &random, MatmulA16 command, const Shape &s, const char *what, Value value, Size size,
+                          Column column) {
+    Matrix x = Matrix::random(random, s.rows, s.k, 3, s.x_dtype), y(s.rows, s.n, 7, s.y_dtype);
+    Array<float> bias(s.bias ? s.n : 0);
+    for (int64_t i = 0; i < bias.size(); i++) bias[i] = float(random.normal());
+    command.op = OP_MATMUL, command.wait = 1, command.rows = s.rows, command.n = s.n, command.k = s.k;
+    command.x = x.data(), command.x_stride = x.stride, command.y = y.data(), command.y_stride = y.stride;
+    command.bias = s.bias ? bias.data() : nullptr, command.x_dtype = s.x_dtype, command.y_dtype = s.y_dtype;
+    const int64_t padded = command.float_dtype < 0 ? command.weight.k : s.k;
+    const bool in_place = s.x_dtype == F32 && !command.permutation && padded == s.k;
+    command.workspace = in_place ? 0 : s.rows * padded * 4;  // matmul_a16.py
+    for (int threads : {1, 2}) {
+        y.clear();
+        test::run(command, threads, what);
+        CHECK(y.gaps_are_whole(), "%s, %d threads: written between rows", what, threads);
+        for (int64_t row = 0; row < s.rows; row++)
+            for (int64_t i = 0; i < s.n; i++) {
+                double want = s.bias ? double(bias[i]) : 0, most = std::fabs(want);
+                for (int64_t j = 0; j < s.k; j++) {
+                    const double factor = x.at(row, column(j));
+                    want += factor * value(i, j);
+                    most += std::fabs(factor) * size(i, j);
+                }
+                const double error = most * test::UNIT * double(s.k + 8);
+                CHECK(test::near(y.at(row, i), want, error, s.y_dtype),
+                      "%s, %d threads, %d x %d x %d, row %d column %d: %.9g, not %.9g", what, threads, int(s.rows),
+                      int(s.n), int(s.k), int(row), int(i), y.at(row, i), want);
+            }
+    }
+}
+
+static Shape some_shape(Random &random, int64_t rows) {
+    const int64_t ns[] = {1, 15, 32, 33, 70};
+    return {rows,
+            ns[random.below(5)],
+            1 + random.below(300),
+            int32_t(random.below(3)),
+            int32_t(random.below(3)),
+            random.below(2) != 0};
+}
+
+static void codes(Random &random) {
+    const int64_t rows[] = {1, 2, 3, 5, 11, 12, 13, 25}, groups[] = {16, 32, 48, 64, 128, 256, 0};
+    for (int i = 0; i < 120; i++) {
+        CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(3) == 0, groups[random.below(7)]};
+        Shape s = some_shape(random, rows[i % 8]);
+        if (format.group) s.k = format.group * (1 + random.below(5));
+        const CodedWeight w(random, format, s.n, s.k, random.below(3) == 0);
+        MatmulA16 command{};
+        command.weight = w.panels, command.permutation = w.order(), command.float_dtype = -1;
+        char what[100];
+        std::snprintf(what, sizeof what, "%d bits, groups of %d%s%s%s", format.bits, int(format.group),
+                      format.minimum ? ", minimums" : "", format.scale_f32 ? ", f32 scales" : "",
+                      w.order() ? ", permuted" : "");
+        check_product(
+            random, command, s, what, [&](int64_t r, int64_t j) { return w.value(r, j); },
+            [&](int64_t r, int64_t j) {
+                return w.scale(r, j) * (w.code(r, j) + 2 * w.panels.zero_offset) + std::fabs(w.minimum(r, j));
+            },
+            [&](int64_t j) { return w.column(j); });
+    }
+}
+
+static void floats(Random &random) {
+    for (int32_t dtype : {F32, F16, BF16})
+        for (int64_t rows : {1, 2, 12, 14, 400}) {
+            Shape s = some_shape(random, rows);
+            if (rows == 400) s.n = 35, s.k = 20;  // more than one block of rows
+            const FloatWeight w(random, dtype, s.n, s.k);
+            MatmulA16 command{};
+            command.weight = w.panels, command.float_dtype = dtype;
+            auto value = [&](int64_t r, int64_t j) { return w.value(r, j); };
+            check_product(
+                random, command, s,
+                dtype == F32   ? "f32"
+                : dtype == F16 ? "f16"
+                               : "bf16",
+                value, [&](int64_t r, int64_t j) { return std::fabs(w.value(r, j)); }, [](int64_t j) { return j; });
+        }
+}
+
+int main() {
+    test::use_this_level();
+    Random random;
+    codes(random);
+    floats(random);
+    return test::failures();
+}

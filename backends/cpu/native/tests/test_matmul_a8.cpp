@@ -1,0 +1,226 @@
+// Products with int8 activations, and the quantizer by itself, against plain sums: x as codes by the pinned rule, sums
+// of codes exact, the rest in f64. The bound is that of f32 sums over the pieces that share both scales.
+#include "arrays.h"
+#include "weights.h"
+
+using namespace opsocket;
+using test::Array, test::CodedWeight, test::CodeFormat, test::Matrix, test::Random;
+
+struct Codes {
+    std::vector<int> codes;
+    std::vector<float> scales;  // of each piece of `group` columns
+};
+
+static Codes quantize(const std::vector<float> &x, int64_t group) {
+    Codes result{std::vector<int>(x.size()), {}};
+    for (size_t first = 0; first < x.size(); first += size_t(group)) {
+        float most = 0;
+        const size_t last = std::min(x.size(), first + size_t(group));
+        for (size_t i = first; i < last; i++)
+            if (!(std::fabs(x[i]) <= most) && most == most) most = std::fabs(x[i]);  // a NaN stays
+        const float scale = most / 127.0f;
+        for (size_t i = first; i < last; i++) {
+            const float quotient = x[i] / scale;
+            const float rounded = std::nearbyint(quotient);
+            result.codes[i] =
+                scale == 0 || quotient != quotient ? 0 : int(std::fmin(std::fmax(rounded, -127.0f), 127.0f));
+        }
+        result.scales.push_back(scale);
+    }
+    return result;
+}
+
+struct Case {
+    CodeFormat format;
+    int32_t x_group, x_dtype, y_dtype;
+    int64_t rows, n, k;
+    bool permuted, bias;
+    int64_t pass;  // rows of x that the workspace has room for; 0: all
+
+    const char *text() const {
+        static char buffer[200];
+        std::snprintf(buffer, sizeof buffer, "%d bits, groups of %d%s%s, x %d by %d, %d of %d x %d%s%s, passes of %d",
+                      format.bits, int(format.group), format.minimum ? " with minimums" : "",
+                      format.scale_f32 ? ", f32 scales" : "", x_dtype, x_group, int(rows), int(n), int(k),
+                      permuted ? ", permuted" : "", bias ? ", bias" : "", int(pass));
+        return buffer;
+    }
+};
+
+// One output and the bound of its error.
+static void expect(const CodedWeight &w, int64_t row, const Codes &x, int64_t x_group, double &y, double &error) {
+    constexpr int64_t piece = 16;  // of which all groups are made
+    double size = 0;
+    y = 0;
+    for (int64_t first = 0; first < w.k; first += piece) {
+        int64_t codes = 0, sum = 0;
+        for (int64_t j = first; j < std::min(w.k, first + piece); j++) {
+            codes += w.code(row, j) * x.codes[size_t(j)];
+            sum += x.codes[size_t(j)];
+        }
+        const double scale = x.scales[size_t(x_group ? first / x_group : 0)];
+        y += (w.scale(row, first) * double(codes) - w.minimum(row, first) * double(sum)) * scale;
+        size +=
+            (std::fabs(w.scale(row, first) * double(codes)) + std::fabs(w.minimum(row, first) * double(sum))) * scale;
+    }
+    error = size * test::UNIT * (2 * double(w.k / piece + 1) + 8);
+}
+
+static void check_case(Random &random, const Case &c, const std::vector<int64_t> &counts) {
+    const int64_t experts = int64_t(counts.size());
+    std::vector<CodedWeight> weights;
+    Array<A8Weight> table(experts);
+    Array<int64_t> offsets(experts + 1);
+    offsets[0] = 0;
+    for (int64_t e = 0; e < experts; e++) {
+        CodeFormat format = c.format;
+        if (e % 3 == 1 && format.minimum) format.bits = 8;  // packing picks what the values fit
+        weights.emplace_back(random, format, c.n, c.k, c.permuted);
+        offsets[e + 1] = offsets[e] + counts[size_t(e)];
+    }
+    for (int64_t e = 0; e < experts; e++) table[e] = {weights[size_t(e)].panels, weights[size_t(e)].order()};
+    const bool grouped = experts > 1;
+    const int64_t multiplied = grouped ? offsets[experts] : c.rows;
+    Matrix x = Matrix::random(random, c.rows, c.k, 5, c.x_dtype), y(c.rows, c.n, 3, c.y_dtype);
+    Array<float> bias(c.bias ? experts * c.n : 0);
+    for (int64_t i = 0; i < bias.size(); i++) bias[i] = float(random.normal());
+    const int64_t padded = (c.k + 63) / 64 * 64, row_bytes = padded + 3 * (padded / 16 + 16) * 4 + 128;  // matmul_a8.py
+    MatmulA8 command{};
+    command.op = OP_MATMUL_A8, command.wait = 1,
+    command.workspace = (c.pass ? c.pass : std::max<int64_t>(c.rows, 1)) * row_bytes;
+    command.rows = c.rows, command.n = c.n, command.k = c.k, command.experts = experts;
+    command.x = x.data(), command.x_stride = x.stride, command.weights = table.data();
+    command.offsets = grouped ? offsets.data() : nullptr, command.bias = c.bias ? bias.data() : nullptr;
+    command.y = y.data(), command.y_stride = y.stride;
+    command.x_dtype = c.x_dtype, command.y_dtype = c.y_dtype, command.x_group = c.x_group;
+    for (int threads : {1, 2}) {
+        y.clear();
+        test::run(command, threads, c.text());
+        CHECK(y.gaps_are_whole(), "%s, %d threads: written between rows", c.text(), threads);
+        for (int64_t row = 0, e = 0; row < c.rows; row++) {
+            while (grouped && e < experts && row >= offsets[e + 1]) e++;
+            if (row >= multiplied) {
+                for (int64_t j = 0; j < c.n; j++) CHECK(std::isnan(y.at(row, j)), "%s: a row of no expert", c.text());
+                continue;
+            }
+            const CodedWeight &w = weights[size_t(e)];
+            std::vector<float> values;
+            for (int64_t j = 0; j < c.k; j++) values.push_back(float(x.at(row, w.column(j))));
+            const Codes codes = quantize(values, c.x_group ? c.x_group : c.k);
+            for (int64_t j = 0; j < c.n; j++) {
+                double want, error;
+                expect(w, j, codes, c.x_group, want, error);
+                const double add = c.bias ? double(bias[e * c.n + j]) : 0;
+                error += std::fabs(want) * 4 * test::UNIT;
+                CHECK(test::near(y.at(row, j), want + add, error, c.y_dtype),
+                      "%s, %d threads, row %d column %d: %.9g, not %.9g", c.text(), threads, int(row), int(j),
+                      y.at(row, j), want + add);
+            }
+        }
+    }
+}
+
+static CodeFormat some_format(Random &random) {
+    const int64_t groups[] = {16, 32, 48, 64, 128, 1024, 0};
+    CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(3) == 0, groups[random.below(7)]};
+    return format;
+}
+
+static int64_t some_k(Random &random, const CodeFormat &format) {
+    if (!format.group) return 1 + random.below(200);
+    return format.group * (1 + random.below(format.group > 512 ? 2 : 5));
+}
+
+static void products(Random &random) {
+    const int64_t rows[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 50}, ns[] = {1, 31, 32, 33, 70};
+    for (int i = 0; i < 120; i++) {
+        Case c{some_format(random),
+               random.below(2) ? 32 : 0,
+               int32_t(random.below(3)),
+               int32_t(random.below(3)),
+               rows[i % 10],
+               ns[random.below(5)],
+               0,
+               false,
+               random.below(2) != 0,
+               0};
+        c.k = some_k(random, c.format);
+        c.permuted = !c.x_group && random.below(3) == 0;
+        if (random.below(4) == 0) c.pass = 1 + random.below(3);
+        check_case(random, c, {c.rows});
+    }
+    // Sums of whole rows that do not fit one tile of codes, of few rows and of many.
+    for (int bits : {2, 4, 8})
+        for (int64_t count : {1, 6, 20})
+            check_case(random, {{bits, false, false, 0}, 0, F32, F32, count, 40, 1100, false, true, 0}, {count});
+}
+
+// Rows as long as refusals.py lets them be: a thread's own memory holds one, its codes and its sums.
+static void longest_rows(Random &random) {
+    for (int64_t count : {1, 3, 9})
+        check_case(random, {{4, true, true, 16}, 32, F16, F32, count, 2, 1 << 18, false, true, 0}, {count});
+}
+
+static void grouped_products(Random &random) {
+    for (int i = 0; i < 30; i++) {
+        Case c{some_format(random),
+               random.below(2) ? 32 : 0,
+               int32_t(random.below(3)),
+               int32_t(random.below(3)),
+               0,
+               1 + random.below(70),
+               0,
+               random.below(4) == 0,
+               random.below(2) != 0,
+               0};
+        c.k = some_k(random, c.format);
+        if (c.x_group) c.permuted = false;
+        std::vector<int64_t> counts;
+        for (int64_t e = 2 + random.below(4); e > 0; e--) counts.push_back(random.below(3) ? random.below(14) : 0);
+        for (int64_t count : counts) c.rows += count;
+        c.rows += random.below(2);  // that no expert has
+        if (random.below(3) == 0) c.pass = 1 + random.below(4);
+        check_case(random, c, counts);
+    }
+}
+
+static void quantizer(Random &random) {
+    for (int64_t k : {1, 15, 16, 17, 64, 100, 130})
+        for (int32_t dtype : {F32, F16, BF16}) {
+            const int64_t rows = 6;
+            Matrix x = Matrix::random(random, rows, k, 2, dtype);
+            for (int64_t i = 0; i < k; i++)
+                x.set(1, i, 0), x.set(2, i, i % 2 ? 0.5 : 127), x.set(3, i, 1e-44 * double(i));
+            x.set(4, k / 2, NAN), x.set(5, k / 2, INFINITY);
+            Array<int8_t> codes(rows * k);
+            Array<float> scales(rows);
+            QuantizeActivation command{};
+            command.op = OP_QUANTIZE_ACTIVATION, command.wait = 1, command.rows = rows, command.k = k;
+            command.x = x.data(), command.x_stride = x.stride, command.x_dtype = dtype;
+            command.codes = codes.data(), command.scale = scales.data();
+            for (int threads : {1, 2}) {
+                std::memset(codes.data(), 0x55, size_t(codes.size()));
+                test::run(command, threads, "quantize_activation");
+                for (int64_t row = 0; row < rows; row++) {
+                    std::vector<float> values;
+                    for (int64_t i = 0; i < k; i++) values.push_back(float(x.at(row, i)));
+                    const Codes want = quantize(values, k);
+                    CHECK(test::ulps(scales[row], want.scales[0]) == 0, "k %d row %d: scale %g, not %g", int(k),
+                          int(row), scales[row], want.scales[0]);
+                    for (int64_t i = 0; i < k; i++)
+                        CHECK(codes[row * k + i] == want.codes[size_t(i)], "k %d row %d column %d: %d, not %d", int(k),
+                              int(row), int(i), codes[row * k + i], want.codes[size_t(i)]);
+                }
+            }
+        }
+}
+
+int main() {
+    test::use_this_level();
+    Random random;
+    quantizer(random);
+    products(random);
+    longest_rows(random);
+    grouped_products(random);
+    return test::failures();
+}

@@ -1,0 +1,120 @@
+// Packed weights, put together code by code as panel.h describes them, with what they stand for in f64.
+#pragma once
+#include "arrays.h"
+#include "panel.h"
+
+namespace test {
+
+// group 0: a row has one scale, and its columns are padded to whole slabs.
+struct CodeFormat {
+    int bits;
+    bool minimum, scale_f32;
+    int64_t group;
+};
+
+class CodedWeight {
+   public:
+    const int64_t n, k;
+    opsocket::Panels panels{};
+    Array<int64_t> permutation;  // of columns; empty: in order
+
+    CodedWeight(Random &random, const CodeFormat &format, int64_t n, int64_t k, bool permuted)
+        : n(n), k(k), permutation(permuted ? k : 0), data_(0, 0) {
+        using namespace opsocket;
+        const int64_t padded = format.group ? k : (k + 31) / 32 * 32;
+        panels.n = n, panels.k = padded, panels.group = format.group ? format.group : padded;
+        panels.bits = format.bits, panels.has_minimum = format.minimum, panels.scale_f32 = format.scale_f32;
+        panels.zero_offset = format.minimum && (format.bits < 8 || random.below(2)) ? 0 : 1 << (format.bits - 1);
+        data_ = Bytes(panels.count() * panels.panel_bytes(), 0);
+        panels.data = data_.data();
+        groups_ = padded / panels.group;
+        codes_.assign(size_t(n * k), 0);
+        scales_.assign(size_t(n * groups_), 0);
+        minimums_.assign(size_t(n * groups_), 0);
+        for (int64_t row = 0; row < panels.count() * PANEL; row++)
+            for (int64_t g = 0; g < groups_; g++) {
+                double scale = 0, minimum = 0;
+                if (row < n) {
+                    scale = put_float(row, g, 0, 0.01 + 0.05 * random.uniform());
+                    if (format.minimum) minimum = put_float(row, g, panels.scale_bytes(), 0.3 * random.normal());
+                    scales_[size_t(row * groups_ + g)] = scale, minimums_[size_t(row * groups_ + g)] = minimum;
+                }
+                for (int64_t j = g * panels.group; j < (g + 1) * panels.group; j++) {
+                    int64_t stored = row < n && j < k ? random.below(int64_t(1) << format.bits) : panels.zero_offset;
+                    put_code(row, j, int(stored));
+                    if (row < n && j < k) codes_[size_t(row * k + j)] = int(stored) - panels.zero_offset;
+                }
+            }
+        for (int64_t i = 0; i < permutation.size(); i++) permutation[i] = i;
+        for (int64_t i = permutation.size() - 1; i > 0; i--)
+            std::swap(permutation[i], permutation[random.below(i + 1)]);
+    }
+
+    const int64_t *order() const { return permutation.size() ? permutation.data() : nullptr; }
+    // The column of x that column j of the codes meets.
+    int64_t column(int64_t j) const { return permutation.size() ? permutation[j] : j; }
+    int code(int64_t row, int64_t j) const { return codes_[size_t(row * k + j)]; }
+    double scale(int64_t row, int64_t j) const { return scales_[size_t(row * groups_ + j / panels.group)]; }
+    double minimum(int64_t row, int64_t j) const { return minimums_[size_t(row * groups_ + j / panels.group)]; }
+    double value(int64_t row, int64_t j) const { return scale(row, j) * code(row, j) - minimum(row, j); }
+
+   private:
+    Bytes data_;
+    int64_t groups_ = 0;
+    std::vector<int> codes_;
+    std::vector<double> scales_, minimums_;
+
+    unsigned char *group_of(int64_t row, int64_t g) const {
+        return data_.data() + row / opsocket::PANEL * panels.panel_bytes() + g * panels.group_bytes();
+    }
+
+    void put_code(int64_t row, int64_t j, int stored) {
+        const int64_t slab = panels.slab(), within = j % panels.group, step = within % slab / 4;
+        const int64_t steps = slab / 4 * panels.bits / 8, lane = row % opsocket::PANEL;  // steps: of a field
+        unsigned char *at = group_of(row, j / panels.group) + within / slab * panels.slab_bytes();
+        at[(step % steps * opsocket::PANEL + lane) * 4 + within % 4] |= uint8_t(stored << (step / steps * panels.bits));
+    }
+
+    double put_float(int64_t row, int64_t g, int64_t offset, double x) {
+        unsigned char *at = group_of(row, g) + panels.group / panels.slab() * panels.slab_bytes() + offset;
+        const int32_t dtype = panels.scale_f32 ? opsocket::F32 : opsocket::F16;
+        opsocket::OPSOCKET_LEVEL::store_one(at, row % opsocket::PANEL, dtype, float(x));
+        return double(opsocket::OPSOCKET_LEVEL::load_one(at, row % opsocket::PANEL, dtype));
+    }
+};
+
+class FloatWeight {
+   public:
+    const int64_t n, k;
+    const int32_t dtype;
+    opsocket::Panels panels{};
+
+    FloatWeight(Random &random, int32_t dtype, int64_t n, int64_t k)
+        : n(n),
+          k(k),
+          dtype(dtype),
+          pairs_(dtype == opsocket::BF16 ? 2 : 1),
+          data_((n + opsocket::PANEL - 1) / opsocket::PANEL * ((k + pairs_ - 1) / pairs_) * pairs_ * opsocket::PANEL *
+                    (dtype == opsocket::F32 ? 4 : 2),
+                0) {
+        panels.data = data_.data(), panels.n = n;
+        for (int64_t row = 0; row < n; row++)
+            for (int64_t j = 0; j < k; j++)
+                opsocket::OPSOCKET_LEVEL::store_one(data_.data(), place(row, j), dtype, float(0.3 * random.normal()));
+    }
+
+    double value(int64_t row, int64_t j) const {
+        return double(opsocket::OPSOCKET_LEVEL::load_one(data_.data(), place(row, j), dtype));
+    }
+
+   private:
+    int64_t pairs_;
+    Bytes data_;
+
+    int64_t place(int64_t row, int64_t j) const {
+        const int64_t stored = (k + pairs_ - 1) / pairs_, panel = row / opsocket::PANEL, lane = row % opsocket::PANEL;
+        return ((panel * stored + j / pairs_) * opsocket::PANEL + lane) * pairs_ + j % pairs_;
+    }
+};
+
+}  // namespace test
