@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import opsocket
 from opsocket.operators import (
+    AddSpec,
     AttentionSpec,
     CacheSpec,
     CacheWriteSpec,
@@ -94,6 +96,20 @@ def test_the_session_describes_itself(session: Any):
     array = session.upload(np.arange(6, dtype=np.float32).reshape(2, 3))
     assert session.describe(array).device == "cpu:0"
     session.synchronize()
+
+
+def test_numbers_that_memory_does_not_hold_are_refused(session: Any):
+    """torch's views with the negative bit: a kernel would read them with the other sign."""
+    plan, x = session.plan(Request(AddSpec(4))), torch.ones(2, 4)
+    pair = torch.complex(x, x).conj()
+    for negated in (torch._neg_view(x), pair.imag):
+        with pytest.raises(ContractError, match="resolve_neg"):
+            plan.run(negated, x)
+        with pytest.raises(ContractError, match="resolve_neg"):
+            session.describe(negated)
+        assert not plan.run(negated.resolve_neg().contiguous(), x).any()
+    with pytest.raises(ContractError, match="resolve_neg"):
+        plan.run(x, x, out=torch._neg_view(torch.empty(2, 4)))
 
 
 CACHE = CacheSpec(4, 16, 2, 8, 8, KVFormat("f32"), KVFormat("f32"))

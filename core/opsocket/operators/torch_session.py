@@ -105,6 +105,7 @@ class TorchSession(Session):
             and array.dtype is TORCH_DTYPES.get(dtype)
             and array.device == self.torch_device
             and array.is_contiguous()
+            and not array.is_neg()
         ):
             shape: tuple[int, ...] = array.shape
             return shape
@@ -113,6 +114,8 @@ class TorchSession(Session):
     def describe(self, array: Array) -> ArrayInfo:
         if not isinstance(array, torch.Tensor):
             raise ContractError("array", "a torch.Tensor of this session", type(array).__name__)
+        if array.is_neg():  # kernels read memory, whose numbers have the other sign
+            raise ContractError("array", "numbers as they lie in memory: array.resolve_neg()", "a negated view")
         on = array.device
         device = str(self.device) if on == self.torch_device else str(on)
         return ArrayInfo(tuple(array.shape), _NAMES.get(array.dtype, str(array.dtype)), array.stride(), device)

@@ -45,6 +45,7 @@ struct Argument {
 
 struct Repeat {
     int32_t count, threads;
+    int32_t given;  // of the arguments, the first: the rest are made for each run
     int64_t bytes;
     Argument arguments[MAX_ARGUMENTS];
     alignas(8) unsigned char command[MAX_COMMAND];
@@ -52,13 +53,23 @@ struct Repeat {
 
 static PythonFunctions python;
 static int (*tensor_from_object)(void *, DLTensor *) = nullptr;
-static void *array_type = nullptr, *none = nullptr;
+static ArrayFacts arrays;
+
+static bool is_negated(void *object) {
+    void *answer = python.call(arrays.is_negated, object);
+    if (!answer) {
+        python.clear_error();
+        return true;
+    }
+    python.release(answer);  // True and False outlive this
+    return answer == arrays.yes;
+}
 
 // An array of exactly the type, on the CPU. Whatever else it is, this is not the place to say so.
 static bool look(void *object, DLTensor &tensor) {
     void *type = python.type_of(object);
     python.release(type);
-    if (type != array_type) return false;
+    if (type != arrays.type) return false;
     if (tensor_from_object(object, &tensor)) {
         python.clear_error();
         return false;
@@ -81,22 +92,21 @@ static bool same(const Argument &known, const DLTensor &tensor) {
 
 using namespace opsocket;
 
-// Bytes of a `Repeat`, or 0 where runs can't be repeated: the framework's table has no such function. type: of arrays.
-// no_object: Python's None.
+// Bytes of a `Repeat`, or 0 where runs can't be repeated: the framework's table has no such function.
 EXPORT int64_t opsocket_repeat_begin(const PythonFunctions *functions, const DLPackTable *table, void *type,
-                                     void *no_object) {
+                                     void *is_negated, void *yes, void *none) {
     if (table->major != 1 || !table->tensor_from_object) return 0;
     python = *functions;
     tensor_from_object = table->tensor_from_object;
-    array_type = type;
-    none = no_object;
+    arrays = {type, is_negated, yes, none};
     return sizeof(Repeat);
 }
 
 // Take down a run: its arguments, a tuple of arrays, Nones and other objects; where in the command each array's address
 // stands (-1: it is no array); the command. Objects are known by identity: whoever owns `memory` has to forget it
-// before one of them goes. 0: taken down. -1: a run that can't be repeated.
-EXPORT int32_t opsocket_repeat_learn(void *memory, void *arguments, const int64_t *fields, int32_t count,
+// before one of them goes. given: of the arguments, those that a caller gives; the rest is made for each run.
+// 0: taken down. -1: a run that can't be repeated.
+EXPORT int32_t opsocket_repeat_learn(void *memory, void *arguments, const int64_t *fields, int32_t count, int32_t given,
                                      const Command *command, int64_t bytes, int32_t threads) {
     if (count > MAX_ARGUMENTS || bytes > MAX_COMMAND) return -1;
     Repeat &repeat = *new (memory) Repeat();
@@ -105,17 +115,18 @@ EXPORT int32_t opsocket_repeat_learn(void *memory, void *arguments, const int64_
         void *object = python.tuple_item(arguments, i);
         DLTensor tensor;
         known.field = fields[i];
-        if (fields[i] < 0 || object == none) {
+        if (fields[i] < 0 || object == arrays.none) {
             known.object = object;
             continue;
         }
-        if (!look(object, tensor)) return -1;
+        if (!look(object, tensor) || is_negated(object)) return -1;
         known.dtype = tensor.dtype;
         known.dims = tensor.ndim;
         std::copy_n(tensor.shape, tensor.ndim, known.shape);
         std::copy_n(tensor.strides, tensor.ndim, known.strides);
     }
     repeat.count = count;
+    repeat.given = given;
     repeat.threads = threads;
     repeat.bytes = bytes;
     std::memcpy(repeat.command, command, size_t(bytes));
@@ -136,6 +147,7 @@ EXPORT int32_t opsocket_repeat(const Repeat *repeat, void *arguments) {
         }
         DLTensor tensor;
         if (!look(object, tensor) || !same(known, tensor)) return -1;
+        if (i < repeat->given && is_negated(object)) return -1;
         unsigned char *data = start(tensor);
         std::memcpy(bytes + known.field, &data, sizeof data);
     }

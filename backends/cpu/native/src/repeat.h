@@ -17,6 +17,14 @@ struct PythonFunctions {
     void (*clear_error)();
     void *(*leave)();  // gives up the interpreter's lock
     void (*enter)(void *state);
+    void *(*call)(void *function, void *argument);  // new, or null with an error set
+};
+
+// And of the framework, whose arrays may stand for the negative of what lies in memory, which DLPack does not tell.
+struct ArrayFacts {
+    void *type;        // of arrays
+    void *is_negated;  // a function of one, that returns Python's True or False
+    void *yes, *none;  // Python's True and None
 };
 
 }  // namespace opsocket

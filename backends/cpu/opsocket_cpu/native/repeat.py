@@ -22,6 +22,7 @@ from opsocket_cpu.native.library import PATH, failure
 
 _PYTHON: Final = (
     "PyTuple_GetItem", "PyObject_Type", "Py_DecRef", "PyErr_Clear", "PyEval_SaveThread", "PyEval_RestoreThread",
+    "PyObject_CallOneArg",
 )  # fmt: skip
 """`PythonFunctions` of repeat.h, in its order."""
 
@@ -119,7 +120,7 @@ class _Run:
         else:
             where, size = ctypes.addressof(command), ctypes.sizeof(command)
         learn = _library().opsocket_repeat_learn
-        return learn(self.address, every, fields.with_made(fresh), len(every), where, size, threads) == 0
+        return learn(self.address, every, fields.with_made(fresh), len(every), len(args), where, size, threads) == 0
 
 
 def repeats(fields: Fields, threads: int) -> Repeats | None:
@@ -132,11 +133,11 @@ def repeats(fields: Fields, threads: int) -> Repeats | None:
 def _library() -> ctypes.PyDLL:
     """The library once more, by functions that are called with the interpreter's lock held."""
     library = ctypes.PyDLL(str(PATH))
-    library.opsocket_repeat_begin.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.py_object, ctypes.py_object]
+    library.opsocket_repeat_begin.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.py_object] * 4]
     library.opsocket_repeat_begin.restype = ctypes.c_int64
     library.opsocket_repeat_learn.argtypes = [
-        ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64,
-        ctypes.c_int32,
+        ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p,
+        ctypes.c_int64, ctypes.c_int32,
     ]  # fmt: skip
     library.opsocket_repeat.argtypes = [ctypes.c_void_p, ctypes.py_object]
     return library
@@ -153,4 +154,4 @@ def _begin() -> int:
     addresses = [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value for name in _PYTHON]
     functions = (ctypes.c_void_p * len(addresses))(*addresses)
     table = pointer(capsule, b"dlpack_exchange_api")
-    return int(_library().opsocket_repeat_begin(functions, table, torch.Tensor, None))
+    return int(_library().opsocket_repeat_begin(functions, table, torch.Tensor, torch.Tensor.is_neg, True, None))
