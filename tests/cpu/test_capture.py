@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
+import opsocket
 from opsocket.operators import (
+    AddSpec,
     AttentionBatch,
     AttentionSpec,
     CacheSpec,
     CacheWriteSpec,
+    ContractError,
     KVFormat,
     MatmulSpec,
     Request,
@@ -68,3 +72,18 @@ def test_a_replayed_step_is_the_eager_step(session: Any, deal_blocks: Any):
             np.testing.assert_array_equal(session.download(got)[:rows], session.download(want)[:rows])
         for name, plane in cache.planes.items():
             assert (plane == eager_cache.planes[name]).all()
+
+
+def test_a_graph_of_a_closed_session_is_not_replayed():
+    with opsocket.open("cpu", threads=1) as session:
+        plan, x, out = session.plan(Request(AddSpec(8))), session.empty((1, 8), "f32"), session.empty((1, 8), "f32")
+        session.write(x, np.ones((1, 8), np.float32))
+        begun = session.capture()
+        with session.capture() as graph:
+            plan.run(x, x, out=out)
+        out.zero_()
+    with pytest.raises(ContractError, match="a closed session"):
+        graph.replay()
+    with pytest.raises(ContractError, match="a closed session"), begun:
+        pass
+    assert not out.any()

@@ -167,6 +167,7 @@ WRONG: dict[str, Callable[[torch.Tensor], Any]] = {
     "another dtype": lambda x: x.half(),
     "columns apart": lambda x: _floats(ROWS, 2 * WIDTH)[:, ::2],
     "turned": lambda x: _floats(WIDTH, ROWS).T,
+    "negated": torch._neg_view,
     "resized in place": _in_place,
     "another device": lambda x: x.to("meta"),
     "None": lambda x: None,
@@ -194,6 +195,18 @@ def test_what_is_wrong_is_said_as_on_a_first_run(session: Any, wrong: str, place
     assert said[0] == said[1]
     want = torch.ones(ROWS, WIDTH)
     assert torch.equal(plan.run(want, want), want + want)
+
+
+def test_a_run_of_a_closed_session_is_not_repeated():
+    with opsocket.open("cpu", threads=1) as session:
+        plan, x = _plan(session, AddSpec(WIDTH)), _rows()
+        out = plan.run(x, x)
+        for _ in range(2):
+            plan.run(x, x, out=out)
+        kept = out.clone()
+    with pytest.raises(ContractError, match="cpu:0 open, got a closed session"):
+        plan.run(torch.zeros_like(x), x, out=out)
+    assert torch.equal(out, kept)
 
 
 def test_a_subclass_of_tensor_goes_the_long_way(session: Any):

@@ -175,3 +175,50 @@ def test_a_library_without_the_operator_adds_no_reason_where_another_says_what_i
     assert [reason.field for reason in both.supports(backend.devices()[0], Request(SiluMulSpec(8))).reasons] == [
         "op"
     ] * 2
+
+
+def _made(session):
+    """Calls of what makes something, by name."""
+    request = Request(AddSpec(8))
+    return {
+        "plan": lambda: session.plan(request),
+        "prepare_weight": lambda: session.prepare_weight(request, {}),
+        "capture": lambda: session.capture(),
+        "allocate_cache": lambda: session.allocate_cache(CACHE),
+        "empty": lambda: session.empty((1,), "f32"),
+        "upload": lambda: session.upload(np.zeros(1, np.float32)),
+        "write": lambda: session.write(np.zeros(1, np.float32), np.zeros(1, np.float32)),
+    }
+
+
+def test_a_closed_session_makes_nothing_and_its_plans_do_nothing(backend):
+    session, a = backend.open(backend.devices()[0], SessionOptions()), np.ones((1, 8), np.float32)
+    add, read = session.plan(Request(AddSpec(8))), session.plan(Request(CacheReadSpec(), CACHE))
+    cache, batch = session.allocate_cache(CACHE), SlotBatch(np.array([1]))
+    read.update(batch)
+    session.close()
+    calls = {
+        **_made(session),
+        "run": lambda: add.run(a, a),
+        "run with a batch": lambda: read.run(cache),
+        "update": lambda: read.update(batch),
+    }
+    for call in calls.values():
+        with pytest.raises(ContractError, match="session: wanted numpy:0 open, got a closed session"):
+            call()
+    assert read.batch is batch
+    np.testing.assert_array_equal(session.download(a), a)
+
+
+def test_a_session_gives_back_what_it_holds_once(backend):
+    class Holding(type(backend.open(backend.devices()[0], SessionOptions()))):
+        def _close(self):
+            closed.append(self)
+
+    closed = []
+    with Holding(backend, backend.devices()[0], SessionOptions()) as session:
+        assert not session.closed
+        session.close()
+        assert session.closed
+    session.close()
+    assert closed == [session]

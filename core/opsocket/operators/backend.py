@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, NoReturn
 from weakref import WeakSet
 
 import numpy as np
@@ -177,6 +178,8 @@ class Plan(Checked, ABC):
         What a living graph has recorded of this plan must be able to run with it: `ContractError` where the recorded
         arrays have no room for the batch, or the kernel's capture level does not allow it.
         """
+        if self.session.closed:
+            raise self.session._closed_error()
         if self.batch_type is None:
             raise ContractError("batch", f"None: {self.request.op} takes no batch", type(batch).__name__)
         if not isinstance(batch, self.batch_type):
@@ -202,6 +205,8 @@ class Plan(Checked, ABC):
 
         room: what `_check_room` counts in the arrays. outs: the output arrays that `run` could be given, by name.
         """
+        if self.session.closed:
+            raise self.session._closed_error()
         if self.batch_type is not None:
             if self.batch is None:
                 raise ContractError("batch", "plan.update(batch) before run", None)
@@ -218,7 +223,8 @@ class Plan(Checked, ABC):
 
     def _again(self, *args: Any) -> Any:
         """The result of a run like one before, without validation; None where that is not to be had."""
-        if not self._may_repeat or self.session.observer is not None or self.session.capturing is not None:
+        session = self.session
+        if not self._may_repeat or session.observer is not None or session.capturing is not None or session.closed:
             return None
         return self._repeat(args)
 
@@ -365,17 +371,31 @@ class SessionOptions:
     tuned: Mapping[str, str] = field(default_factory=dict)
 
 
+_MAKERS: Final = ("plan", "prepare_weight", "capture", "allocate_cache", "empty", "upload", "write")
+"""What a closed session refuses. Its own attributes stand before these methods then: that costs an open one nothing."""
+
+
+def _closed_error(device: str) -> ContractError:
+    return ContractError("session", f"{device} open", "a closed session")
+
+
+def _refuse_closed(device: str, *args: Any, **kwargs: Any) -> NoReturn:
+    raise _closed_error(device)
+
+
 class Session(Checked, ABC):
     """One opened device: arrays, caches, weights and plans that live there. Not shared between threads.
 
     array_type: the class of the arrays that operators take and return. in_place: whether `out=` and cache updates
-    happen in the arrays given (operators return them in any case). capturing: the graph being recorded, if any.
+    happen in the arrays given (operators return them in any case). capturing: the graph being recorded, if any. closed:
+    whether `close` was called; what makes something, and every run, update and replay, is a `ContractError` then.
     """
 
     array_type: ClassVar[type]
     in_place: ClassVar[bool] = True
     capturing: Graph | None = None
-    _sealed = ("plan", "supports", "capture", "prepare_weight", "cache_layouts")
+    closed: bool = False
+    _sealed = ("plan", "supports", "capture", "prepare_weight", "cache_layouts", "close")
 
     def __init__(self, backend: Backend, device: DeviceInfo, options: SessionOptions) -> None:
         self.backend = backend
@@ -490,7 +510,19 @@ class Session(Checked, ABC):
         return ()
 
     def close(self) -> None:
-        """Give back what the session holds."""
+        """Give back what the session holds. Closing again does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        for name in _MAKERS:
+            setattr(self, name, partial(_refuse_closed, str(self.device)))
+        self._close()
+
+    def _close(self) -> None:
+        """Hook: give back what the session holds; called once."""
+
+    def _closed_error(self) -> ContractError:
+        return _closed_error(str(self.device))
 
     def __enter__(self) -> Session:
         return self

@@ -77,6 +77,8 @@ class Graph(Checked, ABC):
 
     def replay(self) -> None:
         """All recorded runs again, into the same arrays, with the batches that the plans have now."""
+        if self.session.closed:
+            raise self.session._closed_error()
         if not self._recorded:
             raise ContractError("graph", "a capture that ended without an error", "one that did not")
         if self.session.capturing is not None:
@@ -105,6 +107,8 @@ class Graph(Checked, ABC):
         return self._limits[plan]
 
     def __enter__(self) -> Self:
+        if self.session.closed:
+            raise self.session._closed_error()
         if self.session.capturing is not None:
             raise ContractError("capture", "one capture at a time in a session", "another inside")
         if self._entered:
