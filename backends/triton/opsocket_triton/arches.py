@@ -30,6 +30,8 @@ class Arch:
     """name: the vendor's, as `DeviceInfo.arch` has it. warp: lanes of a warp (a wave). shared_bytes: on-chip memory
     that one program can have at most. registers: 32-bit registers that one lane can have at most (VGPRs and AGPRs
     together on CDNA). fp8: the kind of 8-bit floats that its matrix units take, "fn" (OCP), "fnuz", or "" for none.
+    chained_products: of 16-bit floats, how many its matrix units add to a sum at once, before they cut off; 1 where
+    nobody has published it (Li et al., "FTTN", 2024; Xie et al., "MMA-Sim", 2025).
     """
 
     name: str
@@ -39,6 +41,7 @@ class Arch:
     registers: int
     fp8: Literal["fn", "fnuz", ""]
     unit: Unit
+    chained_products: int = 1
 
     @property
     def target(self) -> tuple[str, int | str, int]:
@@ -50,10 +53,10 @@ _KIB: Final = 1024
 _CDNA: Final = Unit(8, 512, 8, 64 * _KIB)
 _FACTS: Final = (
     # CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability"
-    Arch("sm_80", "cuda", 32, 163 * _KIB, 255, "", Unit(16, 512, 8, 164 * _KIB, _KIB, 32)),
-    Arch("sm_90", "cuda", 32, 227 * _KIB, 255, "fn", Unit(16, 512, 8, 228 * _KIB, _KIB, 32)),
-    Arch("sm_100", "cuda", 32, 227 * _KIB, 255, "fn", Unit(16, 512, 8, 228 * _KIB, _KIB, 32)),
-    Arch("sm_120", "cuda", 32, 99 * _KIB, 255, "fn", Unit(12, 512, 8, 100 * _KIB, _KIB, 24)),
+    Arch("sm_80", "cuda", 32, 163 * _KIB, 255, "", Unit(16, 512, 8, 164 * _KIB, _KIB, 32), 8),
+    Arch("sm_90", "cuda", 32, 227 * _KIB, 255, "fn", Unit(16, 512, 8, 228 * _KIB, _KIB, 32), 16),
+    Arch("sm_100", "cuda", 32, 227 * _KIB, 255, "fn", Unit(16, 512, 8, 228 * _KIB, _KIB, 32), 16),
+    Arch("sm_120", "cuda", 32, 99 * _KIB, 255, "fn", Unit(12, 512, 8, 100 * _KIB, _KIB, 24), 16),
     # AMD's instruction set manuals of CDNA 2 to 4, RDNA 3 and 4; LLVM's AMDGPU usage, "Memory Spaces"
     Arch("gfx90a", "hip", 64, 64 * _KIB, 512, "", _CDNA),
     Arch("gfx942", "hip", 64, 64 * _KIB, 512, "fnuz", _CDNA),

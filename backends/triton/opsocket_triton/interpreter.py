@@ -165,6 +165,7 @@ def _guard_memory() -> None:
         return execute(self, *args, **kwargs)
 
     def masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
+        mask = _as_bool(mask)
         _check_pointers(pointers, mask, "load")
         if other is None and not mask.data.all():
             element = pointers.get_element_ty()
@@ -175,10 +176,12 @@ def _guard_memory() -> None:
         return load(self, pointers, mask, other, *rest)
 
     def masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        mask = _as_bool(mask)
         _check_pointers(pointers, mask, "store")
         return store(self, pointers, value, mask, *rest)
 
     def rmw(self: Any, op: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        mask = _as_bool(mask)
         _check_pointers(pointers, mask, "atomic")
         return atomic_rmw(self, op, pointers, value, mask, *rest)
 
@@ -189,6 +192,11 @@ def _guard_memory() -> None:
     base._implicit_cvt, base.GridExecutor.__call__ = remembering, call
     builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
     builder.create_atomic_rmw, builder.create_atomic_cas = rmw, cas
+
+
+def _as_bool(mask: Any) -> Any:
+    """A mask as NumPy's truth values: where a scalar was spread over a block it is numbers, which index."""
+    return mask if mask is None or mask.data.dtype == np.bool_ else base.TensorHandle(mask.data != 0, tl.int1)
 
 
 def _check_pointers(pointers: Any, mask: Any, what: str) -> None:

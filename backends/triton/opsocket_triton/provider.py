@@ -10,6 +10,7 @@ from typing import Final
 
 from opsocket.operators import (
     AddSpec,
+    AttentionSpec,
     CacheCopyBlocksSpec,
     CacheLayout,
     CacheMoveSpec,
@@ -17,6 +18,7 @@ from opsocket.operators import (
     CacheSpec,
     CacheWriteSpec,
     DeviceInfo,
+    MergeStatesSpec,
     Pick,
     Plan,
     Provider,
@@ -25,6 +27,7 @@ from opsocket.operators import (
     Spec,
 )
 from opsocket_triton import layouts
+from opsocket_triton.attention import refusals as attention
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ _KERNELS: Final[dict[type[Spec], _Kernel]] = {
     CacheReadSpec: _Kernel("cache.read", "TritonCacheRead"),
     CacheMoveSpec: _Kernel("cache.move", "TritonCacheMove"),
     CacheCopyBlocksSpec: _Kernel("cache.copy_blocks", "TritonCacheCopyBlocks"),
+    AttentionSpec: _Kernel("attention.plan", "TritonAttention", attention.attention),
+    MergeStatesSpec: _Kernel("attention.merge", "TritonMergeStates", attention.merge_states),
 }
 
 

@@ -1,0 +1,1 @@
+"""Attention over paged and contiguous keys, and the merge of its parts."""

@@ -1,0 +1,99 @@
+"""What a request is compiled to: the types of its products, and the tiles that on-chip memory holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from opsocket.operators import AttentionSpec, CacheSpec, KVFormat, Request
+from opsocket_triton.arches import ARCHES
+
+_LEAST = 16
+"""Channels of the smallest tile of a product."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """Types of the factors of q k and of p v. "f32": exact products, sums rounded to nearest; "bf16", "f16": by matrix
+    units."""
+
+    qk: str
+    pv: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def products(request: Request, arch: str) -> Products:
+    """What the request's numerics permit on an architecture.
+
+    Matrix units take 16-bit factors and may cut off sums. Codes of 8 bits and less are exact in 16 bits, and a scale
+    per token or head multiplies sums, so only a scale per channel of K needs `dequantized`.
+    """
+    spec = request.spec
+    assert isinstance(spec, AttentionSpec)
+    numerics, exact = spec.numerics, Products("f32", "f32")
+    step = ARCHES[arch].chained_products if arch in ARCHES else 1
+    if numerics.accumulate != "f32_truncating" or numerics.accumulate_step > step:
+        return exact
+    k, v = (request.cache.k, request.cache.v or request.cache.k) if request.cache else (None, None)
+    made = Products(_qk(spec, k), _pv(spec, v))
+    # CDNA 2 takes f16's subnormal numbers for zeros (AMD's instruction set manual, MFMA).
+    return exact if arch == "gfx90a" and "f16" in (made.qk, made.pv) else made
+
+
+def _qk(spec: AttentionSpec, k: KVFormat | None) -> str:
+    wide = spec.kv_dtype if k is None else k.code
+    if spec.q_dtype == "f32":
+        return "f32"
+    if k is None or not k.is_quantized:
+        return spec.q_dtype if wide == spec.q_dtype else "f32"
+    if k.granularity == "channel" and spec.numerics.dequantized != spec.q_dtype:
+        return "f32"
+    return spec.q_dtype
+
+
+def _pv(spec: AttentionSpec, v: KVFormat | None) -> str:
+    wide, narrow = (spec.kv_dtype if v is None else v.code), spec.numerics.probabilities
+    if narrow == "f32":
+        return "f32"
+    if v is None or not v.is_quantized:
+        return narrow if wide == narrow else "f32"
+    # A probability times a scale of a token may leave the range of f16.
+    return "f32" if narrow == "f16" and v.granularity == "token_head" else narrow
+
+
+def split_dim(dim: int) -> tuple[int, int]:
+    """A head size as the powers of two of one tile, or of two that together are less than the next one."""
+    whole = max(_LEAST, 1 << (dim - 1).bit_length())
+    if whole in (dim, _LEAST):
+        return whole, 0
+    rest = max(_LEAST, 1 << (dim - whole // 2 - 1).bit_length())
+    return (whole // 2, rest) if rest < whole // 2 else (whole, 0)
+
+
+def tile(request: Request, made_of: Products, arch: str, is_large: bool) -> Tile:
+    """The tile of a request's small or large items."""
+    spec = request.spec
+    assert isinstance(spec, AttentionSpec)
+    widest = max(sum(split_dim(spec.head_dim_qk)), sum(split_dim(spec.head_dim_vo)))
+    is_exact = "f32" in (made_of.qk, made_of.pv)
+    if is_exact:
+        keys = 32 if widest <= 256 else 16
+        return Tile((32 if widest <= 256 else 16) if is_large else 16, keys, 4, 1)
+    keys = 64 if widest <= 128 else 32
+    if not is_large:
+        return Tile(16, keys, 4, 2)
+    rows = 128 if widest <= 128 else 64
+    return Tile(rows, keys, 8 if widest > 64 else 4, 2)
+
+
+def shares_values(spec: AttentionSpec, cache: CacheSpec | None) -> bool:
+    """Whether the values of a latent cache are just the first tile of its keys, as it is."""
+    if cache is None or cache.v is not None or cache.k.granularity == "channel":
+        return False
+    return split_dim(spec.head_dim_vo) == (split_dim(spec.head_dim_qk)[0], 0)
