@@ -66,7 +66,8 @@ def dots_of(source: str) -> tuple[str, ...]:
         if match:
             precision = _PRECISION.search(line)
             types = match[1] if match[1] == match[2] else f"{match[1]} x {match[2]}"
-            found.append(types + (f"/{precision[1]}" if precision else ""))
+            # NVIDIA's default is tf32, whatever the types; it says something of f32 alone.
+            found.append(types + (f"/{precision[1]}" if precision and types == "f32" else ""))
     return tuple(found)
 
 
