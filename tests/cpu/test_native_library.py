@@ -111,6 +111,13 @@ def test_without_the_library_other_providers_serve():
 
 
 @needs_library
+def test_a_library_of_other_sources_is_not_called():
+    older = "import opsocket_cpu.native.library as l; l.BORDER += 1; print(l.absence().partition(': ')[2])\n"
+    done = _python(older + RUN)
+    assert done.stdout.splitlines() == ["run `make native`", "composed none"], done.stderr
+
+
+@needs_library
 def test_doctor_tells_the_level_in_force() -> None:
     done = _python(
         "import runpy, sys; sys.argv = ['opsocket', 'doctor']; runpy.run_module('opsocket', run_name='__main__')",

@@ -16,6 +16,9 @@ PATH = Path(__file__).with_name("libopsocket_cpu.so")
 REASON = PATH.with_suffix(".reason")
 """Written by the build where it could not make the library: what was in the way."""
 
+BORDER = 1
+"""`opsocket_border` of the library that these modules call."""
+
 LEVEL_VARIABLE = "OPSOCKET_CPU_ISA"
 
 
@@ -108,7 +111,10 @@ def absence() -> str | None:
     if not PATH.exists():
         return REASON.read_text().strip() if REASON.exists() else f"{PATH.name} was not built"
     try:
-        ctypes.CDLL(str(PATH))
+        dll = ctypes.CDLL(str(PATH))
     except OSError as error:
         return f"{PATH.name} can't be loaded: {error}"
+    border = getattr(dll, "opsocket_border", None)
+    if border is None or border() != BORDER:
+        return f"{PATH.name} is of other sources than what calls it: run `make native`"
     return None
