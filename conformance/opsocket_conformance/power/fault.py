@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from opsocket.operators import Plan, Request, Session
 from opsocket_conformance.findings import Host
+from opsocket_conformance.watch import looking_away
 
 Hook = Callable[..., Any]
 
@@ -52,7 +53,8 @@ class Fault:
 
     name: unique, in words. category: where in a kernel it lives. wrong: what its author would have done, in a sentence.
     telling: texts that ids of the cases contain that should see it first. isolated: it may take its process with it.
-    unseen: why no case can find it, where that is so.
+    unseen: why no case can find it, where that is so. hidden: what the fault does with the host inside `run` is the
+    fault; otherwise that is how a fault is made, and no kernel would do so.
     """
 
     op: str
@@ -75,6 +77,7 @@ class Fault:
     telling: tuple[str, ...] = ()
     isolated: bool = False
     unseen: str = ""
+    hidden: bool = False
 
     def hits(self, request: Request) -> bool:
         return self.op in (request.op, "*") and self.where(request)
@@ -97,6 +100,10 @@ class FaultyPlan:
         self.batch = batch
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
+        with nullcontext() if self._fault.hidden else looking_away(self.owner.anchor):
+            return self._run(args, kwargs)
+
+    def _run(self, args: Any, kwargs: Any) -> Any:
         args, kwargs = self._fault.args(args, kwargs)
         if self._fault.run is None:
             result = self.right(*args, **kwargs)
@@ -145,7 +152,8 @@ class FaultySession:
     def __init__(self, session: Session, fault: Fault, **attributes: Any) -> None:
         state: dict[str, Any] = {}
         backend = FaultyBackend(session.backend, fault)
-        self.__dict__.update(right=session, fault=fault, state=state, backend=backend, **attributes)
+        anchor = session.empty((1,), "f32")
+        self.__dict__.update(right=session, fault=fault, state=state, backend=backend, anchor=anchor, **attributes)
 
     def __enter__(self) -> FaultySession:
         return self

@@ -229,7 +229,9 @@ _CALLS: Final = (
         "run waits for all that came before.",
         ("contract[",),
         run=_waits,
-        unseen="Where every call has finished when it returns, as on a CPU, waiting changes nothing.",
+        unseen="Where every call has finished when it returns, as on a CPU, waiting changes nothing "
+        "(a simulated device counts it).",
+        hidden=True,
     ),
 )
 
