@@ -11,7 +11,7 @@ from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Provid
 from opsocket.operators.composed import ComposedProvider
 from opsocket_cuda import nvml
 from opsocket_triton.graph import GpuGraph
-from opsocket_triton.mode import interpreted_devices
+from opsocket_triton.mode import interpreted_devices, notes
 from opsocket_triton.provider import TritonProvider
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -51,6 +51,9 @@ class CudaBackend(Backend):
             return Absence("no GPU is visible to this process", "see CUDA_VISIBLE_DEVICES and nvidia-smi -L")
         names = ", ".join(f"{gpu.name} (sm_{gpu.capability[0]}{gpu.capability[1]})" for gpu in found)
         return Absence(f"no GPU of compute capability 8.0 or more: {names}", "")
+
+    def notes(self) -> Sequence[str]:
+        return notes(self.devices())
 
     @staticmethod
     def _present() -> list[DeviceInfo]:

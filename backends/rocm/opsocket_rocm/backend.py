@@ -12,7 +12,7 @@ from opsocket.operators.composed import ComposedProvider
 from opsocket_rocm import kfd
 from opsocket_triton.arches import ARCHES
 from opsocket_triton.graph import GpuGraph
-from opsocket_triton.mode import interpreted_devices
+from opsocket_triton.mode import interpreted_devices, notes
 from opsocket_triton.provider import TritonProvider
 
 _DRIVER = Path("/dev/kfd")
@@ -50,6 +50,9 @@ class RocmBackend(Backend):
         names = ", ".join(f"{gpu.name} ({gpu.arch})" for gpu in found)
         want = ", ".join(arch.name for arch in ARCHES.values() if arch.backend == "hip")
         return Absence(f"no GPU of an architecture in {want}: {names}", "")
+
+    def notes(self) -> Sequence[str]:
+        return notes(self.devices())
 
     @staticmethod
     def _present() -> list[DeviceInfo]:

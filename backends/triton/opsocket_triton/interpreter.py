@@ -4,7 +4,8 @@ As it comes, it multiplies and adds the raw bits of bf16 and f8, rounds f32 to b
 matrix unit takes, reads and writes anywhere in the process, and fills lanes that a load leaves undefined with zeros.
 Here
 - bf16 and f8 are computed in f32 and rounded to nearest even; their sums over an axis are refused: widen first;
-- every pointer of an active lane has to lie inside a tensor that the kernel was given;
+- every pointer of an active lane has to lie inside a tensor that the kernel was given, and kernels run on the tensors'
+  own memory, which on a simulated device is within reach for that long only, instead of on copies on the host;
 - a lane that a mask without `other` leaves out holds a poison, not a zero;
 - a dot is at least 16 x 16 x 16 (32 deep for 8-bit types), and one of f32 says input_precision="ieee": a chip would
   round its factors to tf32 otherwise.
@@ -15,6 +16,7 @@ approximations of exp2, log2 and division. It patches private classes, so Triton
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +25,8 @@ import triton
 import triton.language as tl
 import triton.runtime.interpreter as base
 from triton.runtime.jit import JITFunction
+
+from opsocket_simulated import memory
 
 TRITON: Final = "3.9"
 """The version whose private classes are patched here."""
@@ -145,6 +149,8 @@ def _check_dot(a: Any, b: Any, input_precision: Any) -> None:
 
 _given: list[tuple[int, int]] = []
 """First and last-plus-one address of every tensor of the launch that runs."""
+_one_at_a_time = threading.RLock()
+"""The interpreter keeps the place in the grid in one variable for all threads."""
 
 
 def _guard_memory() -> None:
@@ -160,9 +166,18 @@ def _guard_memory() -> None:
             _given.append((start, start + (last + 1) * arg.element_size()))
         return convert(arg)
 
+    def as_they_are(self: Any, args: Any, kwargs: Any) -> Any:
+        return list(args), dict(kwargs)
+
+    def nothing(self: Any, *args: Any) -> None:
+        return None
+
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _given.clear()
-        return execute(self, *args, **kwargs)
+        tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor)]
+        # What the mended arithmetic does with torch on the host stands for registers: nobody is to watch it.
+        with _one_at_a_time, memory.launched(tensors), torch._C._DisableTorchDispatch():
+            _given.clear()
+            return execute(self, *args, **kwargs)
 
     def masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
         mask = _as_bool(mask)
@@ -190,6 +205,7 @@ def _guard_memory() -> None:
         return atomic_cas(self, pointers, *rest)
 
     base._implicit_cvt, base.GridExecutor.__call__ = remembering, call
+    base.GridExecutor._init_args_hst, base.GridExecutor._restore_args_dev = as_they_are, nothing
     builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
     builder.create_atomic_rmw, builder.create_atomic_cas = rmw, cas
 

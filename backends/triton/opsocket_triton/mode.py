@@ -4,18 +4,24 @@
 and NumPy carry out the kernels' own source, one program after the other. Such a device is never `auto`'s choice, its
 figures say nothing about speed, and a report names it as interpreted. A process is of one mode from its first kernel
 on.
+
+Its memory is that of a simulated device, which the host can't touch. It is the host's own where no such device can be
+had, or `OPSOCKET_INTERPRET_MEMORY=host` asks for that; what the host does to the device's memory is then not seen.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Final, Literal
 
-from opsocket.operators import DeviceInfo, PluginError
+from opsocket.operators import ContractError, DeviceInfo, PluginError
+from opsocket_simulated import build
 from opsocket_triton.arches import arches_of, find_arch
 
 VARIABLE: Final = "OPSOCKET_INTERPRET"
+MEMORY_VARIABLE: Final = "OPSOCKET_INTERPRET_MEMORY"
 
 
 def interpreted_devices(name: str, backend: Literal["cuda", "hip"]) -> list[DeviceInfo]:
@@ -42,6 +48,24 @@ def interpret(device: DeviceInfo) -> None:
     from opsocket_triton import interpreter
 
     interpreter.install()
+
+
+def unprotected() -> str | None:
+    """Why the memory of interpreted devices is the host's own, as far as that is known without compiling; None where
+    it is a simulated device's."""
+    asked = os.environ.get(MEMORY_VARIABLE, "simulated")
+    if asked not in ("simulated", "host"):
+        raise ContractError(MEMORY_VARIABLE, "simulated or host", repr(asked))
+    return f"{MEMORY_VARIABLE}=host asks for it" if asked == "host" else build.absence()
+
+
+def notes(devices: Sequence[DeviceInfo]) -> list[str]:
+    """What `opsocket doctor` says of the memory of interpreted devices."""
+    if not any(device.numerics == "interpreted" for device in devices):
+        return []
+    if why := unprotected():
+        return [f"interpreted, in plain host memory, where hidden transfers are not seen: {why}"]
+    return ["interpreted, in the memory of a simulated device, which the host can't touch unseen"]
 
 
 def is_interpreting() -> bool:

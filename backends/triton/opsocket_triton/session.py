@@ -1,4 +1,4 @@
-"""One opened GPU: torch tensors in its memory, or in the host's where its kernels are interpreted."""
+"""One opened GPU: torch tensors in its memory, or in a simulated device's where its kernels are interpreted."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from opsocket.operators import (
     static_scale,
 )
 from opsocket.operators.torch_session import TorchSession
+from opsocket_simulated import memory as simulated
 from opsocket_triton import layouts, mode
 from opsocket_triton.cache.static_scales import PagedCache
 
@@ -30,6 +31,7 @@ class GpuSession(TorchSession):
         self.is_interpreted = device.numerics == "interpreted"
         if self.is_interpreted:
             mode.interpret(device)
+            self.torch_device = _interpreted_memory(device)
         else:
             mode.check_compiles(device)
             self.torch_device = torch.device("cuda", device.index)
@@ -55,16 +57,24 @@ class GpuSession(TorchSession):
         return PagedCache(cache, layout, planes, *on_device, device=str(self.device), host_scales=scales)
 
     def synchronize(self) -> None:
-        if not self.is_interpreted:
-            torch.cuda.synchronize(self.torch_device)
+        if self.torch_device.type != "cpu":
+            torch.get_device_module(self.torch_device).synchronize(self.torch_device)
 
     def memory(self) -> Memory:
-        if self.is_interpreted:
+        if self.torch_device.type == "cpu":
             return Memory(None, self.device.memory_bytes)
-        return Memory(torch.cuda.memory_allocated(self.torch_device), self.device.memory_bytes)
+        used: int = torch.get_device_module(self.torch_device).memory_allocated(self.torch_device)
+        return Memory(used, self.device.memory_bytes)
 
     def _free_bytes(self) -> int:
         if self.is_interpreted:
-            return self.device.memory_bytes
+            return self.device.memory_bytes - (self.memory().used or 0)
         free: int = torch.cuda.mem_get_info(self.torch_device)[0]
         return free
+
+
+def _interpreted_memory(device: DeviceInfo) -> torch.device:
+    """A simulated device, or the host where `mode.notes` says why there is none."""
+    if mode.unprotected() or simulated.absence():
+        return torch.device("cpu")
+    return simulated.device(str(device), device.memory_bytes)
