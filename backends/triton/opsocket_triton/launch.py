@@ -18,6 +18,7 @@ RECORD_VARIABLE: Final = "OPSOCKET_RECORD_LAUNCHES"
 """A folder: each process writes what it launches into a file of its own there, a line of JSON each."""
 
 _TYPES: Final = {
+    torch.float64: "fp64",
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",

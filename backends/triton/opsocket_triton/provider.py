@@ -10,7 +10,11 @@ from typing import Final
 
 from opsocket.operators import (
     AddSpec,
+<<<<<<< HEAD
     AttentionSpec,
+=======
+    ArgmaxSpec,
+>>>>>>> f015ade (Triton: norm, rotary embedding, gated activation, row selection, expert routing and argmax)
     CacheCopyBlocksSpec,
     CacheLayout,
     CacheMoveSpec,
@@ -18,14 +22,23 @@ from opsocket.operators import (
     CacheSpec,
     CacheWriteSpec,
     DeviceInfo,
+<<<<<<< HEAD
     MergeStatesSpec,
+=======
+    MoERouteSpec,
+>>>>>>> f015ade (Triton: norm, rotary embedding, gated activation, row selection, expert routing and argmax)
     Pick,
     Plan,
     Provider,
     Reason,
     Request,
+    RMSNormSpec,
+    RopeSpec,
+    SiluMulSpec,
     Spec,
+    TakeRowsSpec,
 )
+from opsocket.operators.rope_frequencies import undefined
 from opsocket_triton import layouts
 from opsocket_triton.attention import refusals as attention
 
@@ -41,6 +54,12 @@ class _Kernel:
 
 _KERNELS: Final[dict[type[Spec], _Kernel]] = {
     AddSpec: _Kernel("model.add", "TritonAdd"),
+    RMSNormSpec: _Kernel("model.rms_norm", "TritonRMSNorm"),
+    RopeSpec: _Kernel("model.rope", "TritonRope", lambda request: undefined(request.spec)),
+    SiluMulSpec: _Kernel("model.silu_mul", "TritonSiluMul"),
+    TakeRowsSpec: _Kernel("model.take_rows", "TritonTakeRows"),
+    MoERouteSpec: _Kernel("model.moe_route", "TritonMoERoute"),
+    ArgmaxSpec: _Kernel("model.argmax", "TritonArgmax"),
     CacheWriteSpec: _Kernel("cache.write", "TritonCacheWrite"),
     CacheReadSpec: _Kernel("cache.read", "TritonCacheRead"),
     CacheMoveSpec: _Kernel("cache.move", "TritonCacheMove"),
