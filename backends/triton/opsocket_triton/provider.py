@@ -10,11 +10,8 @@ from typing import Final
 
 from opsocket.operators import (
     AddSpec,
-<<<<<<< HEAD
-    AttentionSpec,
-=======
     ArgmaxSpec,
->>>>>>> f015ade (Triton: norm, rotary embedding, gated activation, row selection, expert routing and argmax)
+    AttentionSpec,
     CacheCopyBlocksSpec,
     CacheLayout,
     CacheMoveSpec,
@@ -22,11 +19,8 @@ from opsocket.operators import (
     CacheSpec,
     CacheWriteSpec,
     DeviceInfo,
-<<<<<<< HEAD
     MergeStatesSpec,
-=======
     MoERouteSpec,
->>>>>>> f015ade (Triton: norm, rotary embedding, gated activation, row selection, expert routing and argmax)
     Pick,
     Plan,
     Provider,
@@ -38,9 +32,9 @@ from opsocket.operators import (
     Spec,
     TakeRowsSpec,
 )
-from opsocket.operators.rope_frequencies import undefined
 from opsocket_triton import layouts
 from opsocket_triton.attention import refusals as attention
+from opsocket_triton.model import refusals as model
 
 
 @dataclass(frozen=True)
@@ -55,10 +49,10 @@ class _Kernel:
 _KERNELS: Final[dict[type[Spec], _Kernel]] = {
     AddSpec: _Kernel("model.add", "TritonAdd"),
     RMSNormSpec: _Kernel("model.rms_norm", "TritonRMSNorm"),
-    RopeSpec: _Kernel("model.rope", "TritonRope", lambda request: undefined(request.spec)),
+    RopeSpec: _Kernel("model.rope", "TritonRope", model.rope),
     SiluMulSpec: _Kernel("model.silu_mul", "TritonSiluMul"),
     TakeRowsSpec: _Kernel("model.take_rows", "TritonTakeRows"),
-    MoERouteSpec: _Kernel("model.moe_route", "TritonMoERoute"),
+    MoERouteSpec: _Kernel("model.moe_route", "TritonMoERoute", model.moe_route),
     ArgmaxSpec: _Kernel("model.argmax", "TritonArgmax"),
     CacheWriteSpec: _Kernel("cache.write", "TritonCacheWrite"),
     CacheReadSpec: _Kernel("cache.read", "TritonCacheRead"),

@@ -1,0 +1,24 @@
+"""What the kernels of this family do not do, as reasons. No framework is imported here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from opsocket.operators import MoERouteSpec, Reason, Request, RopeSpec
+from opsocket.operators.rope_frequencies import undefined
+
+MAX_EXPERTS: Final = 4096
+"""Logits of a token that the registers of a program hold."""
+
+
+def rope(request: Request) -> tuple[Reason, ...]:
+    """A scaling whose formula divides by zero."""
+    assert isinstance(request.spec, RopeSpec)
+    return undefined(request.spec)
+
+
+def moe_route(request: Request) -> tuple[Reason, ...]:
+    """More experts than are compared in registers."""
+    assert isinstance(request.spec, MoERouteSpec)
+    got = request.spec.num_experts
+    return (Reason("num_experts", "num_experts", got, f"at most {MAX_EXPERTS}"),) if got > MAX_EXPERTS else ()
