@@ -1,7 +1,8 @@
-"""Device functions that several kernels share: f32 functions closer than a chip's own.
+"""Device functions that several kernels share: f32 functions closer than a chip's own, and codes as floats.
 
-Only additions, products and integer arithmetic, so that they are the same on every architecture. A compiler may fuse
-a product with a sum, which makes none of them less exact. Polynomials: least maximum of the relative error.
+The former are only additions, products and integer arithmetic, so that they are the same on every architecture. A
+compiler may fuse a product with a sum, which makes none of them less exact. Polynomials: least maximum of the relative
+error.
 """
 
 from __future__ import annotations
@@ -82,3 +83,33 @@ def tanh_approx(x):
     near = x + x * (z * (z * 0.13331490755081177 - 0.3333328366279602))
     far = 1.0 - 2.0 / (tl.exp2(size * 2.8853900817779268) + 1.0)
     return tl.where(size < 0.25, near, tl.where(x < 0.0, -far, far))
+
+
+@triton.jit
+def float_of_byte(field, OFFSET: tl.constexpr):
+    """f32 of unsigned fields below 256, less OFFSET; exact.
+
+    The field becomes the last bits of 2^23: NVIDIA's units convert integers at an eighth of the rate at which they
+    subtract, which would limit a product over 4-bit codes below the rate of its memory.
+    """
+    return (field.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + OFFSET)
+
+
+@triton.jit
+def field_of(stored, FIELD: tl.constexpr, BITS: tl.constexpr):
+    """Field number FIELD of bytes u8, as u8; of BITS 8 the bytes i8 as they are."""
+    if BITS == 8:
+        return stored
+    elif FIELD == 8 // BITS - 1:
+        return stored >> (FIELD * BITS)
+    else:
+        return (stored >> (FIELD * BITS)) & ((1 << BITS) - 1)
+
+
+@triton.jit
+def float_of_field(stored, FIELD: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr):
+    """f32 codes of a field of bytes, less OFFSET."""
+    if BITS == 8:
+        return float_of_byte(stored.to(tl.uint8, bitcast=True) ^ 0x80, 128)
+    else:
+        return float_of_byte(field_of(stored, FIELD, BITS), OFFSET)

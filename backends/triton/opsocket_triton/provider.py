@@ -19,6 +19,8 @@ from opsocket.operators import (
     CacheSpec,
     CacheWriteSpec,
     DeviceInfo,
+    EmbeddingSpec,
+    MatmulSpec,
     MergeStatesSpec,
     MoERouteSpec,
     Pick,
@@ -34,6 +36,7 @@ from opsocket.operators import (
 )
 from opsocket_triton import layouts
 from opsocket_triton.attention import refusals as attention
+from opsocket_triton.matmul import refusals as weights
 from opsocket_triton.model import refusals as model
 
 
@@ -60,6 +63,8 @@ _KERNELS: Final[dict[type[Spec], _Kernel]] = {
     CacheCopyBlocksSpec: _Kernel("cache.copy_blocks", "TritonCacheCopyBlocks"),
     AttentionSpec: _Kernel("attention.plan", "TritonAttention", attention.attention),
     MergeStatesSpec: _Kernel("attention.merge", "TritonMergeStates", attention.merge_states),
+    MatmulSpec: _Kernel("matmul.matmul", "TritonMatmul", weights.refusals),
+    EmbeddingSpec: _Kernel("matmul.embedding", "TritonEmbedding", weights.refusals),
 }
 
 

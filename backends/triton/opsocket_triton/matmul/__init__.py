@@ -1,0 +1,1 @@
+"""Matrix products over weights in any format, and what reads such weights."""

@@ -1,0 +1,176 @@
+"""Weights as the kernels read them: "dense" floats, or "fields", integer codes in fields of 2, 4 or 8 bits.
+
+Both lie in rows of slabs. A slab is 32 stored elements of a row, floats or bytes: one sector of an NVIDIA GPU's memory
+where they are bytes, and the depth of one step of an int8 matrix unit. Byte b of slab s holds 8 / bits codes; field f,
+bits [f * bits, (f + 1) * bits), is column (s * 8 / bits + f) * 32 + b. So a field of a run of bytes is a run of
+columns: codes need no shuffle on their way to a product, and every field of a slab has one scale where a group is a
+multiple of 32 columns.
+
+Scales and minimums lie by group, [groups, N], so that a program's rows read them side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from opsocket.operators import PackedWeight, Request, Session
+from opsocket.operators.torch_session import storage_bytes
+from opsocket.quantization import GroupedWeight, get_format
+
+LAYOUTS: Final = ("dense", "fields")
+SLAB: Final = 32
+_ROWS: Final = 16
+"""Scales of a group lie in a multiple of these, so that each group's begin on a multiple of 16 bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseWeight:
+    """weight [N, K] in f32, f16 or bf16; K padded with zeros to whole slabs."""
+
+    weight: torch.Tensor
+
+    @property
+    def stored(self) -> torch.Tensor:
+        return self.weight
+
+    @property
+    def width(self) -> int:
+        """Stored elements of a row, in whole slabs."""
+        return self.weight.shape[1]
+
+    @property
+    def permutation(self) -> None:
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        return storage_bytes(self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class FieldWeight:
+    """W[n, p] = scale[g, n] * (field[n, j] - offset) - minimum[g, n], g = j // group, p = permutation[j] (or j).
+
+    stored: i8 [N, K] where bits is 8, else u8 [N, K * bits / 8], K padded to whole slabs. group: columns that share a
+    scale; 0: a whole row does. scale: f16 where that is exact, else f32, [groups, N], N padded to a multiple of 16 and
+    groups to those of all slabs. minimum: None, the same, or i8: a zero point, which scale multiplies.
+    permutation: i64 [K] or None.
+    """
+
+    stored: torch.Tensor
+    bits: int
+    offset: int
+    group: int
+    scale: torch.Tensor
+    minimum: torch.Tensor | None
+    permutation: torch.Tensor | None
+
+    @property
+    def width(self) -> int:
+        """Stored elements of a row, in whole slabs."""
+        return self.stored.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return storage_bytes(self.stored, self.scale, self.minimum, self.permutation)
+
+
+Weight = DenseWeight | FieldWeight
+
+
+def arguments(content: Weight, k: int) -> dict[str, Any]:
+    """What every kernel takes of a weight, by the names that they have for it. BITS 0: its elements are floats."""
+    is_dense = isinstance(content, DenseWeight)
+    return {
+        "stored": content.stored,
+        "w_row": content.stored.stride(0),
+        "scale": None if is_dense else content.scale,
+        "minimum": None if is_dense else content.minimum,
+        "scale_row": 0 if is_dense else content.scale.stride(0),
+        "k": k,
+        "width": content.width,
+        "BITS": 0 if is_dense else content.bits,
+        "OFFSET": 0 if is_dense else content.offset,
+        "GROUP": 0 if is_dense else content.group,
+    }
+
+
+def prepare(session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
+    """A weight of the request's format in its layout here, validated by the format; owns its memory."""
+    spec: Any = request.spec
+    fmt = get_format(spec.weight_format)
+    content: Weight
+    if fmt.is_float:
+        fmt.validate(tensors, spec.n, spec.k)
+        rows = np.pad(tensors["weight"], ((0, 0), (0, -spec.k % SLAB)))
+        layout, content = "dense", DenseWeight(session.upload(rows, fmt.id))
+    else:
+        layout, content = "fields", _fields(session, fmt.group(tensors, spec.n, spec.k))
+    return PackedWeight(fmt.id, spec.n, spec.k, layout, content, content.nbytes)
+
+
+def _fields(session: Session, grouped: GroupedWeight) -> FieldWeight:
+    codes, bits, offset, minimum = _narrowed(grouped)
+    per_byte = 8 // bits
+    width = SLAB * per_byte
+    padded = grouped.k + -grouped.k % width
+    codes = np.pad(codes, ((0, 0), (0, padded - grouped.k)))
+    if bits < 8:
+        shaped = codes.view(np.uint8).reshape(grouped.n, -1, per_byte, SLAB)
+        joined = shaped[:, :, 0].copy()
+        for field in range(1, per_byte):
+            joined |= shaped[:, :, field] << np.uint8(field * bits)
+        codes = joined.reshape(grouped.n, -1)
+    group = 0 if grouped.group_size == grouped.k else grouped.group_size
+    groups = -(-padded // group) if group else 1
+    permutation = grouped.input_permutation
+    return FieldWeight(
+        session.upload(codes),
+        bits,
+        offset,
+        group,
+        session.upload(_by_group(_narrowest(grouped.scale), groups)),
+        None if minimum is None else session.upload(_by_group(_narrowest(minimum), groups)),
+        None if permutation is None else session.upload(permutation),
+    )
+
+
+def _narrowed(grouped: GroupedWeight) -> tuple[np.ndarray, int, int, np.ndarray | None]:
+    """codes i8 [N, K] as fields hold them, bits, offset, minimum f32 or zero point i8 [N, groups]."""
+    codes, minimum = grouped.codes, grouped.minimum
+    bits = next(width for width in (2, 4, 8) if width >= grouped.bits)
+    low, high = int(codes.min()), int(codes.max())
+    if bits == 8:
+        return codes, 8, 0, minimum
+    if low >= 0 and high < 1 << bits:
+        return codes, bits, 0, minimum
+    half = 1 << bits - 1
+    if low >= -half and high < half:
+        return codes + np.int8(half), bits, half, minimum
+    if minimum is None:
+        # A zero point was subtracted: the fields count from the lowest code of each group up.
+        lowest = codes.reshape(grouped.n, -1, grouped.group_size).min(-1)
+        fields = codes - np.repeat(lowest, grouped.group_size, axis=1)
+        if int(fields.max()) < 1 << bits:
+            return fields, bits, 0, -lowest
+    return codes, 8, 0, minimum
+
+
+def _by_group(values: np.ndarray, groups: int) -> np.ndarray:
+    """[N, groups] as [groups, N], padded with zeros."""
+    more = ((0, groups - values.shape[1]), (0, -values.shape[0] % _ROWS))
+    return np.ascontiguousarray(np.pad(values.T, more))
+
+
+def _narrowest(values: np.ndarray) -> np.ndarray:
+    """f32 values as f16 where that holds every one of them exactly; integers as they are."""
+    if values.dtype == np.int8:
+        return values
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return half if np.array_equal(half, values, equal_nan=True) else values
