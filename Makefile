@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+ASCEND := .venv-ascend
+ASCEND_STAMP := $(ASCEND)/.installed
 NATIVE := backends/cpu/native/.built
 BACKEND ?= cpu
 TIER ?= default
@@ -12,7 +14,7 @@ LEVEL_VARIABLE := OPSOCKET_CPU_ISA
 
 .PHONY: help setup native native-check native-sanitizers native-aarch64 demo test test-slow lint format types \
   contracts conformance levels providers self-test kill-matrix oracles stability template bench bench-peers \
-  benchmark plots docs docs-check check clean
+  benchmark plots docs docs-check check clean ascend-emulator ascend-conformance
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +109,25 @@ stability: $(STAMP) $(NATIVE) ## no verdict depends on the random numbers: 20 se
 template: $(STAMP) $(NATIVE) ## the plugin template, installed as a stranger's backend, to profile decoder
 	scripts/check_template.sh $(BIN)/python
 
+# torch_npu breaks a plain `import torch` where CANN is absent, so it has an environment of its own. Without its
+# dependencies, since they name torch alone, which is here as the CPU build of constraints.txt.
+$(ASCEND_STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: none found on PATH" >&2; exit 1; }
+	@echo "== setting up $(ASCEND) (once; about two minutes) =="
+	$(PYTHON) -m venv $(ASCEND)
+	$(ASCEND)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ascend,engine]' torch==2.13.0
+	$(ASCEND)/bin/pip install --quiet --disable-pip-version-check --no-deps torch-npu==2.13.0
+	@touch $@
+
+ascend-emulator: $(ASCEND_STAMP) ## an environment in .venv-ascend where torch_npu runs over an emulated NPU
+	@$(ASCEND)/bin/python -m opsocket_ascend.emulator.build
+	@OPSOCKET_EMULATE=Ascend910B3 $(ASCEND)/bin/opsocket backends
+
+ascend-conformance: ascend-emulator ## the conformance suite on the emulated NPU: make ascend-conformance TIER=smoke
+	@mkdir -p reports
+	OPSOCKET_EMULATE=Ascend910B3 $(ASCEND)/bin/opsocket conformance --backend ascend --tier $(TIER) --jobs $(JOBS) \
+	  --json reports/conformance-ascend.json --junit reports/conformance-ascend.xml
+
 bench: $(STAMP) $(NATIVE) ## tokens per second beside this machine's memory bandwidth
 	$(BIN)/opsocket bench --model smollm2 --backend $(BACKEND)
 
@@ -128,4 +149,4 @@ docs-check: $(STAMP) $(NATIVE) ## fail where a generated table is out of date
 check: lint types contracts docs-check test ## all that has to be green before a push
 
 clean: ## remove the environment and everything made
-	rm -rf .venv $(NATIVE) backends/cpu/native/.objects reports dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(ASCEND) $(NATIVE) backends/cpu/native/.objects reports dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -80,7 +80,7 @@ def test_the_version(run):
         (["generat"], 2, "No such command 'generat'. Did you mean 'generate'?"),
         (["backends", "--nonsense"], 2, "No such option"),
         (["explain"], 2, "give one of FILE, --request or --model"),
-        (["explain", "--request", "{}", "--backend", "ascend"], 3, "backend 'ascend': not discovered"),
+        (["explain", "--request", "{}", "--backend", "tpu"], 3, "backend 'tpu': not discovered"),
         (["explain", "--request", "{}", "--backend", "cud"], 2, "did you mean 'cuda'?"),
         (["explain", "--request", "{}", "--backend", "no backend"], 2, "flag --backend: wanted a backend such as"),
         (["explain", "--request", "{}", "--pin", "matmull=torch"], 2, "flag --pin: wanted one of add"),
@@ -145,10 +145,10 @@ def test_backends_names_the_chips_that_no_plugin_serves(run):
     result = run("backends")
     assert result.exit_code == 0
     rows = {line.split()[0]: line for line in result.output.splitlines()}
-    assert "not discovered" in rows["ascend"]
-    assert "Ascend driver" in rows["ascend"]
+    assert "not discovered" in rows["tpu"]
+    assert "TPU driver" in rows["tpu"]
     missing = {chip["name"]: chip for chip in json.loads(run("backends", "--json").output)["not_installed"]}
-    assert missing["ascend"]["driver_present"] == Path("/dev/davinci0").exists()
+    assert missing["tpu"]["driver_present"] == Path("/dev/accel0").exists()
 
 
 @pytest.mark.parametrize(

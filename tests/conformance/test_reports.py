@@ -98,7 +98,7 @@ def test_markdown_holds_the_verdict_and_every_operator(report):
 def test_an_emulated_device_proves_less():
     device = DeviceInfo("x", 0, "x", "x", 0)
     assert evidence_of(device) == Evidence("device", "device")
-    assert evidence_of(replace(device, numerics="emulated")) == Evidence("emulated", "none")
+    assert evidence_of(replace(device, numerics="emulated")) == Evidence("emulated", "schema")
     assert evidence_of(replace(device, numerics="interpreted")) == Evidence("interpreted", "none")
 
 

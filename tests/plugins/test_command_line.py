@@ -15,13 +15,13 @@ MATMUL = '{"op": "matmul", "spec": {"weight_format": "f32", "n": 8, "k": 8}}'
 
 def test_a_missing_backend_is_told_at_once(installed, opsocket_command):
     start = time.perf_counter()
-    done = opsocket_command(installed, "good", "explain", "--backend", "ascend", "--request", ADD)
+    done = opsocket_command(installed, "good", "explain", "--backend", "tpu", "--request", ADD)
     assert time.perf_counter() - start < 10
     assert done.returncode == 3
     assert done.stdout == ""
     first, second = done.stderr.splitlines()
-    assert first.startswith("opsocket: backend 'ascend': not discovered: no installed plugin provides it")
-    assert "Ascend driver here" in first
+    assert first.startswith("opsocket: backend 'tpu': not discovered: no installed plugin provides it")
+    assert "TPU driver here" in first
     assert second.startswith("  hint: Install a plugin")
     assert "good" in second
 

@@ -75,7 +75,7 @@ def test_a_device_is_taken_by_name_and_index(on_path, name, device):
         ("exits", "imported", "SystemExit: 7"),
         ("requires99", "compatible", "requires opsocket>=99"),
         ("twin", "imported", "plugins.allow"),
-        ("ascend", "discovered", "no installed plugin provides it"),
+        ("tpu", "discovered", "no installed plugin provides it"),
     ],
 )
 def test_a_name_that_cannot_be_had_says_the_stage_the_cause_and_what_to_do(on_path, name, stage, words):
@@ -85,9 +85,9 @@ def test_a_name_that_cannot_be_had_says_the_stage_the_cause_and_what_to_do(on_pa
 
 
 def test_the_chips_driver_is_looked_for(on_path):
-    with pytest.raises(PluginError, match=r"Huawei.*good") as caught:
-        select(config("ascend", "good"))
-    assert "Ascend driver here" in str(caught.value)
+    with pytest.raises(PluginError, match=r"Google.*good") as caught:
+        select(config("tpu", "good"))
+    assert "TPU driver here" in str(caught.value)
 
 
 def test_an_unknown_name_lists_what_there_is_and_the_nearest(on_path):

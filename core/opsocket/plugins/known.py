@@ -1,4 +1,4 @@
-"""Chips that people ask for by name and that this version brings no backend for: facts, so that the answer helps.
+"""Chips that people ask for by name, whether or not a backend for them is there: facts, so that the answer helps.
 
 Nothing here is a backend, and none is pretended.
 """
@@ -35,6 +35,7 @@ KNOWN_CHIPS: Final = (
     ),
     KnownChip("rocm", "AMD", "AMD GPU driver", ("/dev/kfd", "/sys/module/amdgpu")),
     KnownChip("ascend", "Huawei", "Ascend driver", ("/dev/davinci0", "/dev/davinci_manager")),
+    KnownChip("tpu", "Google", "TPU driver", ("/dev/accel0",)),
 )
 
 

@@ -1,0 +1,208 @@
+"""aclnn calls, from raw argument registers to answers: signatures, the table of answers, the trace.
+
+An aclnn operator is two functions. `aclnnXGetWorkspaceSize(arguments..., uint64_t *bytes, aclOpExecutor **executor)`
+takes the arguments; `aclnnX(workspace, bytes, executor, stream)` runs. Here the first reads the arguments by the
+operator's signature, and the second computes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+from opsocket_ascend.emulator import handles
+from opsocket_ascend.emulator.handles import EmulationError, Tensor
+
+TRACE: Final = "OPSOCKET_EMULATE_TRACE"
+"""Variable: a file to which every aclnn call is appended, a JSON object a line."""
+
+_INTEGER_REGISTERS, _FLOAT_REGISTERS = 6, 8
+_SUCCESS, _REFUSED = 0, 161002  # ACLNN_ERR_PARAM_INVALID
+_SIZE = "GetWorkspaceSize"
+_OUT_POINTERS_APART = 64
+"""Bytes between the two local variables of a caller that end a call's arguments, at most, as compilers place them."""
+
+Answer = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Names and kinds of an operator's arguments. Kinds: handle (any aclTensor, list, array or scalar; may be null),
+    int, bool, double, float, text."""
+
+    arguments: tuple[tuple[str, str], ...]
+    answer: Answer
+
+
+_ANSWERS: dict[str, Signature] = {}
+_KINDS: Final = ("handle", "int", "bool", "double", "float", "text")
+_pending: dict[int, tuple[str, dict[str, Any]]] = {}
+_observers: list[Callable[[str, dict[str, Any]], None]] = []
+
+
+def answers(operator: str, arguments: str) -> Callable[[Answer], Answer]:
+    """Register the answer to an operator. arguments: "self other alpha dim:int out", kind "handle" where none is given;
+    the answer is called with them by position."""
+    pairs = tuple((name, kind or "handle") for name, _, kind in (word.partition(":") for word in arguments.split()))
+    unknown = [kind for _, kind in pairs if kind not in _KINDS]
+    if unknown:
+        raise ValueError(f"{operator}: unknown kinds {unknown}")
+
+    def register(answer: Answer) -> Answer:
+        _ANSWERS[operator] = Signature(pairs, answer)
+        return answer
+
+    return register
+
+
+def observe(observer: Callable[[str, dict[str, Any]], None]) -> Callable[[], None]:
+    """Have every call reported, before it is answered; returns what ends that."""
+    _observers.append(observer)
+    return lambda: _observers.remove(observer)
+
+
+def written(operator: str, arguments: dict[str, Any]) -> str:
+    """A call as a line of text, without addresses: what golden traces hold."""
+    return f"{operator}({', '.join(f'{name}={_text(value)}' for name, value in arguments.items())})"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    return str(value)
+
+
+class Door:
+    """The callback behind all trampolines. memory: address, bytes -> where they are, 0 where they are not."""
+
+    def __init__(self, memory: Any, set_message: Callable[[bytes], None]) -> None:
+        self._memory, self._set_message = memory, set_message
+        self._next = 1
+        pointer = ctypes.POINTER
+        kind = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.c_char_p, pointer(ctypes.c_uint64), pointer(ctypes.c_double), pointer(ctypes.c_uint64)
+        )
+        self.callback = kind(self._call)
+
+    def _call(self, name: bytes, integers: Any, floats: Any, stack: Any) -> int:
+        function = name.decode()
+        try:
+            if function.endswith(_SIZE):
+                self._prepare(function.removesuffix(_SIZE), integers, floats, stack)
+            else:
+                self._run(function, integers[2])
+        except EmulationError as error:
+            return self._refuse(f"{function}: {error}")
+        except Exception:
+            # Nothing may pass through the C frames above, and torch_npu shows no more than a number.
+            return self._refuse(f"{function}: {traceback.format_exc()}")
+        return _SUCCESS
+
+    def _refuse(self, text: str) -> int:
+        self._set_message(text.encode()[:500])
+        print(f"opsocket's emulated NPU: {text}", file=sys.stderr)
+        return _REFUSED
+
+    def _prepare(self, operator: str, integers: Any, floats: Any, stack: Any) -> None:
+        signature = _ANSWERS.get(operator)
+        if signature is None:
+            raise EmulationError(f"no answer to this operator; it was given {self._guess(integers, floats, stack)}")
+        words = _Words(integers, floats, stack)
+        arguments = {name: self._argument(kind, words) for name, kind in signature.arguments}
+        size, executor = words.integer(), words.integer()
+        ctypes.c_uint64.from_address(size).value = 0
+        ctypes.c_uint64.from_address(executor).value = self._next
+        _pending[self._next] = (operator, arguments)
+        self._next += 1
+
+    def _argument(self, kind: str, words: _Words) -> Any:
+        if kind in ("double", "float"):
+            return words.floating(kind)
+        word = words.integer()
+        if kind == "handle":
+            return handles.read(word, self._memory)
+        if kind == "text":
+            return ctypes.string_at(word).decode() if word else None
+        return bool(word & 0xFF) if kind == "bool" else ctypes.c_int64(word).value
+
+    def _run(self, operator: str, executor: int) -> None:
+        prepared, arguments = _pending.pop(executor)
+        if prepared != operator:
+            raise EmulationError(f"the executor was prepared for {prepared}")
+        _trace(operator, arguments)
+        for observer in _observers:
+            observer(operator, arguments)
+        _ANSWERS[operator].answer(*arguments.values())
+
+    def _guess(self, integers: Any, floats: Any, stack: Any) -> str:
+        """Words that could be its arguments, for whoever writes its signature."""
+        words = [integers[i] for i in range(_INTEGER_REGISTERS)] + [stack[i] for i in range(32)]
+        seen = []
+        for word, following in pairwise(words):
+            if word > 1 << 32 and abs(following - word) <= _OUT_POINTERS_APART:
+                break
+            if handles.is_handle(word):
+                seen.append(_text(handles.read(word, self._memory)))
+            else:
+                seen.append(hex(word) if word > 1 << 32 else str(ctypes.c_int32(word & 0xFFFFFFFF).value))
+        return f"({', '.join(seen)}), floats {[floats[i] for i in range(2)]}"
+
+
+class _Words:
+    """The argument words of a call in the System V convention for x86-64: six integers and eight floats in registers,
+    the rest on the stack, in order."""
+
+    def __init__(self, integers: Any, floats: Any, stack: Any) -> None:
+        self._integers, self._floats, self._stack = integers, floats, stack
+        self._integer = self._float = self._on_stack = 0
+
+    def integer(self) -> int:
+        if self._integer < _INTEGER_REGISTERS:
+            self._integer += 1
+            return int(self._integers[self._integer - 1])
+        self._on_stack += 1
+        return int(self._stack[self._on_stack - 1])
+
+    def floating(self, kind: str) -> float:
+        if self._float >= _FLOAT_REGISTERS:
+            raise EmulationError("more float arguments than registers")
+        self._float += 1
+        double = ctypes.c_double(self._floats[self._float - 1])
+        if kind == "double":
+            return double.value
+        return ctypes.c_float.from_buffer_copy(double).value
+
+
+def _trace(operator: str, arguments: dict[str, Any]) -> None:
+    path = os.environ.get(TRACE)
+    if not path:
+        return
+    record = {"operator": operator, "arguments": {name: _json(value) for name, value in arguments.items()}}
+    with open(path, "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json(item) for item in value]
+    if not isinstance(value, Tensor):
+        return value
+    return {
+        "dtype": value.dtype.name,
+        "format": value.format,
+        "shape": value.shape,
+        "strides": value.strides,
+        "storage": value.storage,
+        "offset": value.offset,
+    }

@@ -1,0 +1,44 @@
+"""torch_npu in this process, over the stand-in libraries: loaded by path, so that no other process is touched."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import sys
+from typing import Any, Final
+
+from opsocket_ascend.emulator import build
+from opsocket_ascend.emulator.calls import Door
+
+_loaded: list[Any] = []
+_SETTINGS: Final = {
+    # Nothing but an explicit import may load torch_npu: `import torch` would, and fail without CANN.
+    "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+    # Calls are answered in the thread that makes them, one after the other, so that errors come from where they arise.
+    "TASK_QUEUE_ENABLE": "0",
+}
+
+
+def load() -> Any:
+    """The module torch_npu. `RuntimeError` where the libraries are not built, or the real ones are loaded already."""
+    if _loaded:
+        return _loaded[0]
+    if "torch_npu" in sys.modules:
+        raise RuntimeError("torch_npu is loaded in this process already; an emulated NPU needs a process of its own")
+    if not build.is_built():
+        raise RuntimeError("the stand-in CANN libraries are not built: python -m opsocket_ascend.emulator.build")
+    os.environ.update(_SETTINGS)
+    # By their sonames they are then what torch_npu's libraries, and its dlopen, get.
+    names = (build.RUNTIME, *build.EMPTY, build.OPERATORS)
+    libraries = {name: ctypes.CDLL(str(build.FOLDER / name), mode=ctypes.RTLD_GLOBAL) for name in names}
+    runtime, operators = libraries[build.RUNTIME], libraries[build.OPERATORS]
+    memory = runtime.opsocket_bytes_behind
+    memory.argtypes, memory.restype = (ctypes.c_void_p, ctypes.c_size_t), ctypes.c_void_p
+    runtime.opsocket_set_message.argtypes = (ctypes.c_char_p,)
+    door = Door(memory, runtime.opsocket_set_message)
+    importlib.import_module("opsocket_ascend.emulator.answers")
+    operators.opsocket_set_callback.argtypes = (type(door.callback),)
+    operators.opsocket_set_callback(door.callback)
+    _loaded.extend((importlib.import_module("torch_npu"), door, libraries))
+    return _loaded[0]

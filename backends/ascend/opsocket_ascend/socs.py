@@ -1,0 +1,47 @@
+"""Ascend chips as data: what differs between them for the operators that are called here.
+
+Families as the vendor's operator documentation names them. A2: Ascend 910B (Atlas 800I A2). A3: Ascend 910C, which its
+own runtime calls Ascend910_93xx (Atlas 800I A3). 310P: Atlas 300I Duo, without bf16 and without most of what is fused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from opsocket.operators import ContractError
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Soc:
+    """name: as `aclrtGetSocName` says it. memory_bytes: of one device; of some chips there are several sizes, and this
+    is the smallest. has_bf16: in the matrix unit and in the fused operators."""
+
+    name: str
+    family: str
+    memory_bytes: int
+    has_bf16: bool = True
+
+
+SOCS: Final = (
+    *(Soc(f"Ascend910B{suffix}", "A2", 64 * _GIB) for suffix in ("1", "2", "2C", "3")),
+    *(Soc(f"Ascend910B{suffix}", "A2", size * _GIB) for suffix, size in (("4", 32), ("4-1", 64))),
+    *(Soc(f"Ascend910_93{suffix}", "A3", 64 * _GIB) for suffix in ("91", "92", "72", "81", "82", "62")),
+    *(Soc(f"Ascend310P{suffix}", "310P", 24 * _GIB, has_bf16=False) for suffix in ("1", "3", "5", "7")),
+)
+
+
+def find_soc(name: str) -> Soc:
+    """A chip by its name, spaces and the word "Ascend" left out or not; `ContractError` for one that is not known."""
+    wanted = name.replace(" ", "").lower().removeprefix("ascend")
+    for soc in SOCS:
+        if soc.name.lower().removeprefix("ascend") == wanted:
+            return soc
+    raise ContractError("soc", f"one of {[soc.name for soc in SOCS]}", repr(name))
+
+
+def soc_of(arch: str) -> Soc | None:
+    """The chip that a `DeviceInfo.arch` names; None for the documentation's generic device and chips not known."""
+    return next((soc for soc in SOCS if soc.name == arch), None)

@@ -1,0 +1,184 @@
+"""What the vendor's operators do not do, or are not permitted to: a function for each. Imports no framework.
+
+Where a limit is not self-evident, it is the vendor's documentation of the operator (in the torch_npu wheel). What it
+does not document is not claimed: probabilities are rounded to the type of q before they meet V, matrix units may cut
+off, exp is the vector unit's. Requests that permit none of that go to the next provider.
+"""
+
+from __future__ import annotations
+
+from opsocket.operators import (
+    AttentionSpec,
+    CacheSpec,
+    CacheWriteSpec,
+    ContractError,
+    MatmulSpec,
+    Numerics,
+    QuantizeActivationSpec,
+    Reason,
+    Request,
+)
+from opsocket.quantization import get_format
+from opsocket_ascend.layouts import KERNEL_BLOCK
+
+HALVES = ("f16", "bf16")
+MOST_GROUP, MOST_HEADS, MOST_HEAD_DIM, MOST_ROW = 64, 256, 512, 65535
+HEAD_DIM_MULTIPLE, INT8_HEAD_DIM_MULTIPLE = 16, 32
+MOST_COLUMNS = 65535
+INT4_GROUP_MULTIPLE = 32
+INT4_COLUMNS = 8
+
+
+def rms_norm(request: Request) -> tuple[Reason, ...]:
+    """npu_rms_norm is given f32, whatever the request's dtype: nothing is refused."""
+    return ()
+
+
+def cache_write(request: Request) -> tuple[Reason, ...]:
+    """npu_scatter_pa_kv_cache copies elements of one dtype, of keys together with values."""
+    spec, cache = request.spec, request.cache
+    assert isinstance(spec, CacheWriteSpec)
+    assert cache is not None
+    if cache.v is None:
+        return (Reason("cache", "cache.kind", cache.kind, "kv: keys are written together with values"),)
+    codes = {"cache.k.code": cache.k.code, "cache.v.code": cache.v.code}
+    return tuple(Reason("kv_format", n, c, f"{spec.dtype}, as k comes") for n, c in codes.items() if c != spec.dtype)
+
+
+def attention(request: Request) -> tuple[Reason, ...]:
+    """npu_fused_infer_attention_score, layout TND over pages."""
+    spec, cache = request.spec, request.cache
+    assert isinstance(spec, AttentionSpec)
+    reasons = []
+    if spec.q_dtype not in HALVES:
+        reasons.append(Reason("dtype", "q_dtype", spec.q_dtype, list(HALVES)))
+    if spec.out_dtype != spec.q_dtype:
+        reasons.append(Reason("dtype", "out_dtype", spec.out_dtype, f"{spec.q_dtype}, as q"))
+    reasons += _permitted(spec.numerics, spec.q_dtype, softmax=True)
+    for name, off in (("softcap", None), ("alibi", False), ("sinks", False), ("deterministic", False)):
+        if getattr(spec, name) != off:
+            reasons.append(Reason("knob", name, getattr(spec, name), off))
+    if spec.mask == "tree":
+        reasons.append(Reason("mask", "mask", spec.mask, ["causal", "full"]))
+    for name in ("window_left", "window_right"):
+        window = getattr(spec, name)
+        if window is not None and not (name == "window_right" and spec.mask == "causal"):
+            reasons.append(Reason("window", name, window, "None: windows are not served where q_len is 1"))
+    if spec.num_q_heads > MOST_HEADS:
+        reasons.append(Reason("heads", "num_q_heads", spec.num_q_heads, f"at most {MOST_HEADS}"))
+    if spec.group > MOST_GROUP:
+        reasons.append(Reason("heads", "num_kv_heads", spec.num_kv_heads, f"at least num_q_heads / {MOST_GROUP}"))
+    if spec.head_dim_qk != spec.head_dim_vo:
+        reasons.append(Reason("head_dim", "head_dim_vo", spec.head_dim_vo, f"head_dim_qk={spec.head_dim_qk}"))
+    if cache is None:
+        return (*reasons, Reason("cache", "cache", None, "a paged cache"))
+    return (*reasons, *_paged(spec, cache, request))
+
+
+def _paged(spec: AttentionSpec, cache: CacheSpec, request: Request) -> list[Reason]:
+    reasons = []
+    if cache.kind != "kv" or cache.v is None:
+        return [Reason("cache", "cache.kind", cache.kind, "kv")]
+    if cache.block_size % KERNEL_BLOCK:
+        reasons.append(Reason("block_size", "cache.block_size", cache.block_size, f"a multiple of {KERNEL_BLOCK}"))
+    pairs = (
+        ("num_kv_heads", spec.num_kv_heads, cache.num_kv_heads),
+        ("head_dim_qk", spec.head_dim_qk, cache.head_dim_k),
+        ("head_dim_vo", spec.head_dim_vo, cache.head_dim_v),
+    )
+    reasons += [Reason("cache", name, got, f"{want}, as the cache has it") for name, got, want in pairs if got != want]
+    quantized = cache.k.is_quantized or cache.v.is_quantized
+    multiple = INT8_HEAD_DIM_MULTIPLE if quantized else HEAD_DIM_MULTIPLE
+    if spec.head_dim_qk % multiple or spec.head_dim_qk > MOST_HEAD_DIM:
+        want = f"a multiple of {multiple}, at most {MOST_HEAD_DIM}"
+        reasons.append(Reason("head_dim", "head_dim_qk", spec.head_dim_qk, want))
+    if spec.num_kv_heads * spec.head_dim_qk > MOST_ROW:
+        got = spec.num_kv_heads * spec.head_dim_qk
+        reasons.append(Reason("heads", "num_kv_heads * head_dim_qk", got, f"at most {MOST_ROW}"))
+    for name, fmt in (("k", cache.k), ("v", cache.v)):
+        if fmt.code not in (spec.q_dtype, "i8") or (fmt.code == "i8") != quantized:
+            want = f"{spec.q_dtype}, or i8 of K and V"
+            reasons.append(Reason("kv_format", f"cache.{name}.code", fmt.code, want))
+        elif fmt.code == "i8" and (fmt.granularity, fmt.scale_dtype) != ("token_head", "f32"):
+            got = f"{fmt.granularity} {fmt.scale_dtype}"
+            reasons.append(Reason("kv_format", f"cache.{name}.granularity", got, "token_head f32: no other keeps f32"))
+    if quantized:
+        if request.bounds.max_q_len != 1:
+            got = request.bounds.max_q_len
+            reasons.append(Reason("q_len", "bounds.max_q_len", got, "1: int8 pages serve one query of each sequence"))
+        if spec.numerics.dequantized != spec.q_dtype:
+            reasons.append(Reason("numerics", "numerics.dequantized", spec.numerics.dequantized, spec.q_dtype))
+    return reasons
+
+
+def matmul(request: Request) -> tuple[Reason, ...]:
+    """torch's product of 16-bit matrices, npu_dynamic_quant with npu_quant_matmul, or npu_weight_quant_batchmatmul."""
+    spec = request.spec
+    assert isinstance(spec, MatmulSpec)
+    fmt = get_format(spec.weight_format)
+    reasons = []
+    try:
+        fmt.tensor_specs(spec.n, spec.k)
+    except ContractError as error:
+        return (Reason("shape", error.argument, error.got, error.want),)
+    if spec.x_dtype not in HALVES:
+        reasons.append(Reason("dtype", "x_dtype", spec.x_dtype, list(HALVES)))
+    if spec.out_dtype != spec.x_dtype:
+        reasons.append(Reason("dtype", "out_dtype", spec.out_dtype, f"{spec.x_dtype}, as x"))
+    if fmt.activation == "i8_token" and fmt.base.id == "i8_channel":
+        for name, width in (("n", spec.n), ("k", spec.k)):
+            if width > MOST_COLUMNS:
+                reasons.append(Reason("shape", name, width, f"at most {MOST_COLUMNS}"))
+        if spec.numerics.accumulate == "f64":
+            reasons.append(Reason("numerics", "numerics.accumulate", "f64", ["f32", "f32_truncating"]))
+        return tuple(reasons)
+    if fmt.activation != "none":
+        return (Reason("weight_format", "weight_format", fmt.id, "i8_channel_a8, of those with int8 activations"),)
+    reasons += _permitted(spec.numerics, spec.x_dtype, softmax=False)
+    if spec.bias:
+        reasons.append(Reason("bias", "bias", True, "False: it would be added to a rounded sum"))
+    if fmt.is_float:
+        if fmt.id != spec.x_dtype:
+            reasons.append(Reason("dtype", "weight_format", fmt.id, f"{spec.x_dtype}, as x"))
+        return tuple(reasons)
+    return (*reasons, *_int4(spec))
+
+
+def _int4(spec: MatmulSpec) -> list[Reason]:
+    """W4A16: codes of 4 bits, a scale of x's own dtype for each group, whole-number zero points."""
+    fmt, reasons = get_format(spec.weight_format), []
+    if fmt.bits != 4 or fmt.zero not in ("none", "int") or fmt.super_block:
+        want = "4-bit codes in one level of groups, without minimums"
+        return [Reason("weight_format", "weight_format", fmt.id, want)]
+    if fmt.scale_dtype != spec.x_dtype:
+        got = f"{fmt.scale_dtype} scales, {spec.x_dtype} activations"
+        reasons.append(Reason("weight_format", "weight_format", got, "scales of the activations' dtype"))
+    if spec.numerics.dequantized != spec.x_dtype:
+        reasons.append(Reason("numerics", "numerics.dequantized", spec.numerics.dequantized, spec.x_dtype))
+    if fmt.block_k % INT4_GROUP_MULTIPLE or not 0 < fmt.block_k < spec.k:
+        want = f"a multiple of {INT4_GROUP_MULTIPLE} below k={spec.k}"
+        reasons.append(Reason("group", "weight_format", fmt.block_k, want))
+    if spec.n % INT4_COLUMNS:
+        reasons.append(Reason("shape", "n", spec.n, f"a multiple of {INT4_COLUMNS}"))
+    return reasons
+
+
+def quantize_activation(request: Request) -> tuple[Reason, ...]:
+    """npu_dynamic_quant."""
+    spec = request.spec
+    assert isinstance(spec, QuantizeActivationSpec)
+    if spec.x_dtype not in HALVES:
+        return (Reason("dtype", "x_dtype", spec.x_dtype, list(HALVES)),)
+    return ()
+
+
+def _permitted(numerics: Numerics, dtype: str, softmax: bool) -> list[Reason]:
+    """What a matrix unit with 16-bit operands may do, and a softmax in front of one."""
+    reasons = []
+    if numerics.accumulate != "f32_truncating":
+        reasons.append(Reason("numerics", "numerics.accumulate", numerics.accumulate, "f32_truncating"))
+    if softmax and numerics.probabilities != dtype:
+        reasons.append(Reason("numerics", "numerics.probabilities", numerics.probabilities, dtype))
+    if softmax and numerics.exp != "approx":
+        reasons.append(Reason("numerics", "numerics.exp", numerics.exp, "approx"))
+    return reasons

@@ -1,0 +1,242 @@
+"""The vendor's operators behind checks of our own: what its documentation forbids, whether its checks see it or not.
+
+torch_npu and CANN take, without a word, block tables of i64, heads of q and of K that differ in size, a number of heads
+that is not q's, per-token scales of another length, f16 activations for the int8 product, weights, scales and groups of
+another K or N, a gamma of another width. On a chip these read other memory or give other numbers. All that is looked at
+lies on the host: shapes, dtypes, strides, lists. Everything that is wrong raises `ContractError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import torch
+
+from opsocket.operators import ContractError
+
+CAUSAL, NO_MASK = 3, 0
+"""Values of sparse_mode: bottom-right causal with the compressed mask, and none."""
+
+PER_TOKEN_HEAD_PAGED: Final = 5
+"""Of key_antiquant_mode: a f32 scale for each token and head, in pages [blocks, heads, tokens]."""
+
+MASK_SIDE: Final = 2048
+BLOCK_MULTIPLE, LARGEST_BLOCK = 128, 512
+MOST_GROUP, MOST_HEADS, MOST_HEAD_DIM, MOST_ROW = 64, 256, 512, 65535
+HEAD_DIM_MULTIPLE: Final = 16
+INT8_HEAD_DIM_MULTIPLE: Final = 32
+MOST_COLUMNS: Final = 65535
+GROUP_MULTIPLE: Final = 32
+CODES_PER_WORD: Final = 8
+_HALVES: Final = (torch.float16, torch.bfloat16)
+_HIGH_PRECISION_EMPTY_ROWS: Final = 2
+"""Of inner_precise: high precision, and zeros for queries that see no key."""
+
+
+def rms_norm(x: torch.Tensor, gamma: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """y of npu_rms_norm, over the last dimension."""
+    _dtype("x", x, (torch.float32, *_HALVES))
+    _dtype("gamma", gamma, (x.dtype,))
+    _shape("gamma", gamma, x.shape[-1:])
+    y: torch.Tensor = torch.ops.npu.npu_rms_norm(x, gamma, epsilon)[0]
+    return y
+
+
+def dynamic_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes i8[M, K] and scale f32[M] of npu_dynamic_quant."""
+    _dtype("x", x, _HALVES)
+    codes, scale = torch.ops.npu.npu_dynamic_quant(x)
+    return codes, scale
+
+
+def quant_matmul(
+    codes: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    per_token: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """npu_quant_matmul: codes i8[M, K], weight i8[K, N], scale f32[N], per_token f32[M], bias f32[N]?, to dtype."""
+    import torch_npu
+
+    _dtype("codes", codes, (torch.int8,))
+    _dtype("weight", weight, (torch.int8,))
+    rows, inner = _matrix("codes", codes)
+    _shape("weight", weight, (inner, None))
+    columns = weight.shape[1]
+    for name, width in (("K", inner), ("N", columns)):
+        if width > MOST_COLUMNS:
+            raise ContractError(name, f"at most {MOST_COLUMNS}", width)
+    for name, values, length in (("scale", scale, columns), ("per_token", per_token, rows), ("bias", bias, columns)):
+        if values is not None:
+            _dtype(name, values, (torch.float32,))
+            _shape(name, values, (length,))
+    if dtype not in _HALVES:
+        raise ContractError("dtype", "f16 or bf16", str(dtype))
+    y: torch.Tensor = torch_npu.npu_quant_matmul(
+        codes, weight, scale, pertoken_scale=per_token, bias=bias, output_dtype=dtype
+    )
+    return y
+
+
+def weight_quant_matmul(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None, group: int
+) -> torch.Tensor:
+    """npu_weight_quant_batchmatmul: x (scale (weight + offset)), x[M, K]; weight i8[K, N], or int4 in i32[K, N / 8];
+    scale and offset of x's dtype, [K / group, N], or [N] where group is 0."""
+    _dtype("x", x, _HALVES)
+    _dtype("weight", weight, (torch.int8, torch.int32))
+    _, inner = _matrix("x", x)
+    _shape("weight", weight, (inner, None))
+    columns = weight.shape[1] * (CODES_PER_WORD if weight.dtype == torch.int32 else 1)
+    if group and (group % GROUP_MULTIPLE or not group < inner or inner % group):
+        raise ContractError("group", f"a multiple of {GROUP_MULTIPLE} below K={inner} that divides it", group)
+    for name, values in (("scale", scale), ("offset", offset)):
+        if values is not None:
+            _dtype(name, values, (x.dtype,))
+            _shape(name, values, (inner // group, columns) if group else (columns,))
+    y: torch.Tensor = torch.ops.npu.npu_weight_quant_batchmatmul(x, weight, scale, offset, antiquant_group_size=group)
+    return y
+
+
+def scatter_cache(
+    key: torch.Tensor, value: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """npu_scatter_pa_kv_cache: rows [T, Hkv, D] to slots i64[T] of caches [blocks, size, Hkv, D]. The slots themselves
+    are core's to check: distinct, and within the cache."""
+    _shape("value", value, (*key.shape[:2], None))
+    _dtype("slots", slots, (torch.int32, torch.int64))
+    _shape("slots", slots, key.shape[:1])
+    for name, rows, cache in (("key", key, key_cache), ("value", value, value_cache)):
+        _dense(name, rows)
+        _dense(f"{name}_cache", cache)
+        _dtype(name, rows, (key.dtype,))
+        _dtype(f"{name}_cache", cache, (key.dtype,))
+        _shape(f"{name}_cache", cache, (None, None, *rows.shape[1:]))
+    if key_cache.shape[:2] != value_cache.shape[:2]:
+        raise ContractError("value_cache", f"blocks {list(key_cache.shape[:2])}", list(value_cache.shape[:2]))
+    torch.ops.npu.npu_scatter_pa_kv_cache(key, value, key_cache, value_cache, slots, cache_mode="Norm")
+
+
+def fused_infer_attention(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+    q_ends: Sequence[int],
+    kv_lens: Sequence[int],
+    block_table: torch.Tensor,
+    mask: torch.Tensor | None,
+    want_lse: bool,
+    key_scale: torch.Tensor | None = None,
+    value_scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """npu_fused_infer_attention_score in layout TND over pages: out [T, Hq, D], and LSE f32[T, Hq, 1] where wanted.
+
+    q [T, Hq, D]. keys, values [blocks, size, Hkv, D] of q's dtype, or i8 with scales f32[blocks, Hkv, size]. q_ends:
+    rows up to the end of each sequence. block_table i32[B, W]. mask: the compressed causal one, None for none.
+    """
+    tokens, heads, dim = _three("q", q)
+    _dense("q", q)
+    _dtype("q", q, _HALVES)
+    _dtype("keys", keys, (q.dtype, torch.int8))
+    _dtype("values", values, (keys.dtype,))
+    _shape("keys", keys, (None, None, num_kv_heads, dim))
+    _shape("values", values, keys.shape)
+    for name, pages in (("keys", keys), ("values", values)):
+        _dense(name, pages)
+    if heads != num_heads:
+        raise ContractError("num_heads", f"q's {heads}", num_heads)
+    _check_heads(num_heads, num_kv_heads, dim)
+    size = keys.shape[1]
+    if size % BLOCK_MULTIPLE or size > LARGEST_BLOCK:
+        raise ContractError("keys", f"blocks of a multiple of {BLOCK_MULTIPLE} tokens, at most {LARGEST_BLOCK}", size)
+    _check_lengths(tokens, q_ends, kv_lens)
+    _dtype("block_table", block_table, (torch.int32,))
+    _shape("block_table", block_table, (len(kv_lens), None))
+    if block_table.shape[1] * size < max(kv_lens):
+        raise ContractError("block_table", f"columns for {max(kv_lens)} keys", block_table.shape[1])
+    if mask is not None:
+        _dtype("mask", mask, (torch.int8, torch.uint8, torch.bool))
+        _shape("mask", mask, (MASK_SIDE, MASK_SIDE))
+    quantized = keys.dtype == torch.int8
+    for name, values_of in (("key_scale", key_scale), ("value_scale", value_scale)):
+        if (values_of is not None) != quantized:
+            raise ContractError(name, "scales for int8 pages" if quantized else "None", values_of is not None)
+        if values_of is not None:
+            _dtype(name, values_of, (torch.float32,))
+            _shape(name, values_of, (keys.shape[0], num_kv_heads, size))
+    if quantized and max(stop - start for start, stop in pairwise((0, *q_ends))) > 1:
+        raise ContractError("q_ends", "one query of each sequence, over int8 pages", list(q_ends))
+    out, lse = torch.ops.npu.npu_fused_infer_attention_score(
+        q,
+        keys.view(len(keys), size, num_kv_heads * dim),
+        values.view(len(values), size, num_kv_heads * dim),
+        num_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        input_layout="TND",
+        scale=scale,
+        block_table=block_table,
+        block_size=size,
+        actual_seq_lengths=list(q_ends),
+        actual_seq_lengths_kv=list(kv_lens),
+        atten_mask=mask,
+        sparse_mode=NO_MASK if mask is None else CAUSAL,
+        inner_precise=_HIGH_PRECISION_EMPTY_ROWS,
+        softmax_lse_flag=want_lse,
+        key_antiquant_scale=key_scale,
+        value_antiquant_scale=value_scale,
+        key_antiquant_mode=PER_TOKEN_HEAD_PAGED if quantized else 0,
+        value_antiquant_mode=PER_TOKEN_HEAD_PAGED if quantized else 0,
+    )
+    return out, lse
+
+
+def _check_heads(num_heads: int, num_kv_heads: int, dim: int) -> None:
+    if num_kv_heads < 1 or num_heads % num_kv_heads or num_heads // num_kv_heads > MOST_GROUP:
+        raise ContractError("num_kv_heads", f"a divisor of {num_heads}, of at least 1/{MOST_GROUP}", num_kv_heads)
+    if num_heads > MOST_HEADS:
+        raise ContractError("num_heads", f"at most {MOST_HEADS}", num_heads)
+    if dim % HEAD_DIM_MULTIPLE or dim > MOST_HEAD_DIM:
+        raise ContractError("q", f"heads of a multiple of {HEAD_DIM_MULTIPLE}, at most {MOST_HEAD_DIM}", dim)
+    if num_kv_heads * dim > MOST_ROW:
+        raise ContractError("keys", f"rows of at most {MOST_ROW} elements", num_kv_heads * dim)
+
+
+def _check_lengths(tokens: int, q_ends: Sequence[int], kv_lens: Sequence[int]) -> None:
+    if not q_ends or any(stop < start for start, stop in pairwise((0, *q_ends))) or q_ends[-1] != tokens:
+        raise ContractError("q_ends", f"ends of sequences, never falling, the last at {tokens}", list(q_ends))
+    if len(kv_lens) != len(q_ends) or min(kv_lens) < 0:
+        raise ContractError("kv_lens", f"{len(q_ends)} lengths of at least 0", list(kv_lens))
+
+
+def _dtype(name: str, tensor: torch.Tensor, allowed: Sequence[torch.dtype]) -> None:
+    if tensor.dtype not in allowed:
+        raise ContractError(name, f"one of {[str(dtype) for dtype in allowed]}", str(tensor.dtype))
+
+
+def _shape(name: str, tensor: torch.Tensor, shape: Sequence[int | None]) -> None:
+    fits = len(shape) == tensor.dim() and all(w in (None, h) for w, h in zip(shape, tensor.shape, strict=True))
+    if not fits:
+        raise ContractError(name, f"shape {list(shape)}", list(tensor.shape))
+
+
+def _matrix(name: str, tensor: torch.Tensor) -> tuple[int, int]:
+    _shape(name, tensor, (None, None))
+    return tensor.shape[0], tensor.shape[1]
+
+
+def _three(name: str, tensor: torch.Tensor) -> tuple[int, int, int]:
+    _shape(name, tensor, (None, None, None))
+    return tensor.shape[0], tensor.shape[1], tensor.shape[2]
+
+
+def _dense(name: str, tensor: torch.Tensor) -> None:
+    if not tensor.is_contiguous():
+        raise ContractError(name, "a dense array", f"strides {tensor.stride()}")

@@ -1,0 +1,157 @@
+"""Write, read, move and copy over pages: a slot is a row of every plane of codes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from opsocket.operators import (
+    BlockPairs,
+    Cache,
+    CacheCopyBlocksPlan,
+    CacheMovePlan,
+    CacheReadPlan,
+    CacheReadSpec,
+    CacheSpec,
+    CacheWritePlan,
+    KVFormat,
+    MoveBatch,
+    Session,
+    SlotBatch,
+)
+from opsocket.operators.torch_session import TORCH_DTYPES
+from opsocket_ascend.scales import check_same
+
+
+class Rows:
+    """Where some slots are: rows of a plane of codes, and elements of a plane of scales (block, head, token)."""
+
+    def __init__(self, session: Session, cache: CacheSpec, slots: np.ndarray) -> None:
+        slots = np.asarray(slots, np.int64)
+        heads, size = cache.num_kv_heads, cache.block_size
+        self.count = len(slots)
+        self.slots: torch.Tensor = session.upload(slots)
+        block, offset = slots // size, slots % size
+        places = (block[:, None] * heads + np.arange(heads)) * size + offset[:, None]
+        self._heads = heads
+        self._places: torch.Tensor = session.upload(places.reshape(-1))
+
+    def read(self, plane: torch.Tensor) -> torch.Tensor:
+        """Rows [S, Hkv, D] of a plane of codes, or scales [S, Hkv]."""
+        if plane.dim() == 3:
+            return plane.view(-1).index_select(0, self._places).view(self.count, self._heads)
+        return _by_slot(plane).index_select(0, self.slots)
+
+    def write(self, plane: torch.Tensor, values: torch.Tensor) -> None:
+        if plane.dim() == 3:
+            plane.view(-1).index_copy_(0, self._places, values.reshape(-1))
+        else:
+            _by_slot(plane).index_copy_(0, self.slots, values)
+
+
+def _by_slot(plane: torch.Tensor) -> torch.Tensor:
+    return plane.view(plane.shape[0] * plane.shape[1], *plane.shape[2:])
+
+
+def static(scale: torch.Tensor | None, fmt: KVFormat) -> torch.Tensor | None:
+    """A static scale in a shape that broadcasts over [S, Hkv, D]."""
+    if scale is None:
+        return None
+    return scale.view({"tensor": (1, 1, 1), "head": (1, -1, 1), "channel": (1, *scale.shape)}[fmt.granularity])
+
+
+def decode(codes: torch.Tensor, fmt: KVFormat, stored: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor:
+    """Values [S, Hkv, D]: f32 of codes with a scale, else as they are. stored: scales [S, Hkv]. scale: by `static`."""
+    if stored is not None:
+        scale = stored.float().unsqueeze(-1)
+    return codes if scale is None else codes.float() * scale
+
+
+def encode(values: torch.Tensor, fmt: KVFormat, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Codes of values [S, Hkv, D], and the scales [S, Hkv] that are stored with them."""
+    if not fmt.is_quantized:
+        return values.to(TORCH_DTYPES[fmt.code]), None
+    values, stored = values.float(), None
+    if fmt.granularity == "token_head":
+        stored = (values.abs().amax(-1) / fmt.max_code).to(TORCH_DTYPES[fmt.scale_dtype])
+        scale = stored.float().unsqueeze(-1)
+    assert scale is not None
+    codes = torch.where(scale == 0, torch.zeros_like(values), values / scale)
+    codes = codes.round().clamp(-fmt.max_code, fmt.max_code)
+    return codes.to(torch.int8), stored
+
+
+class TorchCacheWrite(CacheWritePlan):
+    """Quantizes the kept rows in f32 and scatters them by slot."""
+
+    def _update(self, batch: SlotBatch) -> None:
+        slots = np.asarray(batch.slots)
+        kept = np.flatnonzero(slots >= 0)
+        self._kept = None if len(kept) == len(slots) else self.session.upload(kept.astype(np.int64))
+        self._given = len(slots)
+        self._rows = Rows(self.session, self.cache_spec, slots[kept])
+
+    def _run(self, cache: Cache, k: torch.Tensor, v: torch.Tensor | None) -> Cache:
+        if self._rows.count:
+            self._write(cache, "k", cache.spec.k, cache.k_scale, k)
+            if v is not None and cache.spec.v is not None:
+                self._write(cache, "v", cache.spec.v, cache.v_scale, v)
+        return cache
+
+    def _write(self, cache: Cache, name: str, fmt: KVFormat, scale: torch.Tensor | None, values: torch.Tensor) -> None:
+        values = values[: self._given] if self._kept is None else values.index_select(0, self._kept)
+        codes, stored = encode(values, fmt, static(scale, fmt))
+        self._rows.write(cache.planes[name], codes)
+        if stored is not None:
+            self._rows.write(cache.planes[f"{name}_scale"], stored)
+
+
+class TorchCacheRead(CacheReadPlan):
+    """Gathers rows by slot and dequantizes them."""
+
+    def _update(self, batch: SlotBatch) -> None:
+        self._rows = Rows(self.session, self.cache_spec, batch.slots)
+
+    def _run(self, cache: Cache) -> tuple[torch.Tensor, torch.Tensor | None]:
+        k = self._read(cache, "k", cache.spec.k, cache.k_scale)
+        return k, None if cache.spec.v is None else self._read(cache, "v", cache.spec.v, cache.v_scale)
+
+    def _read(self, cache: Cache, name: str, fmt: KVFormat, scale: torch.Tensor | None) -> torch.Tensor:
+        spec = self.request.spec
+        assert isinstance(spec, CacheReadSpec)
+        stored = cache.planes.get(f"{name}_scale")
+        codes = self._rows.read(cache.planes[name])
+        values = decode(codes, fmt, None if stored is None else self._rows.read(stored), static(scale, fmt))
+        return values.to(TORCH_DTYPES[spec.dtype])
+
+
+class TorchCacheMove(CacheMovePlan):
+    """Copies codes and scales, gathered before anything is scattered."""
+
+    def _update(self, batch: MoveBatch) -> None:
+        self._src = Rows(self.session, self.cache_spec, batch.src_slots)
+        self._dst = Rows(self.session, self.cache_spec, batch.dst_slots)
+
+    def _run(self, src: Cache, dst: Cache) -> Cache:
+        check_same(src, dst)
+        if self._src.count:
+            for name, plane in src.planes.items():
+                self._dst.write(dst.planes[name], self._src.read(plane))
+        return dst
+
+
+class TorchCacheCopyBlocks(CacheCopyBlocksPlan):
+    """Copies whole blocks of every plane, gathered before anything is scattered."""
+
+    def _update(self, batch: BlockPairs) -> None:
+        pairs = np.asarray(batch.pairs, np.int64)
+        self._count = len(pairs)
+        self._src = self.session.upload(pairs[:, 0].copy())
+        self._dst = self.session.upload(pairs[:, 1].copy())
+
+    def _run(self, src: Cache, dst: Cache) -> Cache:
+        check_same(src, dst)
+        if self._count:
+            for name, plane in src.planes.items():
+                dst.planes[name].index_copy_(0, self._dst, plane.index_select(0, self._src))
+        return dst

@@ -1,0 +1,81 @@
+"""What this provider's kernels do not do, as reasons. Imports no framework: a "no" must be cheap."""
+
+from __future__ import annotations
+
+from opsocket.operators import (
+    AttentionSpec,
+    CacheSpec,
+    ContractError,
+    DeviceInfo,
+    EmbeddingSpec,
+    MatmulSpec,
+    Reason,
+    Request,
+    RopeSpec,
+)
+from opsocket.operators.rope_frequencies import frequencies, undefined
+from opsocket.quantization import get_format
+from opsocket_ascend import layouts
+from opsocket_ascend.socs import soc_of
+
+MOST_RADIANS = 6.0
+"""Of the frequency of a channel pair with factors: `rope.py` holds it as a fraction of a turn, of less than one."""
+
+
+def refusals(device: DeviceInfo, request: Request) -> tuple[Reason, ...]:
+    """Why a request is not served; empty when it is."""
+    reasons = list(dtype_refusals(device, request))
+    spec = request.spec
+    if request.cache is not None:
+        reasons += layouts.refusals(request.cache, request.layout)
+    if isinstance(spec, AttentionSpec):
+        reasons += _attention(spec, request.cache)
+    if isinstance(spec, AttentionSpec | MatmulSpec) and spec.numerics.accumulate == "f64":
+        reasons.append(Reason("accumulate", "numerics.accumulate", "f64", ["f32", "f32_truncating"]))
+    if isinstance(spec, MatmulSpec | EmbeddingSpec):
+        reasons += _weight(spec)
+    if isinstance(spec, RopeSpec):
+        reasons += _rope(spec)
+    return tuple(dict.fromkeys(reasons))
+
+
+def dtype_refusals(device: DeviceInfo, request: Request) -> tuple[Reason, ...]:
+    """bf16 on a chip that has none."""
+    soc = soc_of(device.arch)
+    if soc is None or soc.has_bf16:
+        return ()
+    names = ("dtype", "x_dtype", "q_dtype", "kv_dtype", "in_dtype", "out_dtype")
+    held = [(name, getattr(request.spec, name, None)) for name in names]
+    if request.cache is not None:
+        held += [(f"cache.{name}.code", f.code) for name, f in (("k", request.cache.k), ("v", request.cache.v)) if f]
+    return tuple(Reason("dtype", n, "bf16", f"another dtype: {soc.name} has no bf16") for n, d in held if d == "bf16")
+
+
+def _attention(spec: AttentionSpec, cache: CacheSpec | None) -> list[Reason]:
+    if cache is None:
+        return []
+    pairs = (
+        ("num_kv_heads", spec.num_kv_heads, cache.num_kv_heads),
+        ("head_dim_qk", spec.head_dim_qk, cache.head_dim_k),
+        ("head_dim_vo", spec.head_dim_vo, cache.head_dim_v),
+    )
+    return [Reason("cache", name, got, f"{want}, as the cache has it") for name, got, want in pairs if got != want]
+
+
+def _weight(spec: MatmulSpec | EmbeddingSpec) -> list[Reason]:
+    fmt = get_format(spec.weight_format)
+    try:
+        fmt.tensor_specs(spec.n, spec.k)
+    except ContractError as error:
+        return [Reason("shape", error.argument, error.got, error.want)]
+    if isinstance(spec, MatmulSpec) and fmt.activation != "none":
+        return [Reason("activation", "weight_format", fmt.id, "a format whose activations are not quantized")]
+    return []
+
+
+def _rope(spec: RopeSpec) -> list[Reason]:
+    if reasons := undefined(spec):
+        return list(reasons)
+    if spec.factors and (most := float(frequencies(spec).max())) > MOST_RADIANS:
+        return [Reason("factors", "theta", spec.theta, f"frequencies of at most {MOST_RADIANS}, with factors: {most}")]
+    return []
