@@ -14,7 +14,7 @@ LEVEL_VARIABLE := OPSOCKET_CPU_ISA
 
 .PHONY: help setup native native-check native-sanitizers native-aarch64 demo test test-slow lint format types \
   contracts conformance levels providers self-test kill-matrix oracles stability template bench bench-peers \
-  benchmark plots docs docs-check check clean ascend-emulator ascend-conformance
+  benchmark plots docs docs-check check clean ascend-emulator ascend-conformance ascend-test
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,7 +115,8 @@ $(ASCEND_STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: none found on PATH" >&2; exit 1; }
 	@echo "== setting up $(ASCEND) (once; about two minutes) =="
 	$(PYTHON) -m venv $(ASCEND)
-	$(ASCEND)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ascend,engine]' torch==2.13.0
+	$(ASCEND)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ascend,engine,fuzz]' torch==2.13.0 \
+	  pytest pytest-timeout
 	$(ASCEND)/bin/pip install --quiet --disable-pip-version-check --no-deps torch-npu==2.13.0
 	@touch $@
 
@@ -127,6 +128,9 @@ ascend-conformance: ascend-emulator ## the conformance suite on the emulated NPU
 	@mkdir -p reports
 	OPSOCKET_EMULATE=Ascend910B3 $(ASCEND)/bin/opsocket conformance --backend ascend --tier $(TIER) --jobs $(JOBS) \
 	  --json reports/conformance-ascend.json --junit reports/conformance-ascend.xml
+
+ascend-test: ascend-emulator ## tests on the emulated NPU of what the suite does not ask for
+	OPSOCKET_EMULATE=Ascend910B3 $(ASCEND)/bin/pytest -q -p no:cacheprovider tests/ascend/emulated
 
 bench: $(STAMP) $(NATIVE) ## tokens per second beside this machine's memory bandwidth
 	$(BIN)/opsocket bench --model smollm2 --backend $(BACKEND)

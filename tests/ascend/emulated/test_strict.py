@@ -1,0 +1,158 @@
+"""Calls that the vendor's Python and C++ take and its documentation forbids: our checks refuse them."""
+
+import numpy as np
+import pytest
+import torch
+
+from opsocket.operators import ContractError
+from opsocket_ascend.torch_npu_provider import strict
+
+BF16, F16, I8, I32, I64 = torch.bfloat16, torch.float16, torch.int8, torch.int32, torch.int64
+HEADS, KV_HEADS, DIM, SIZE, BLOCKS = 14, 2, 64, 128, 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def opened(session):
+    return session
+
+
+def zeros(*shape, dtype=BF16):
+    return torch.zeros(shape, dtype=dtype, device="npu")
+
+
+def attend(**changed):
+    arguments = {
+        "q": zeros(3, HEADS, DIM),
+        "keys": zeros(BLOCKS, SIZE, KV_HEADS, DIM),
+        "values": zeros(BLOCKS, SIZE, KV_HEADS, DIM),
+        "num_heads": HEADS,
+        "num_kv_heads": KV_HEADS,
+        "scale": 0.125,
+        "q_ends": [1, 2, 3],
+        "kv_lens": [5, 130, 1],
+        "block_table": zeros(3, 2, dtype=I32),
+        "mask": None,
+        "want_lse": False,
+    }
+    return strict.fused_infer_attention(**arguments | changed)
+
+
+def test_a_right_call_of_each_is_taken(opened):
+    assert attend()[0].shape == (3, HEADS, DIM)
+    codes, scale = strict.dynamic_quant(zeros(3, 64))
+    y = strict.quant_matmul(codes, zeros(64, 32, dtype=I8), zeros(32).float(), scale, None, F16)
+    assert y.shape == (3, 32)
+    strict.weight_quant_matmul(zeros(3, 64), zeros(64, 4, dtype=I32), zeros(2, 32), zeros(2, 32), 32)
+    strict.rms_norm(zeros(3, 64), zeros(64), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "changed"),
+    [
+        ("block_table", lambda: {"block_table": zeros(3, 2, dtype=I64)}),
+        ("block_table", lambda: {"block_table": zeros(2, 2, dtype=I32)}),
+        ("block_table", lambda: {"block_table": zeros(3, 1, dtype=I32)}),
+        ("keys", lambda: {"keys": zeros(BLOCKS, SIZE, KV_HEADS, 32)}),
+        ("keys", lambda: {"keys": zeros(BLOCKS, 16, KV_HEADS, DIM), "values": zeros(BLOCKS, 16, KV_HEADS, DIM)}),
+        ("values", lambda: {"values": zeros(BLOCKS, SIZE, KV_HEADS, 32)}),
+        ("num_heads", lambda: {"num_heads": 16}),
+        ("q", lambda: {"q": zeros(3, HEADS, DIM).float()}),
+        ("q", lambda: {"q": zeros(3, 2 * HEADS, DIM)[:, ::2]}),
+        ("q_ends", lambda: {"q_ends": [1, 2, 2]}),
+        ("q_ends", lambda: {"q_ends": [2, 1, 3]}),
+        ("kv_lens", lambda: {"kv_lens": [5, 130]}),
+        ("mask", lambda: {"mask": zeros(3, 130, dtype=I8)}),
+        (
+            "key_scale",
+            lambda: {"keys": zeros(BLOCKS, SIZE, KV_HEADS, DIM, dtype=I8), "values": zeros(5, 128, 2, 64, dtype=I8)},
+        ),
+    ],
+)
+def test_attention_that_the_vendor_takes_is_refused(argument, changed):
+    with pytest.raises(ContractError, match=f"^{argument}: ") as caught:
+        attend(**changed())
+    assert caught.value.argument == argument
+
+
+def product(**changed):
+    arguments = {
+        "codes": zeros(3, 64, dtype=I8),
+        "weight": zeros(64, 32, dtype=I8),
+        "scale": zeros(32).float(),
+        "per_token": zeros(3).float(),
+        "bias": None,
+        "dtype": BF16,
+    }
+    return strict.quant_matmul(**arguments | changed)
+
+
+@pytest.mark.parametrize(
+    ("argument", "changed"),
+    [
+        ("codes", lambda: {"codes": zeros(3, 64, dtype=F16)}),
+        ("weight", lambda: {"weight": zeros(48, 32, dtype=I8)}),
+        ("scale", lambda: {"scale": zeros(16).float()}),
+        ("per_token", lambda: {"per_token": zeros(2).float()}),
+        ("bias", lambda: {"bias": zeros(31).float()}),
+        ("dtype", lambda: {"dtype": torch.float32}),
+    ],
+)
+def test_an_int8_product_that_the_vendor_takes_is_refused(argument, changed):
+    with pytest.raises(ContractError, match=f"^{argument}: "):
+        product(**changed())
+
+
+@pytest.mark.parametrize(
+    ("argument", "arguments"),
+    [
+        ("weight", lambda: (zeros(3, 64), zeros(48, 4, dtype=I32), zeros(2, 32), None, 32)),
+        ("scale", lambda: (zeros(3, 64), zeros(64, 4, dtype=I32), zeros(2, 31), None, 32)),
+        ("scale", lambda: (zeros(3, 64), zeros(64, 4, dtype=I32), zeros(2, 32).half(), None, 32)),
+        ("offset", lambda: (zeros(3, 64), zeros(64, 4, dtype=I32), zeros(2, 32), zeros(1, 32), 32)),
+        ("group", lambda: (zeros(3, 64), zeros(64, 4, dtype=I32), zeros(2, 32), None, 48)),
+        ("x", lambda: (zeros(3, 64).float(), zeros(64, 4, dtype=I32), zeros(2, 32), None, 32)),
+    ],
+)
+def test_a_weight_only_product_that_the_vendor_takes_is_refused(argument, arguments):
+    with pytest.raises(ContractError, match=f"^{argument}: "):
+        strict.weight_quant_matmul(*arguments())
+
+
+def test_a_gamma_of_another_width_is_refused():
+    with pytest.raises(ContractError, match=r"^gamma: "):
+        strict.rms_norm(zeros(3, 64), zeros(32), 1e-5)
+
+
+def test_int8_pages_are_decoded_with_their_scales(session):
+    """What the suite does not ask for, as its requests bound no q_len: one query over int8 pages."""
+    from opsocket.operators import (
+        AttentionBatch,
+        AttentionSpec,
+        Bounds,
+        CacheSpec,
+        CacheWriteSpec,
+        KVFormat,
+        Numerics,
+        Request,
+        SlotBatch,
+    )
+
+    fmt = KVFormat("i8", "token_head")
+    paged = CacheSpec(4, 128, KV_HEADS, DIM, DIM, fmt, fmt)
+    numerics = Numerics("bf16", "approx", accumulate="f32_truncating", dequantized="bf16")
+    kinds = dict.fromkeys(("q_dtype", "kv_dtype", "out_dtype"), "bf16")
+    spec = AttentionSpec(HEADS, KV_HEADS, DIM, DIM, 0.125, numerics=numerics, **kinds)
+    plan = session.plan(Request(spec, paged, bounds=Bounds(max_q_len=1)))
+    assert plan.provider == "torch_npu"
+    rng = np.random.default_rng(0)
+    k, v = (rng.standard_normal((150, KV_HEADS, DIM)).astype(np.float32) for _ in "kv")
+    q = rng.standard_normal((1, HEADS, DIM)).astype(np.float32)
+    cache = session.allocate_cache(paged)
+    write = session.plan(Request(CacheWriteSpec("f32"), paged), SlotBatch(128 + np.arange(150)))
+    write.run(cache, session.upload(k), session.upload(v))
+    plan.update(AttentionBatch(np.array([0, 1], np.int32), np.array([150], np.int32), np.array([[1, 2]], np.int32)))
+    out, _ = plan.run(session.upload(q, "bf16"), cache)
+    scores = np.einsum("hd,shd->hs", q[0], np.repeat(k, HEADS // KV_HEADS, 1)) * 0.125
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    want = np.einsum("hs,shd->hd", weights / weights.sum(-1, keepdims=True), np.repeat(v, HEADS // KV_HEADS, 1))
+    assert np.abs(session.download(out)[0] - want).max() < 0.02

@@ -1,0 +1,103 @@
+"""What the vendor's operators are asked for, and what they are not: `supports` for chips that are absent."""
+
+import pytest
+
+from opsocket.operators import (
+    AttentionSpec,
+    Bounds,
+    CacheSpec,
+    CacheWriteSpec,
+    DeviceInfo,
+    KVFormat,
+    MatmulSpec,
+    Numerics,
+    Request,
+)
+from opsocket_ascend.backend import AscendBackend
+
+A2 = DeviceInfo("ascend", 0, "Ascend910B3", "Ascend910B3", 64 << 30)
+INFERENCE = DeviceInfo("ascend", 0, "Ascend310P3", "Ascend310P3", 24 << 30)
+FAST = Numerics("bf16", "approx", "exact", "f32_truncating", dequantized="bf16")
+
+
+BF16, I8 = KVFormat("bf16"), KVFormat("i8", "token_head")
+UNBOUNDED = Bounds()
+
+
+def cache(block_size=128, k=BF16, v=None, dim=64, heads=2):
+    return CacheSpec(8, block_size, heads, dim, dim, k, v or k)
+
+
+def attention(paged=None, bounds=UNBOUNDED, **fields):
+    spec = {
+        "num_q_heads": 14,
+        "num_kv_heads": 2,
+        "head_dim_qk": 64,
+        "head_dim_vo": 64,
+        "scale": 0.125,
+        "numerics": FAST,
+    }
+    spec |= dict.fromkeys(("q_dtype", "kv_dtype", "out_dtype"), "bf16") | fields
+    return Request(AttentionSpec(**spec), paged or cache(), bounds=bounds)
+
+
+def served(request, device=A2):
+    return AscendBackend().supports(device, request)
+
+
+def test_attention_is_the_vendors_where_its_numerics_are_permitted():
+    assert served(attention()).provider == "torch_npu"
+    assert served(attention(mask="full", want_lse=True)).provider == "torch_npu"
+    assert served(attention(cache(256))).provider == "torch_npu"
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (attention(numerics=Numerics()), "numerics.probabilities"),
+        (attention(numerics=Numerics("bf16", "exact", accumulate="f32_truncating")), "numerics.exp"),
+        (attention(numerics=Numerics("bf16", "approx")), "numerics.accumulate"),
+        (attention(q_dtype="f32", out_dtype="f32"), "q_dtype"),
+        (attention(out_dtype="f32"), "out_dtype"),
+        (attention(softcap=30.0), "softcap"),
+        (attention(alibi=True), "alibi"),
+        (attention(sinks=True), "sinks"),
+        (attention(window_left=7), "window_left"),
+        (attention(mask="tree"), "mask"),
+        (attention(cache(16)), "cache.block_size"),
+        (attention(cache(k=KVFormat("f16"))), "cache.k.code"),
+        (attention(cache(dim=72), head_dim_qk=72, head_dim_vo=72), "head_dim_qk"),
+        (attention(num_q_heads=130), "num_kv_heads"),
+        (attention(cache(k=I8)), "bounds.max_q_len"),
+        (attention(cache(k=I8, v=BF16), Bounds(max_q_len=1)), "cache.v.code"),
+    ],
+)
+def test_what_the_vendors_attention_can_not_do_goes_to_the_next_with_a_reason(request_, field):
+    support = served(request_)
+    assert support.provider == "torch"
+    (reasons,) = (reasons for name, reasons in support.passed_over if name == "torch_npu")
+    assert field in [reason.field for reason in reasons]
+
+
+def test_int8_pages_are_the_vendors_for_decode_alone():
+    assert served(attention(cache(k=I8), Bounds(max_q_len=1))).provider == "torch_npu"
+
+
+def test_matmul_by_format():
+    def by(weight_format, **fields):
+        return served(Request(MatmulSpec(weight_format, 256, 512, "f16", "f16", **fields))).provider
+
+    fast = Numerics("f16", "approx", "exact", "f32_truncating", dequantized="f16")
+    assert by("f16", numerics=fast) == "torch_npu"
+    assert by("f16") == "torch"
+    assert by("i8_channel_a8", bias=True) == "torch_npu"
+    assert by("gptq_v2_i4_g128", numerics=fast) == "torch_npu"
+    assert by("gptq_v2_i4_g128") == "torch"
+    assert by("q4_1", numerics=fast) == "torch"
+
+
+def test_a_chip_without_bf16_refuses_it_and_serves_f16():
+    write = Request(CacheWriteSpec("bf16"), cache())
+    assert not served(write, INFERENCE)
+    assert {reason.field for reason in served(write, INFERENCE).reasons} >= {"dtype", "cache.k.code"}
+    assert served(Request(CacheWriteSpec("f16"), cache(k=KVFormat("f16"))), INFERENCE)
