@@ -21,8 +21,8 @@ class Evidence:
 
 
 def evidence_of(device: DeviceInfo) -> Evidence:
-    """A real device proves both. Emulated, the vendor's host code took the calls, by its schema and checks; interpreted,
-    nothing of the vendor's ran."""
+    """A real device proves both. Emulated, the vendor's host code took the calls, by its schema and its checks;
+    interpreted, nothing of the vendor's ran."""
     artifact: dict[str, Literal["device", "schema", "none"]] = {"device": "device", "emulated": "schema"}
     return Evidence(device.numerics, artifact.get(device.numerics, "none"))
 

@@ -37,9 +37,7 @@ def test_commands_are_light_before_they_run(command):
 @pytest.mark.parametrize("arguments", [[], ["--model", "smollm2", "hello"]])
 def test_a_backend_that_is_not_here_is_told_at_once(arguments):
     """At once: before a framework that takes seconds to import, the model, and even the prompt."""
-    result = run_process(
-        "generate", "--backend", "tpu", *arguments, env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
-    )
+    result = run_process("generate", "--backend", "tpu", *arguments, env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
     assert result.returncode == 3
     message = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]
     assert "backend 'tpu': not discovered: no installed plugin provides it" in message[0]
