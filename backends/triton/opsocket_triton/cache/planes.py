@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
 
 import torch
+import triton
 
-TILE: Final = 2048
-"""Elements that a program holds: 16 for each lane of four warps of 32."""
+from opsocket.operators import CacheSpec
+
+
+@dataclass(frozen=True)
+class Tile:
+    """wide: columns, a power of two that holds a row of k or v. rows, warps: of a program."""
+
+    wide: int
+    rows: int
+    warps: int
+
+
+def tile_of(spec: CacheSpec, tokens: int) -> Tile:
+    """16 elements for each lane of four warps of 32; of eight warps twice that, where there are programs enough."""
+    wide = triton.next_power_of_2(spec.head_dim_k if spec.v is None else max(spec.head_dim_k, spec.head_dim_v))
+    many = tokens * spec.num_kv_heads * wide >= 2**19
+    return Tile(wide, max(1, (8192 if many else 2048) // wide), 8 if many else 4)
 
 
 def as_bytes(plane: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import triton.language as tl
 from opsocket.operators import Cache, CacheReadPlan, CacheReadSpec, SlotBatch
 from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket_triton.cache.codes import decode, fields_per_byte, unpack
-from opsocket_triton.cache.planes import TILE, as_bytes
+from opsocket_triton.cache.planes import as_bytes, tile_of
 from opsocket_triton.cache.tables import DeviceTable, first_rows
 from opsocket_triton.cache.write import formats
 from opsocket_triton.launch import launch
@@ -117,11 +117,11 @@ class TritonCacheRead(CacheReadPlan):
         device = planes["k"].device
         k = torch.empty(*shape, spec.head_dim_k, dtype=dtype, device=device)
         v = None if spec.v is None else torch.empty(*shape, spec.head_dim_v, dtype=dtype, device=device)
-        wide = triton.next_power_of_2(max(spec.head_dim_k, 1 if spec.v is None else spec.head_dim_v))
-        rows = max(1, TILE // wide)
+        tile = tile_of(spec, self._count)
         launch(
             read_rows,
-            (triton.cdiv(self._count * spec.num_kv_heads, rows), 1 if v is None else 2),
+            (triton.cdiv(self._count * spec.num_kv_heads, tile.rows), 1 if v is None else 2),
+            warps=tile.warps,
             table=self._table.entries,
             k=k,
             v=v,
@@ -136,7 +136,7 @@ class TritonCacheRead(CacheReadPlan):
             **formats(spec.k, spec.v),
             K_DIM=spec.head_dim_k,
             V_DIM=spec.head_dim_v,
-            WIDE=wide,
-            ROWS=rows,
+            WIDE=tile.wide,
+            ROWS=tile.rows,
         )
         return k, v

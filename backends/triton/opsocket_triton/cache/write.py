@@ -9,7 +9,7 @@ import triton.language as tl
 
 from opsocket.operators import Cache, CacheWritePlan, KVFormat, SlotBatch
 from opsocket_triton.cache.codes import encode_f8, encode_integer
-from opsocket_triton.cache.planes import TILE, as_bytes
+from opsocket_triton.cache.planes import as_bytes, tile_of
 from opsocket_triton.cache.tables import DeviceTable, first_rows
 from opsocket_triton.launch import launch
 
@@ -158,11 +158,11 @@ class TritonCacheWrite(CacheWritePlan):
         spec, planes = cache.spec, cache.planes
         # A replay may have more tokens than this batch, and never more than fit into k or into the cache.
         tokens = self._count if self.session.capturing is None else min(k.shape[0], self._table.capacity)
-        wide = triton.next_power_of_2(max(spec.head_dim_k, 1 if spec.v is None else spec.head_dim_v))
-        rows = max(1, TILE // wide)
+        tile = tile_of(spec, tokens)
         launch(
             write_rows,
-            (triton.cdiv(tokens * spec.num_kv_heads, rows), 1 if v is None else 2),
+            (triton.cdiv(tokens * spec.num_kv_heads, tile.rows), 1 if v is None else 2),
+            warps=tile.warps,
             table=self._table.entries,
             k=k,
             v=v,
@@ -179,8 +179,8 @@ class TritonCacheWrite(CacheWritePlan):
             **formats(spec.k, spec.v),
             K_DIM=spec.head_dim_k,
             V_DIM=spec.head_dim_v,
-            WIDE=wide,
-            ROWS=rows,
+            WIDE=tile.wide,
+            ROWS=tile.rows,
         )
         return cache
 
