@@ -59,13 +59,13 @@ types: $(STAMP) $(NATIVE) ## mypy, strict, on core
 contracts: $(STAMP) ## who may import whom
 	$(BIN)/lint-imports
 
-native-check: $(STAMP) ## the kernels' own tests, at every instruction-set level that this processor has
+native-check: $(NATIVE) ## the kernels' own tests, at every instruction-set level that this processor has
 	$(BIN)/python backends/cpu/native/check.py
 
-native-sanitizers: $(STAMP) ## the same under address, undefined-behaviour and thread sanitizers (minutes)
+native-sanitizers: $(STAMP) ## the same under address, undefined-behaviour and thread sanitizers, which gcc brings (half an hour)
 	$(BIN)/python backends/cpu/native/check.py --sanitize address undefined thread
 
-native-aarch64: $(STAMP) ## the same for aarch64, by a cross compiler and qemu, where these are installed
+native-aarch64: $(STAMP) ## the same for aarch64, where Debian's g++-aarch64-linux-gnu and qemu-user are installed
 	$(BIN)/python backends/cpu/native/check.py --machine aarch64
 
 conformance: $(STAMP) $(NATIVE) ## the conformance suite: make conformance BACKEND=cpu TIER=smoke|default|full

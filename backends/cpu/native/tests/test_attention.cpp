@@ -307,7 +307,7 @@ static void longest_heads(Random &random) {
         c.window_left = INT64_MAX;
         c.split_queries = round % 2 ? most_split(c) : 0;
         if (c.mask == MASK_TREE) c.mask = MASK_FULL, c.positions = false;
-        check_case(random, c, {{most_split(c), 17}, {1, 20}, {8, 30}});
+        check_case(random, c, {{most_split(c), 9}, {1, 17}, {5, 6}});
     }
 }
 
