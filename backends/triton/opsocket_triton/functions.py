@@ -113,3 +113,20 @@ def float_of_field(stored, FIELD: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.c
         return float_of_byte(stored.to(tl.uint8, bitcast=True) ^ 0x80, 128)
     else:
         return float_of_byte(field_of(stored, FIELD, BITS), OFFSET)
+
+
+@triton.jit
+def float_of_sum(total):
+    """f32 of i32 sums below 2^22 in magnitude; exact, as `float_of_byte`."""
+    return (total + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+
+
+@triton.jit
+def signed_field(stored, FIELD: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr):
+    """i8 codes of a field of bytes, less OFFSET."""
+    if BITS == 8:
+        return stored
+    elif OFFSET == 0:
+        return field_of(stored, FIELD, BITS).to(tl.int8, bitcast=True)
+    else:
+        return field_of(stored, FIELD, BITS).to(tl.int8, bitcast=True) - OFFSET

@@ -17,6 +17,8 @@ approximations of exp2, log2 and division. It patches private classes, so Triton
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -175,6 +177,8 @@ def _check_dot(a: Any, b: Any, input_precision: Any) -> None:
 
 _given: list[tuple[int, int]] = []
 """First and last-plus-one address of every tensor of the launch that runs."""
+_reached: list[torch.Tensor] = []
+"""Tensors that the next launch finds by addresses in memory."""
 _one_at_a_time = threading.RLock()
 """The interpreter keeps the place in the grid in one variable for all threads."""
 
@@ -186,10 +190,8 @@ def _guard_memory() -> None:
     convert, execute = base._implicit_cvt, base.GridExecutor.__call__
 
     def remembering(arg: Any) -> Any:
-        if isinstance(arg, torch.Tensor) and arg.numel():
-            last = sum((size - 1) * stride for size, stride in zip(arg.shape, arg.stride(), strict=True))
-            start = arg.data_ptr()
-            _given.append((start, start + (last + 1) * arg.element_size()))
+        if isinstance(arg, torch.Tensor):
+            _remember(arg)
         return convert(arg)
 
     def as_they_are(self: Any, args: Any, kwargs: Any) -> Any:
@@ -199,11 +201,13 @@ def _guard_memory() -> None:
         return None
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor)]
+        tensors = [arg for arg in (*args, *kwargs.values(), *_reached) if isinstance(arg, torch.Tensor)]
         # What the mended arithmetic does with torch on the host stands for registers: nobody is to watch it.
         with _one_at_a_time, memory.launched(tensors), torch._C._DisableTorchDispatch():
             _given.clear()
             _patched.clear()
+            for tensor in _reached:
+                _remember(tensor)
             return execute(self, *args, **kwargs)
 
     def masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
@@ -235,6 +239,24 @@ def _guard_memory() -> None:
     base.GridExecutor._init_args_hst, base.GridExecutor._restore_args_dev = as_they_are, nothing
     builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
     builder.create_atomic_rmw, builder.create_atomic_cas = rmw, cas
+
+
+@contextmanager
+def reached(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Launches inside may touch these as well: the kernel reads their addresses from memory."""
+    with _one_at_a_time:
+        _reached.extend(tensors)
+        try:
+            yield
+        finally:
+            _reached.clear()
+
+
+def _remember(tensor: torch.Tensor) -> None:
+    if tensor.numel():
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        start = tensor.data_ptr()
+        _given.append((start, start + (last + 1) * tensor.element_size()))
 
 
 def _as_bool(mask: Any) -> Any:

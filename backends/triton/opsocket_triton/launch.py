@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+
+from opsocket_triton.mode import is_interpreting
 
 RECORD_VARIABLE: Final = "OPSOCKET_RECORD_LAUNCHES"
 """A folder: each process writes what it launches into a file of its own there, a line of JSON each."""
@@ -101,17 +104,32 @@ def _type_of(value: Any) -> tuple[str, bool]:
 _seen: set[str] = set()
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *, warps: int = 4, stages: int = 2, **args: Any) -> None:
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *,
+    warps: int = 4,
+    stages: int = 2,
+    reached: Sequence[torch.Tensor] = (),
+    **args: Any,
+) -> None:
     """Start `kernel` on a grid of programs, its arguments by name; nothing where the grid is empty.
 
-    stages: of software pipelining. Enqueued on the current stream of the current device.
+    stages: of software pipelining. reached: tensors that are no arguments, whose addresses the kernel reads on the
+    device. Enqueued on the current stream of the current device.
     """
     if not all(grid):
         return
     folder = os.environ.get(RECORD_VARIABLE)
     if folder:
         _record(Path(folder), Specialization.of(kernel, args, warps, stages))
-    kernel[grid](**args, num_warps=warps, num_stages=stages)
+    if reached and is_interpreting():
+        from opsocket_triton import interpreter
+
+        with interpreter.reached(reached):
+            kernel[grid](**args, num_warps=warps, num_stages=stages)
+    else:
+        kernel[grid](**args, num_warps=warps, num_stages=stages)
 
 
 def _record(folder: Path, specialization: Specialization) -> None:

@@ -20,12 +20,14 @@ from opsocket.operators import (
     CacheWriteSpec,
     DeviceInfo,
     EmbeddingSpec,
+    GroupedMatmulSpec,
     MatmulSpec,
     MergeStatesSpec,
     MoERouteSpec,
     Pick,
     Plan,
     Provider,
+    QuantizeActivationSpec,
     Reason,
     Request,
     RMSNormSpec,
@@ -64,7 +66,9 @@ _KERNELS: Final[dict[type[Spec], _Kernel]] = {
     AttentionSpec: _Kernel("attention.plan", "TritonAttention", attention.attention),
     MergeStatesSpec: _Kernel("attention.merge", "TritonMergeStates", attention.merge_states),
     MatmulSpec: _Kernel("matmul.matmul", "TritonMatmul", weights.refusals),
+    GroupedMatmulSpec: _Kernel("matmul.grouped", "TritonGroupedMatmul", weights.refusals),
     EmbeddingSpec: _Kernel("matmul.embedding", "TritonEmbedding", weights.refusals),
+    QuantizeActivationSpec: _Kernel("matmul.activation", "TritonQuantizeActivation"),
 }
 
 

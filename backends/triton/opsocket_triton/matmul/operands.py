@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final
+from typing import Final, Literal
 
 import torch
 
@@ -36,6 +36,11 @@ def operand_of(device: DeviceInfo, spec: MatmulSpec | GroupedMatmulSpec, content
     if numerics.accumulate_step > chained or (dtype == "f16" and device.arch == "gfx90a"):
         return "f32"
     return dtype
+
+
+def backend_of(device: DeviceInfo) -> Literal["cuda", "hip"]:
+    """Whose compiler makes a device's kernels."""
+    return "hip" if device.arch.startswith("gfx") else "cuda"
 
 
 def compute_units(session: Session) -> int:

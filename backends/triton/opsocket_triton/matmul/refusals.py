@@ -22,8 +22,6 @@ def refusals(request: Request) -> tuple[Reason, ...]:
     if not isinstance(spec, MatmulSpec | GroupedMatmulSpec):
         return ()
     reasons = []
-    if fmt.activation != "none":
-        reasons.append(Reason("activation", "weight_format", fmt.id, "float activations"))
     if fmt.activation == "i8_token" and not fmt.block_k and spec.k > MAX_INT8_COLUMNS:
         want = f"at most {MAX_INT8_COLUMNS} for int32 sums of {fmt.id}"
         reasons.append(Reason("shape", "k", spec.k, want))

@@ -64,7 +64,8 @@ def gather(content: weights.Weight, k: int, ids: torch.Tensor | None, out: torch
         out=out,
         out_row=out.stride(0),
         BLOCK=block,
-        **weights.arguments(content, k),
+        k=k,
+        **weights.arguments(content),
     )
     return out
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from opsocket_triton.functions import float_of_field
+from opsocket_triton.functions import float_of_field, float_of_sum, signed_field
 
 
 @triton.jit
@@ -129,6 +129,83 @@ def vector_sums(
                     else:
                         sums += part * s
     return tl.sum(sums, 2)
+
+
+@triton.jit
+def _scaled(
+    sums, total, x_scale, x_sums, m, in_m, rows, n, in_n, scale, minimum, scale_row, column,
+    GROUP: tl.constexpr, X_GROUP: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
+    """sums + the exact i32 products of a piece of columns from `column` on, times its scales, less its minimum."""
+    part = float_of_sum(total)
+    if GROUP > 0:
+        place = tl.full((1,), column // GROUP, tl.int64) * scale_row + n
+        s = tl.load(scale + place, mask=in_n, other=0).to(tl.float32)[None, :]
+        if minimum is not None:
+            least = tl.load(minimum + place, mask=in_n, other=0).to(tl.float32)[None, :]
+            where = tl.full((1,), column // PIECE, tl.int64) * rows + m
+            count = tl.load(x_sums + where, mask=in_m, other=0)[:, None]
+            if minimum.dtype.element_ty == tl.int8:
+                part = (part - least * count) * s
+            else:
+                part = part * s - least * count
+        else:
+            part = part * s
+    if X_GROUP > 0:
+        group = tl.full((1,), column // X_GROUP, tl.int64) * rows + m
+        part = part * tl.load(x_scale + group, mask=in_m, other=0)[:, None]
+    return sums + part
+
+
+@triton.jit
+def integer_sums(
+    codes, x_at, x_scale, x_sums, m, in_m, rows, stored, w_at, n, in_n, scale, minimum, scale_row, first, last,
+    BITS: tl.constexpr, OFFSET: tl.constexpr, GROUP: tl.constexpr, X_GROUP: tl.constexpr, PIECE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """[BM, BN] of codes of x times those of the weight's transpose over its stored elements first to last, exact in i32
+    within a piece of PIECE columns, by matrix units; f32 sums of pieces times the scales that are not a whole row's.
+
+    PIECE 0: both have one scale for a row, and the sum of all of K is i32. A multiple of DEPTH: all fields of DEPTH
+    stored elements. 32: one field of 32. 16: half of that, the other half of x set to 0, since no unit has a product
+    that is less deep.
+    """
+    FIELDS: tl.constexpr = 8 // BITS
+    if PIECE == 0:
+        sums = tl.zeros((BM, BN), tl.int32)
+    else:
+        sums = tl.zeros((BM, BN), tl.float32)
+    for start in range(first, last, DEPTH):
+        at = start + tl.arange(0, DEPTH)
+        inside = at < last
+        tile = tl.load(stored + w_at[:, None] + at[None, :], mask=inside[None, :], other=0)
+        total = tl.zeros((BM, BN), tl.int32)
+        for field in tl.static_range(FIELDS):
+            column = column_of(at, field, FIELDS)
+            rows_of_x = tl.load(codes + x_at[:, None] + column[None, :], mask=inside[None, :], other=0)
+            factor = tl.trans(signed_field(tile, field, BITS, OFFSET))
+            if PIECE == 0:
+                sums = tl.dot(rows_of_x, factor, sums)
+            elif PIECE == DEPTH * FIELDS:
+                total = tl.dot(rows_of_x, factor, total)
+            elif PIECE == 32:
+                sums = _scaled(
+                    sums, tl.dot(rows_of_x, factor), x_scale, x_sums, m, in_m, rows, n, in_n, scale, minimum,
+                    scale_row, column_of(start, field, FIELDS), GROUP, X_GROUP, PIECE,
+                )  # fmt: skip
+            else:
+                for half in tl.static_range(2):
+                    some = tl.where((at % 32 // 16 == half)[None, :], rows_of_x, 0).to(tl.int8)
+                    sums = _scaled(
+                        sums, tl.dot(some, factor), x_scale, x_sums, m, in_m, rows, n, in_n, scale, minimum,
+                        scale_row, column_of(start, field, FIELDS) + half * 16, GROUP, X_GROUP, PIECE,
+                    )  # fmt: skip
+        if PIECE == DEPTH * FIELDS:
+            sums = _scaled(
+                sums, total, x_scale, x_sums, m, in_m, rows, n, in_n, scale, minimum, scale_row, start * FIELDS,
+                GROUP, X_GROUP, PIECE,
+            )  # fmt: skip
+    return sums
 
 
 @triton.jit

@@ -6,7 +6,7 @@ limit; from a few hundred on, operations are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 
@@ -47,6 +47,32 @@ def float_tile(backend: str, operand: str, rows: int) -> Tile:
     """For any number of rows, by a matrix unit of that type, or by f32 products."""
     tiles = _F32[backend] if operand == "f32" else _HALF
     return next((tile for most, tile in tiles.items() if rows <= most), tiles[max(tiles)])
+
+
+_CODES: Final = {16: Tile(16, 64, 64, 4, 3), 64: Tile(64, 64, 64, 4, 3), 128: Tile(128, 128, 64, 8, 2)}
+
+
+def piece(bits: int, group: int, x_group: int) -> int:
+    """Columns whose products of codes are summed as integers: 0 for all; those that share every scale, as far as they
+    lie together in fields of 8 / bits to a byte and their sums are exact in f32."""
+    fields = 8 // bits
+    if not group and not x_group:
+        return 0
+    if group % 32:
+        return 16
+    if x_group or group % (32 * fields):
+        return 32
+    alike = group & -group  # its largest power of two
+    return min(alike, 256, 128 * fields)
+
+
+def code_tile(rows: int, bits: int, piece: int) -> Tile:
+    """For any number of rows of codes, in pieces of so many columns."""
+    tile = next((tile for most, tile in _CODES.items() if rows <= most), _CODES[max(_CODES)])
+    if piece == 0:
+        return tile
+    fields = 8 // bits
+    return replace(tile, depth=32 if piece < 32 * fields else piece // fields)
 
 
 def part(width: int, depth: int, tiles: int, units: int) -> int:

@@ -20,7 +20,7 @@ import torch
 
 from opsocket.operators import PackedWeight, Request, Session
 from opsocket.operators.torch_session import storage_bytes
-from opsocket.quantization import GroupedWeight, get_format
+from opsocket.quantization import GroupedWeight, QuantFormat, get_format
 
 LAYOUTS: Final = ("dense", "fields")
 SLAB: Final = 32
@@ -30,9 +30,10 @@ _ROWS: Final = 16
 
 @dataclass(frozen=True, eq=False)
 class DenseWeight:
-    """weight [N, K] in f32, f16 or bf16; K padded with zeros to whole slabs."""
+    """weight [N, K] in f32, f16 or bf16; K padded with zeros to whole slabs. addresses: as of `FieldWeight`."""
 
     weight: torch.Tensor
+    addresses: torch.Tensor
 
     @property
     def stored(self) -> torch.Tensor:
@@ -48,8 +49,13 @@ class DenseWeight:
         return None
 
     @property
+    def arrays(self) -> tuple[torch.Tensor, ...]:
+        """All that lies on the device."""
+        return self.weight, self.addresses
+
+    @property
     def nbytes(self) -> int:
-        return storage_bytes(self.weight)
+        return storage_bytes(*self.arrays)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +63,10 @@ class FieldWeight:
     """W[n, p] = scale[g, n] * (field[n, j] - offset) - minimum[g, n], g = j // group, p = permutation[j] (or j).
 
     stored: i8 [N, K] where bits is 8, else u8 [N, K * bits / 8], K padded to whole slabs. group: columns that share a
-    scale; 0: a whole row does. scale: f16 where that is exact, else f32, [groups, N], N padded to a multiple of 16 and
-    groups to those of all slabs. minimum: None, the same, or i8: a zero point, which scale multiplies.
-    permutation: i64 [K] or None.
+    scale; 0: a whole row does. scale: f16 where the format has it so, else f32, [groups, N], N padded to a multiple of
+    16 and groups to those of all slabs. minimum: None, the same, or i8: a zero point, which scale multiplies.
+    permutation: i64 [K] or None. addresses: i64 [4], on the device, where stored, scale, minimum
+    and permutation are (0: nowhere).
     """
 
     stored: torch.Tensor
@@ -69,6 +76,7 @@ class FieldWeight:
     scale: torch.Tensor
     minimum: torch.Tensor | None
     permutation: torch.Tensor | None
+    addresses: torch.Tensor
 
     @property
     def width(self) -> int:
@@ -76,14 +84,20 @@ class FieldWeight:
         return self.stored.shape[1]
 
     @property
+    def arrays(self) -> tuple[torch.Tensor, ...]:
+        """All that lies on the device."""
+        every = (self.stored, self.scale, self.minimum, self.permutation, self.addresses)
+        return tuple(array for array in every if array is not None)
+
+    @property
     def nbytes(self) -> int:
-        return storage_bytes(self.stored, self.scale, self.minimum, self.permutation)
+        return storage_bytes(*self.arrays)
 
 
 Weight = DenseWeight | FieldWeight
 
 
-def arguments(content: Weight, k: int) -> dict[str, Any]:
+def arguments(content: Weight) -> dict[str, Any]:
     """What every kernel takes of a weight, by the names that they have for it. BITS 0: its elements are floats."""
     is_dense = isinstance(content, DenseWeight)
     return {
@@ -92,7 +106,6 @@ def arguments(content: Weight, k: int) -> dict[str, Any]:
         "scale": None if is_dense else content.scale,
         "minimum": None if is_dense else content.minimum,
         "scale_row": 0 if is_dense else content.scale.stride(0),
-        "k": k,
         "width": content.width,
         "BITS": 0 if is_dense else content.bits,
         "OFFSET": 0 if is_dense else content.offset,
@@ -108,14 +121,15 @@ def prepare(session: Session, request: Request, tensors: Mapping[str, np.ndarray
     if fmt.is_float:
         fmt.validate(tensors, spec.n, spec.k)
         rows = np.pad(tensors["weight"], ((0, 0), (0, -spec.k % SLAB)))
-        layout, content = "dense", DenseWeight(session.upload(rows, fmt.id))
+        weight = session.upload(rows, fmt.id)
+        layout, content = "dense", DenseWeight(weight, _addresses(session, weight, None, None, None))
     else:
-        layout, content = "fields", _fields(session, fmt.group(tensors, spec.n, spec.k))
+        layout, content = "fields", _fields(session, fmt, fmt.group(tensors, spec.n, spec.k))
     return PackedWeight(fmt.id, spec.n, spec.k, layout, content, content.nbytes)
 
 
-def _fields(session: Session, grouped: GroupedWeight) -> FieldWeight:
-    codes, bits, offset, minimum = _narrowed(grouped)
+def _fields(session: Session, fmt: QuantFormat, grouped: GroupedWeight) -> FieldWeight:
+    codes, bits, offset, minimum = _narrowed(fmt, grouped)
     per_byte = 8 // bits
     width = SLAB * per_byte
     padded = grouped.k + -grouped.k % width
@@ -129,36 +143,34 @@ def _fields(session: Session, grouped: GroupedWeight) -> FieldWeight:
     group = 0 if grouped.group_size == grouped.k else grouped.group_size
     groups = -(-padded // group) if group else 1
     permutation = grouped.input_permutation
-    return FieldWeight(
-        session.upload(codes),
-        bits,
-        offset,
-        group,
-        session.upload(_by_group(_narrowest(grouped.scale), groups)),
-        None if minimum is None else session.upload(_by_group(_narrowest(minimum), groups)),
-        None if permutation is None else session.upload(permutation),
-    )
+    stored = session.upload(codes)
+    scale = session.upload(_by_group(_stored(fmt, grouped.scale), groups))
+    lowest = None if minimum is None else session.upload(_by_group(_stored(fmt, minimum), groups))
+    order = None if permutation is None else session.upload(permutation)
+    addresses = _addresses(session, stored, scale, lowest, order)
+    return FieldWeight(stored, bits, offset, group, scale, lowest, order, addresses)
 
 
-def _narrowed(grouped: GroupedWeight) -> tuple[np.ndarray, int, int, np.ndarray | None]:
-    """codes i8 [N, K] as fields hold them, bits, offset, minimum f32 or zero point i8 [N, groups]."""
+def _addresses(session: Session, *tensors: torch.Tensor | None) -> torch.Tensor:
+    addresses: torch.Tensor = session.upload(np.array([0 if t is None else t.data_ptr() for t in tensors], np.int64))
+    return addresses
+
+
+def _narrowed(fmt: QuantFormat, grouped: GroupedWeight) -> tuple[np.ndarray, int, int, np.ndarray | None]:
+    """codes i8 [N, K] as fields hold them, bits, offset, minimum f32 or zero point i8 [N, groups].
+
+    Which of these there are depends on the format alone, so that experts of one format are alike.
+    """
     codes, minimum = grouped.codes, grouped.minimum
     bits = next(width for width in (2, 4, 8) if width >= grouped.bits)
-    low, high = int(codes.min()), int(codes.max())
-    if bits == 8:
-        return codes, 8, 0, minimum
-    if low >= 0 and high < 1 << bits:
-        return codes, bits, 0, minimum
-    half = 1 << bits - 1
-    if low >= -half and high < half:
-        return codes + np.int8(half), bits, half, minimum
-    if minimum is None:
+    if bits < 8 and fmt.zero == "int":
         # A zero point was subtracted: the fields count from the lowest code of each group up.
         lowest = codes.reshape(grouped.n, -1, grouped.group_size).min(-1)
-        fields = codes - np.repeat(lowest, grouped.group_size, axis=1)
-        if int(fields.max()) < 1 << bits:
-            return fields, bits, 0, -lowest
-    return codes, 8, 0, minimum
+        return codes - np.repeat(lowest, grouped.group_size, axis=1), bits, 0, -lowest
+    if bits < 8 and minimum is None:
+        half = 1 << bits - 1
+        return codes + np.int8(half), bits, half, None
+    return codes, bits, 0, minimum
 
 
 def _by_group(values: np.ndarray, groups: int) -> np.ndarray:
@@ -167,10 +179,7 @@ def _by_group(values: np.ndarray, groups: int) -> np.ndarray:
     return np.ascontiguousarray(np.pad(values.T, more))
 
 
-def _narrowest(values: np.ndarray) -> np.ndarray:
-    """f32 values as f16 where that holds every one of them exactly; integers as they are."""
-    if values.dtype == np.int8:
-        return values
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    return half if np.array_equal(half, values, equal_nan=True) else values
+def _stored(fmt: QuantFormat, values: np.ndarray) -> np.ndarray:
+    """f32 values as f16 where the format has these themselves so, not their factors; integers as they are."""
+    is_half = fmt.scale_dtype == "f16" and fmt.super_block == 0
+    return values.astype(np.float16) if is_half and values.dtype == np.float32 else values
