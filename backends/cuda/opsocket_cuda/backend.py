@@ -10,6 +10,7 @@ import opsocket
 from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Provider, Session, SessionOptions
 from opsocket.operators.composed import ComposedProvider
 from opsocket_cuda import nvml
+from opsocket_cuda.flashinfer_provider.provider import FlashInferProvider
 from opsocket_triton.graph import GpuGraph
 from opsocket_triton.mode import interpreted_devices, notes
 from opsocket_triton.provider import TritonProvider
@@ -30,7 +31,7 @@ class CudaBackend(Backend):
         return self._present() or interpreted_devices("cuda", "cuda")
 
     def providers(self) -> Sequence[Provider]:
-        return [TritonProvider(), ComposedProvider()]
+        return [FlashInferProvider(), TritonProvider(), ComposedProvider()]
 
     def open(self, device: DeviceInfo, options: SessionOptions) -> Session:
         from opsocket_triton.session import GpuSession

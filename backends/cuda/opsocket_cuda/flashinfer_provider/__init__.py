@@ -1,0 +1,1 @@
+"""FlashInfer's kernels as a provider, where it is installed."""
