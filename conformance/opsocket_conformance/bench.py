@@ -7,7 +7,7 @@ receipt from the provider that `supports` named, and every input is compared wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -49,9 +49,12 @@ class Denied(Exception):
 
 @dataclass(eq=False, kw_only=True)
 class Bench(Findings):
-    """One case's view of a session. providers, tiers: of the kernels that ran, by receipt and by operator."""
+    """One case's view of a session. providers, tiers: of the kernels that ran, by receipt and by operator. launched:
+    as in `Result`; launched_since: what was launched since it was last asked."""
 
     session: Session
+    launched_since: Callable[[], tuple[str, ...]] | None = None
+    launched: dict[str, dict[str, None]] = field(default_factory=dict)
     providers: dict[str, str] = field(default_factory=dict)
     tiers: dict[str, str] = field(default_factory=dict)
     _inputs: list[tuple[str, Array, Host]] = field(default_factory=list)
@@ -167,7 +170,13 @@ class Bench(Findings):
     @contextmanager
     def _observe(self, plan: Plan) -> Iterator[None]:
         self._receipts.append(plan)
+        self._take("")
         yield
+        self._take(f"{plan.request.op}/{plan.provider}")
+
+    def _take(self, owner: str) -> None:
+        if self.launched_since is not None:
+            self.launched.setdefault(owner, {}).update(dict.fromkeys(self.launched_since()))
 
     def _check_receipt(self, plan: Plan) -> None:
         op, (_, support) = plan.request.op, self._planned[id(plan)]
@@ -256,6 +265,7 @@ class Bench(Findings):
     def finish(self) -> None:
         """Nothing but the outputs has changed."""
         self.session.synchronize()
+        self._take("")
         for name, array, before in self._inputs:
             if not np.array_equal(self.bits(array), before):
                 self.fail(f"{name}: this input was written to")

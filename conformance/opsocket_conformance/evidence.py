@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from opsocket.operators import DeviceInfo
+from opsocket_conformance.ladder.section import artifact_of
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,18 @@ class Evidence:
     artifact: Literal["device", "compiled", "schema", "none"]
 
 
-def evidence_of(device: DeviceInfo) -> Evidence:
-    """A real device proves both. Emulated, the vendor's host code took the calls, by its schema and its checks;
-    interpreted, nothing of the vendor's ran."""
-    artifact: dict[str, Literal["device", "schema", "none"]] = {"device": "device", "emulated": "schema"}
-    return Evidence(device.numerics, artifact.get(device.numerics, "none"))
+def evidence_of(device: DeviceInfo, ladder: Mapping[str, Any] | None = None) -> Evidence:
+    """A real device proves both. Where something stands in for the chip, a ladder's section says what is known of
+    artifacts: the lowest of all operators. Without one: emulated, the vendor's host code took the calls, by its schema
+    and its checks; interpreted, nothing of the vendor's ran."""
+    if device.numerics == "device":
+        return Evidence("device", "device")
+    if ladder is not None:
+        return Evidence(device.numerics, _KINDS.get(artifact_of(ladder), "none"))
+    return Evidence(device.numerics, "schema" if device.numerics == "emulated" else "none")
+
+
+_KINDS: Final[Mapping[str, Literal["compiled", "schema", "none"]]] = {"compiled": "compiled", "schema": "schema"}
 
 
 def suite_digest() -> str:
@@ -48,7 +57,7 @@ def _files(folder: Any, prefix: str) -> list[tuple[str, bytes]]:
 
 def host() -> dict[str, str]:
     """The machine and the versions that could change a number."""
-    versions = {name: _version(name) for name in ("numpy", "torch")}
+    versions = {name: _version(name) for name in ("numpy", "torch", "triton")}
     return {
         "platform": platform.platform(),
         "machine": platform.machine(),

@@ -57,9 +57,13 @@ class Question:
 
 
 class Worker:
-    """One process with one session. `NotOpened` where the backend gives none."""
+    """One process with one session. `NotOpened` where the backend gives none. environment: what of it is other than
+    here. record: whether results say what was launched."""
 
-    def __init__(self, config: RuntimeConfig) -> None:
+    def __init__(
+        self, config: RuntimeConfig, environment: Mapping[str, str] | None = None, record: bool = False
+    ) -> None:
+        self._record = record
         self._printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         to_child, self._requests = os.pipe()
         self._answers, from_child = os.pipe()
@@ -70,6 +74,7 @@ class Worker:
             stderr=self._printed,
             pass_fds=(to_child, from_child),
             start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
         os.close(to_child)
         os.close(from_child)
@@ -89,7 +94,7 @@ class Worker:
     def ask(self, question: Question, limit_s: float) -> Result:
         """Have one case run; `Died` where no result comes."""
         request = {"case": question.case.id, "seed": question.seed, "fault": question.fault}
-        self._say({**request, "limit_s": limit_s})
+        self._say({**request, "limit_s": limit_s, **({"record": True} if self._record else {})})
         # The worker's own watchdog comes first; this one is for a process that can't even run that.
         return result_from_json(self._hear(limit_s + 2 * GRACE_S))
 
@@ -160,9 +165,11 @@ def run_isolated(
     limit_s: float = 60.0,
     exclusions: Sequence[Exclusion] = (),
     on_result: Callable[[Result], None] = lambda result: None,
+    environment: Mapping[str, str] | None = None,
+    record: bool = False,
 ) -> list[Result]:
     """One result per case, in their order, whatever becomes of the processes that run them."""
-    pool = Pool(config, jobs, limit_s)
+    pool = Pool(config, jobs, limit_s, environment, record)
     results: dict[str, Result] = {}
 
     def done(question: Question, result: Result) -> None:
@@ -179,14 +186,25 @@ def run_isolated(
             done(Question(case, seed), result)
     pool.run([question for question in asked if question.case.tier != "large"], done)
     # A large case takes gigabytes: one at a time, whatever `jobs` says.
-    Pool(config, 1, limit_s).run([question for question in asked if question.case.tier == "large"], done)
+    Pool(config, 1, limit_s, environment, record).run(
+        [question for question in asked if question.case.tier == "large"], done
+    )
     return [results[case.id] for case in cases]
 
 
 class Pool:
-    """Up to `jobs` workers, and as many threads that ask them. A worker that dies is replaced when it is needed."""
+    """Up to `jobs` workers, and as many threads that ask them. A worker that dies is replaced when it is needed.
+    environment, record: as `Worker` takes them."""
 
-    def __init__(self, config: RuntimeConfig, jobs: int, limit_s: float) -> None:
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        jobs: int,
+        limit_s: float,
+        environment: Mapping[str, str] | None = None,
+        record: bool = False,
+    ) -> None:
+        self._environment, self._record = environment, record
         self._config, self._jobs, self._limit_s = config, jobs, limit_s
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
@@ -260,7 +278,7 @@ class Pool:
             worker = self._idle.pop() if self._idle else None
         if worker is None:
             try:
-                worker = Worker(self._config)
+                worker = Worker(self._config, self._environment, self._record)
             except NotOpened as error:
                 self._stop(f"the backend could not be opened: {error}")
                 return None

@@ -24,9 +24,12 @@ class TimeLimit(Exception):
     """A case took longer than it may."""
 
 
-def run_case(case: Case, session: Session, seed: int, limit_s: float) -> Result:
-    """Put one case to a session and judge the answer; never raises but for KeyboardInterrupt."""
-    bench, started = Bench(session=session), time.perf_counter()
+def run_case(
+    case: Case, session: Session, seed: int, limit_s: float, launched_since: Callable[[], tuple[str, ...]] | None = None
+) -> Result:
+    """Put one case to a session and judge the answer; never raises but for KeyboardInterrupt. launched_since: what
+    was launched since it was last asked."""
+    bench, started = Bench(session=session, launched_since=launched_since), time.perf_counter()
     verdict, messages = Verdict.PASS, list[str]()
     reasons: tuple[Reason, ...] = ()
     try:
@@ -56,6 +59,7 @@ def run_case(case: Case, session: Session, seed: int, limit_s: float) -> Result:
         notes=tuple(bench.notes),
         reasons=reasons,
         seconds=time.perf_counter() - started,
+        launched={owner: tuple(records) for owner, records in bench.launched.items() if records},
     )
 
 

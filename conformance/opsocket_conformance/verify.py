@@ -17,6 +17,7 @@ from opsocket.operators import INTERFACE_VERSION, BackendInfo, ContractError, De
 from opsocket_conformance import SUITE_VERSION
 from opsocket_conformance.case import Case
 from opsocket_conformance.evidence import evidence_of, host, suite_digest
+from opsocket_conformance.ladder import section as ladder_section
 from opsocket_conformance.planned import Planned, parse_shard, plan_run, why_red
 from opsocket_conformance.profiles import PROFILES, find_profiles, hold
 from opsocket_conformance.report import data
@@ -38,7 +39,7 @@ def planned_for(report: dict[str, Any]) -> Planned:
     """The cases that a report has to have. `ContractError` where it asks for what this suite does not know."""
     run = report["run"]
     profiles = find_profiles(run["profiles"])
-    return plan_run(run["tier"], profiles, run["cases"], run["filter"], parse_shard(run["shard"]))
+    return plan_run(run["tier"], profiles, run["cases"], run["filter"], parse_shard(run["shard"]), run["scaled"])
 
 
 def wholeness(report: dict[str, Any]) -> list[str]:
@@ -66,9 +67,9 @@ def _origin(report: dict[str, Any]) -> Iterator[str]:
         )
     if suite["version"] != SUITE_VERSION:
         yield f"suite version: the report's is {suite['version']!r}, this suite's is {SUITE_VERSION!r}"
-    evidence = evidence_of(_device(report))
+    evidence = evidence_of(_device(report), report.get("ladder"))
     if report["evidence"] != {"numerics": evidence.numerics, "artifact": evidence.artifact}:
-        yield f"evidence: the device proves {evidence.numerics} numerics and artifact {evidence.artifact}, no other"
+        yield f"evidence: what is there proves {evidence.numerics} numerics and artifact {evidence.artifact}, no other"
 
 
 def _completeness(report: dict[str, Any], planned: Planned) -> Iterator[str]:
@@ -124,6 +125,9 @@ def _consequences(report: dict[str, Any], planned: Planned, known: dict[str, Cas
             yield f"{section}: does not follow from the cases"
     whole = not (run["cases"] or run["filter"] or run["shard"])
     reason = why_red(results, held, asked=bool(asked), whole=whole)
+    if (ladder := report.get("ladder")) is not None:
+        yield from ladder_section.contradictions(ladder, report["device"], results)
+        reason = reason or ladder_section.failure(ladder)
     if report["verdict"] != {"green": not reason, "reason": reason}:
         yield f"verdict: from the cases follows {f'red: {reason}' if reason else 'green'}"
 

@@ -10,11 +10,15 @@ import faulthandler
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import IO, Any
 
 from opsocket.operators import OpsocketError, Reason, Session
 from opsocket_conformance.verdicts import Filtered, Result, Verdict
+
+CONTROL = "control of the ladder: "
+"""Begins the name of a fault that is one of the backend's own wrong kernels."""
 
 GRACE_S = 5.0
 """How much longer than its limit a case may take before its process is ended."""
@@ -28,7 +32,8 @@ def result_from_json(data: dict[str, Any]) -> Result:
     filters = {knob: Filtered(**reading) for knob, reading in data["filters"].items()}
     reasons = tuple(Reason(**reason) for reason in data["reasons"])
     messages, notes = tuple(data["messages"]), tuple(data["notes"])
-    texts = {"messages": messages, "notes": notes}
+    launched = {owner: tuple(records) for owner, records in data["launched"].items()}
+    texts: dict[str, Any] = {"messages": messages, "notes": notes, "launched": launched}
     return Result(**{**data, "verdict": Verdict(data["verdict"]), "filters": filters, "reasons": reasons, **texts})
 
 
@@ -53,9 +58,13 @@ def main(requests: IO[str], answers: IO[str]) -> None:
     from opsocket_conformance.runner import run_case
     from opsocket_conformance.speed import measure as speed
 
+    launched_since: Callable[[], tuple[str, ...]] | None = None
     with session:
         for line in requests:
             request = json.loads(line)
+            if request.get("record") and launched_since is None and (ladder := session.backend.ladder()) is not None:
+                ladder.record()
+                launched_since = ladder.recorded
             if "speed" in request:
                 faulthandler.dump_traceback_later(request["speed"]["limit_s"] + GRACE_S, exit=True)
                 told = speed.answer(session, request["speed"])
@@ -64,14 +73,20 @@ def main(requests: IO[str], answers: IO[str]) -> None:
                 continue
             under_test = _broken(session, request["fault"]) if request["fault"] else session
             faulthandler.dump_traceback_later(request["limit_s"] + GRACE_S, exit=True)
-            result = run_case(parse_case(request["case"], CHECKS), under_test, request["seed"], request["limit_s"])
+            case = parse_case(request["case"], CHECKS)
+            result = run_case(case, under_test, request["seed"], request["limit_s"], launched_since)
             faulthandler.cancel_dump_traceback_later()
             answer(result_to_json(result))
 
 
 def _broken(session: Session, name: str) -> Any:
-    from opsocket_conformance.power.catalogue import find_fault
     from opsocket_conformance.power.fault import FaultySession
+
+    if name.startswith(CONTROL):
+        from opsocket_conformance.ladder.controls import fault_of
+
+        return FaultySession(session, fault_of(session.backend, name.removeprefix(CONTROL)))
+    from opsocket_conformance.power.catalogue import find_fault
 
     return FaultySession(session, find_fault(name))
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import opsocket
-from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Provider, Session, SessionOptions
+from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Ladder, Provider, Session, SessionOptions
 from opsocket.operators.composed import ComposedProvider
 from opsocket_cuda import nvml
 from opsocket_cuda.flashinfer_provider.provider import FlashInferProvider
 from opsocket_triton.graph import GpuGraph
+from opsocket_triton.ladder import TritonLadder
 from opsocket_triton.mode import interpreted_devices, notes
 from opsocket_triton.provider import TritonProvider
 
@@ -28,7 +29,8 @@ class CudaBackend(Backend):
     def devices(self) -> Sequence[DeviceInfo]:
         if not _installed():
             return []
-        return self._present() or interpreted_devices("cuda", "cuda")
+        present = self._present()
+        return [*present, *interpreted_devices("cuda", "cuda", len(present))]
 
     def providers(self) -> Sequence[Provider]:
         return [FlashInferProvider(), TritonProvider(), ComposedProvider()]
@@ -55,6 +57,9 @@ class CudaBackend(Backend):
 
     def notes(self) -> Sequence[str]:
         return notes(self.devices())
+
+    def ladder(self) -> Ladder | None:
+        return TritonLadder("cuda", "NVIDIA") if _installed() else None
 
     @staticmethod
     def _present() -> list[DeviceInfo]:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import opsocket
-from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Provider, Session, SessionOptions
+from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Ladder, Provider, Session, SessionOptions
 from opsocket.operators.composed import ComposedProvider
 from opsocket_rocm import kfd
 from opsocket_triton.arches import ARCHES
 from opsocket_triton.graph import GpuGraph
+from opsocket_triton.ladder import TritonLadder
 from opsocket_triton.mode import interpreted_devices, notes
 from opsocket_triton.provider import TritonProvider
 
@@ -28,7 +29,8 @@ class RocmBackend(Backend):
     def devices(self) -> Sequence[DeviceInfo]:
         if not _installed():
             return []
-        return self._present() or interpreted_devices("rocm", "hip")
+        present = self._present()
+        return [*present, *interpreted_devices("rocm", "hip", len(present))]
 
     def providers(self) -> Sequence[Provider]:
         return [TritonProvider(), ComposedProvider()]
@@ -53,6 +55,9 @@ class RocmBackend(Backend):
 
     def notes(self) -> Sequence[str]:
         return notes(self.devices())
+
+    def ladder(self) -> Ladder | None:
+        return TritonLadder("hip", "AMD") if _installed() else None
 
     @staticmethod
     def _present() -> list[DeviceInfo]:

@@ -32,7 +32,7 @@ from opsocket.operators import ContractError
 from opsocket.runtime.files import cache_folder
 from opsocket_triton.arches import ARCHES, Arch, find_arch
 from opsocket_triton.artifact import ACCEPTED_NAME, Artifact, Kind, Measured, judged, occupancy, problems
-from opsocket_triton.launch import Specialization
+from opsocket_triton.specialization import Specialization
 
 _LIMIT_S: Final = 600.0
 """That one kernel may take."""
@@ -42,17 +42,15 @@ Job = tuple[Specialization, Arch]
 
 
 def compile_all(
-    specializations: Iterable[Specialization],
-    arches: Sequence[Arch],
+    work: Sequence[Job],
     *,
     jobs: int = 1,
     cached: bool = True,
     assembly: Path | None = None,
     on_artifact: Callable[[Artifact], None] = lambda artifact: None,
 ) -> list[Artifact]:
-    """Every specialization for every architecture, in that order. jobs: compilers at the same time. assembly: a folder
-    that gets the text of each. Whatever goes wrong is a problem of its artifact."""
-    work = [(each, arch) for each in dict.fromkeys(specializations) for arch in arches]
+    """The artifact of each specialization for its architecture, in order. jobs: compilers at the same time. assembly: a
+    folder that gets the text of each. Whatever goes wrong is a problem of its artifact."""
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(work)):
         waiting.put(index)
@@ -174,7 +172,7 @@ def make(specialization: Specialization, arch: Arch, cached: bool = True, assemb
         function = getattr(module, specialization.kernel.partition(":")[2])
         measured, seconds, found = _measured(function, specialization, arch, cached and assembly is None, assembly)
     except Exception as error:
-        module, measured, seconds, found = None, Measured(), 0.0, {"compiler": f"{type(error).__name__}: {error}"}
+        module, measured, seconds, found = None, Measured(), 0.0, {"compiler": _told(error)}
     wrong, accepted = judged(arch, specialization.kernel, found, getattr(module, ACCEPTED_NAME, {}))
     return Artifact(
         specialization.kernel,
@@ -187,6 +185,15 @@ def make(specialization: Specialization, arch: Arch, cached: bool = True, assemb
         wrong,
         accepted,
     )
+
+
+def _told(error: BaseException) -> str:
+    """What a compiler said; of Triton's own errors, which quote the kernel down to a place, that and what is wrong."""
+    said, cause = str(error), error.__cause__
+    first, last = said.strip().partition("\n")[0], said.strip().rpartition("\n")[2].strip()
+    if cause is not None and str(cause):
+        last = str(cause)
+    return f"{type(error).__name__}: {first} {last}" if first != last else f"{type(error).__name__}: {first}"
 
 
 def _measured(
@@ -357,7 +364,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\r{len(done)} of {count}", end="", file=sys.stderr, flush=True)
 
     artifacts = compile_all(
-        found, arches, jobs=asked.jobs, cached=not asked.no_cache, assembly=asked.assembly, on_artifact=tell
+        [(each, arch) for each in found for arch in arches],
+        jobs=asked.jobs,
+        cached=not asked.no_cache,
+        assembly=asked.assembly,
+        on_artifact=tell,
     )
     wrong = [artifact for artifact in artifacts if artifact.problems]
     if not asked.json:

@@ -1,21 +1,16 @@
-"""One door to every kernel: starts it, and can take down with what it was started.
-
-What a launch specialized a kernel on (types, constants, what is a multiple of 16) is all that a compiler needs to make
-it again for an architecture that is absent.
-"""
+"""One door to every kernel: starts it, and can take down with what it was started."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from opsocket_triton.mode import is_interpreting
+from opsocket_triton.specialization import Specialization
 
 RECORD_VARIABLE: Final = "OPSOCKET_RECORD_LAUNCHES"
 """A folder: each process writes what it launches into a file of its own there, a line of JSON each."""
@@ -35,57 +30,27 @@ _TYPES: Final = {
     torch.float8_e4m3fnuz: "fp8e4b8",
     torch.float8_e5m2: "fp8e5",
 }
-Constant = int | float | bool | str | None
 
 
-@dataclass(frozen=True)
-class Specialization:
-    """kernel: "module:function". signature: Triton's type of each argument, "constexpr" among them. constants: their
-    values. aligned: arguments that are multiples of 16, by name. warps, stages: as launched. near: tensors in less than
-    2 GiB of memory, for which AMD's compiler takes other loads."""
-
-    kernel: str
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Constant], ...]
-    aligned: tuple[str, ...]
-    warps: int
-    stages: int
-    near: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, kernel: Any, args: dict[str, Any], warps: int, stages: int) -> Specialization:
-        names = kernel.arg_names
-        constexprs = {name for name, kind in kernel.fn.__annotations__.items() if "constexpr" in str(kind)}
-        signature, constants, aligned, near = [], [], [], []
-        for name in names:
-            value = args[name]
-            if name in constexprs or value is None or (type(value) is int and value == 1):
-                signature.append((name, "constexpr"))
-                constants.append((name, value))
-                continue
-            kind, multiple = _type_of(value)
-            signature.append((name, kind))
-            if multiple:
-                aligned.append(name)
-            if isinstance(value, torch.Tensor) and value.untyped_storage().size() < 2**31:
-                near.append(name)
-        where = f"{kernel.fn.__module__}:{kernel.fn.__name__}"
-        return cls(where, tuple(signature), tuple(constants), tuple(aligned), warps, stages, tuple(near))
-
-    def dumps(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-
-    @classmethod
-    def loads(cls, text: str) -> Specialization:
-        data = json.loads(text)
-        pairs = {name: tuple(map(tuple, data[name])) for name in ("signature", "constants")}
-        return cls(**{**data, **pairs, "aligned": tuple(data["aligned"]), "near": tuple(data.get("near", ()))})
-
-    def __str__(self) -> str:
-        """For people: the function, the types of its tensors, and its constants."""
-        types = dict.fromkeys(kind.removeprefix("*") for _, kind in self.signature if kind.startswith("*"))
-        constants = [f"{name}={value}" for name, value in self.constants]
-        return " ".join([self.kernel.partition(":")[2], ",".join(types), *constants, f"warps={self.warps}"])
+def specialization(kernel: Any, args: dict[str, Any], warps: int, stages: int) -> Specialization:
+    """Of a kernel that is about to be launched with `args`, which are by name."""
+    names = kernel.arg_names
+    constexprs = {name for name, kind in kernel.fn.__annotations__.items() if "constexpr" in str(kind)}
+    signature, constants, aligned, near = [], [], [], []
+    for name in names:
+        value = args[name]
+        if name in constexprs or value is None or (type(value) is int and value == 1):
+            signature.append((name, "constexpr"))
+            constants.append((name, value))
+            continue
+        kind, multiple = _type_of(value)
+        signature.append((name, kind))
+        if multiple:
+            aligned.append(name)
+        if isinstance(value, torch.Tensor) and value.untyped_storage().size() < 2**31:
+            near.append(name)
+    where = f"{kernel.fn.__module__}:{kernel.fn.__name__}"
+    return Specialization(where, tuple(signature), tuple(constants), tuple(aligned), warps, stages, tuple(near))
 
 
 def _type_of(value: Any) -> tuple[str, bool]:
@@ -102,6 +67,20 @@ def _type_of(value: Any) -> tuple[str, bool]:
 
 
 _seen: set[str] = set()
+_kept: dict[Specialization, None] | None = None
+
+
+def keep() -> None:
+    """From now on, keep what is launched for `kept`."""
+    global _kept
+    _kept = {}
+
+
+def kept() -> tuple[Specialization, ...]:
+    """What was launched since `keep`, or since the last call: each specialization once."""
+    found = tuple(_kept or ())
+    keep()
+    return found
 
 
 def launch(
@@ -121,8 +100,12 @@ def launch(
     if not all(grid):
         return
     folder = os.environ.get(RECORD_VARIABLE)
-    if folder:
-        _record(Path(folder), Specialization.of(kernel, args, warps, stages))
+    if folder or _kept is not None:
+        made = specialization(kernel, args, warps, stages)
+        if folder:
+            _record(Path(folder), made)
+        if _kept is not None:
+            _kept[made] = None
     if reached and is_interpreting():
         from opsocket_triton import interpreter
 
@@ -132,8 +115,8 @@ def launch(
         kernel[grid](**args, num_warps=warps, num_stages=stages)
 
 
-def _record(folder: Path, specialization: Specialization) -> None:
-    line = specialization.dumps()
+def _record(folder: Path, made: Specialization) -> None:
+    line = made.dumps()
     if line not in _seen:
         _seen.add(line)
         folder.mkdir(parents=True, exist_ok=True)

@@ -24,13 +24,15 @@ VARIABLE: Final = "OPSOCKET_INTERPRET"
 MEMORY_VARIABLE: Final = "OPSOCKET_INTERPRET_MEMORY"
 
 
-def interpreted_devices(name: str, backend: Literal["cuda", "hip"]) -> list[DeviceInfo]:
-    """The devices of backend `name` that the variable asks for, in its order; `ContractError` for an unknown one."""
+def interpreted_devices(name: str, backend: Literal["cuda", "hip"], first: int = 0) -> list[DeviceInfo]:
+    """The devices of backend `name` that the variable asks for, in its order, counted from `first`; `ContractError` for
+    an unknown one."""
     asked = [find_arch(arch.strip()) for arch in os.environ.get(VARIABLE, "").split(",") if arch.strip()]
     mine = [arch for arch in asked if arch in arches_of(backend)]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return [
-        DeviceInfo(name, index, arch.name, arch.name, memory, numerics="interpreted") for index, arch in enumerate(mine)
+        DeviceInfo(name, index, arch.name, arch.name, memory, numerics="interpreted")
+        for index, arch in enumerate(mine, first)
     ]
 
 

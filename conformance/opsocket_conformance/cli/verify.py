@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +11,7 @@ import click
 from opsocket.cli.common import FAILED, config_option, require_backend
 
 if TYPE_CHECKING:
+    from opsocket.operators import BackendInfo, DeviceInfo
     from opsocket.runtime import RuntimeConfig
     from opsocket_conformance.case import Case
     from opsocket_conformance.verdicts import Result
@@ -58,23 +59,44 @@ def _run_again(
     report: dict[str, Any], config: RuntimeConfig, backend: str | None, number: int, seed: int, limit: float
 ) -> Iterator[str]:
     from opsocket_conformance.isolation import run_isolated
+    from opsocket_conformance.ladder.climb import SLOWER
     from opsocket_conformance.verify import draw, rerun, same_place
 
     asked = report["run"]
     pins = ",".join(f"{operator}={provider}" for operator, provider in asked["pins"].items())
     wanted = {"backend": backend or asked["backend"], **({"operators": pins} if pins and not backend else {})}
     config = config.override("argument", wanted)
-    selection = require_backend(config)
-    chosen = config.override("argument", {"backend": str(selection.device)})
+    info, device, environment = _place(report, config, there=not backend)
+    chosen = config.override("argument", {"backend": str(device)})
+    limit_s = limit * SLOWER if asked["scaled"] else limit
 
     def again(cases: Sequence[Case]) -> list[Result]:
-        return run_isolated(cases, chosen, jobs=1, seed=asked["seed"], limit_s=limit, exclusions=())
+        return run_isolated(
+            cases, chosen, jobs=1, seed=asked["seed"], limit_s=limit_s, exclusions=(), environment=environment
+        )
 
-    same = same_place(report, selection.backend.info, selection.device)
+    same = same_place(report, info, device)
     ids = draw(report, number, seed)
     where = "like the report's: ratios have to repeat" if same else "other than the report's: verdicts have to repeat"
-    click.echo(f"running {len(ids)} cases again (--draw {seed}) on {selection.device}, hardware and versions {where}")
+    click.echo(f"running {len(ids)} cases again (--draw {seed}) on {device}, hardware and versions {where}")
     found = rerun(report, ids, again, same=same)
     if not found:
         click.echo(f"{len(ids)} of {len(ids)} came out the same")
     yield from map(str, found)
+
+
+def _place(
+    report: dict[str, Any], config: RuntimeConfig, *, there: bool
+) -> tuple[BackendInfo, DeviceInfo, Mapping[str, str]]:
+    """Where to run again: what `config` names, or `there`, what stood in for the report's chip where something did."""
+    from opsocket.runtime.select import validated_backend
+    from opsocket_conformance.ladder.climb import stand_in
+
+    device = report["device"]
+    if there and device["numerics"] != "device":
+        found = validated_backend(config)
+        ladder = found.ladder()
+        if ladder is not None and device["arch"] in ladder.arches:
+            return found.info, *stand_in(found, ladder, device["arch"])
+    selection = require_backend(config)
+    return selection.backend.info, selection.device, {}

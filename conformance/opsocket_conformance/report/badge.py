@@ -9,7 +9,7 @@ from typing import Any, Final
 from opsocket_conformance.report.text import printable
 
 _LABEL: Final = "conformance"
-_MOST: Final = 60
+_MOST: Final = 80
 _COLOURS: Final = {"green": "#0f6b34", "red": "#b3151f", "partial": "#7a4a00", "label": "#3b414c"}
 _PIXELS: Final = {
     letter: width
@@ -66,8 +66,17 @@ def message(report: dict[str, Any]) -> tuple[str, str]:
 def _where(report: dict[str, Any]) -> str:
     """The evidence: where the numbers came from, and the tier where it is the smallest."""
     numerics = str(report["evidence"]["numerics"])
-    words = {"device": "device", "none": "no numerics"}.get(numerics, f"{numerics} only")
+    words = {"device": "device", "none": "no numerics"}.get(numerics, _without_chip(report))
     return f"{words}, smoke tier" if report["run"]["tier"] == "smoke" else words
+
+
+def _without_chip(report: dict[str, Any]) -> str:
+    """Both kinds of evidence, each the lowest of all operators."""
+    numerics, artifact = report["evidence"]["numerics"], report["evidence"]["artifact"]
+    ladder = report.get("ladder")
+    if artifact == "none" or ladder is None:
+        return f"{numerics} only"
+    return f"{numerics} + {artifact} for {len(ladder['architectures'])} chips"
 
 
 def _width(text: str) -> float:

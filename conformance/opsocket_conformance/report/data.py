@@ -18,14 +18,14 @@ from opsocket_conformance.profiles import Held
 from opsocket_conformance.report.text import clipped
 from opsocket_conformance.verdicts import Filtered, Result, Verdict, count
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _MOST_MESSAGES, _LONGEST_MESSAGE = 100, 8000
 
 
 @dataclass(frozen=True)
 class Run:
     """What was asked: the options that a run can be repeated with. backend: as given to --backend; pins: to --pin;
-    cases: to --case. jobs: worker processes."""
+    cases: to --case. jobs: worker processes. scaled: whether the cases were those of a stand-in for the chip."""
 
     backend: str
     pins: Mapping[str, str]
@@ -36,6 +36,7 @@ class Run:
     filter: str
     cases: tuple[str, ...] = ()
     jobs: int = 1
+    scaled: bool = False
 
 
 def build(
@@ -47,9 +48,10 @@ def build(
     held: Sequence[Held],
     failure: str,
     seconds: float,
+    ladder: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole report, JSON-ready and sealed. failure: why the run is red, "" for green."""
-    evidence = evidence_of(device)
+    """The whole report, JSON-ready and sealed. failure: why the run is red, "" for green. ladder: its section."""
+    evidence = evidence_of(device, ladder)
     by_id = {case.id: case for case in cases}
     results = [rounded(result) for result in results]
     report = {
@@ -65,6 +67,7 @@ def build(
             "filter": run.filter,
             "cases": list(run.cases),
             "jobs": run.jobs,
+            "scaled": run.scaled,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
         },
@@ -80,6 +83,7 @@ def build(
         "host": host(),
         "evidence": {"numerics": evidence.numerics, "artifact": evidence.artifact},
         "verdict": {"green": not failure, "reason": failure},
+        **({} if ladder is None else {"ladder": dict(ladder)}),
         **derived(cases, results, held),
         "cases": [_case(by_id[r.case], r) for r in results],
     }

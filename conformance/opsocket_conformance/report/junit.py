@@ -27,8 +27,27 @@ def junit(report: dict[str, Any]) -> str:
         for case in report["cases"]:
             if case["operator"] == row["operator"]:
                 _case(suite, case, device)
+    if report.get("ladder") is not None:
+        _ladder(root, report["ladder"], device)
     ElementTree.indent(root)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
+
+
+def _ladder(root: ElementTree.Element, ladder: dict[str, Any], device: str) -> None:
+    """A case for each artifact and each control; what is refused or passes wrongly is a failure."""
+    for name, entries in (("artifacts", ladder["artifacts"]), ("controls", ladder["controls"])):
+        suite = ElementTree.SubElement(root, "testsuite", name=name, tests=str(len(entries)))
+        failures = 0
+        for entry in entries:
+            what = entry["variant"] if name == "artifacts" else f"{entry['name']}, {entry['rung']}"
+            element = ElementTree.SubElement(
+                suite, "testcase", classname=f"{device}.{name}.{printable(entry['arch'])}", name=printable(what)
+            )
+            wrong = "; ".join(entry["problems"]) if name == "artifacts" else "" if entry["refused"] else entry["said"]
+            if wrong:
+                failures += 1
+                ElementTree.SubElement(element, "failure", message=printable(wrong)).text = printable(wrong)
+        suite.set("failures", str(failures))
 
 
 _ELEMENTS = {"FAIL": "failure", "CRASH": "error", "NOT_RUN": "error", "UNSUPPORTED": "skipped", "EXCLUDED": "skipped"}

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from opsocket_conformance.report import ladder
 from opsocket_conformance.report.text import (
     PROFILE_COLUMNS,
     coverage_words,
@@ -47,6 +48,7 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     if report["filters"]:
         lines += ["", *_table(_FILTER_COLUMNS, _all_plain(_filters(report)))]
+    lines += _ladder(report)
     failed = [case for case in report["cases"] if case["verdict"] in ("FAIL", "CRASH")]
     if failed:
         rows = [_failure(report, case) for case in failed[:_MOST_FAILURES]]
@@ -54,6 +56,25 @@ def markdown(report: dict[str, Any]) -> str:
     if len(failed) > _MOST_FAILURES:
         lines += ["", f"... and {len(failed) - _MOST_FAILURES} more, which the JSON report names."]
     return "\n".join(lines) + "\n"
+
+
+def _ladder(report: dict[str, Any]) -> list[str]:
+    """What is known of the kernels without their chip."""
+    content = report.get("ladder")
+    if content is None:
+        return []
+    columns = (*ladder.KERNEL_COLUMNS, *ladder.fact_names(content))
+    lines = ["", f"{_plain(ladder.words(content))}.", "", *(f"- {_plain(text)}" for text in content["limits"])]
+    lines += ["", *_table(ladder.OPERATOR_COLUMNS, _all_plain(ladder.operator_rows(content)))]
+    lines += ["", *_table(columns, _all_plain(ladder.kernel_rows(content)))]
+    refused = list(ladder.problems(content))
+    lines += ["", *(f"- refused: {_plain(text)}" for text in refused[:_MOST_FAILURES])] if refused else []
+    accepted = list(ladder.accepted(content))
+    lines += ["", *(f"- accepted: {_plain(text)}" for text in accepted[:_MOST_FAILURES])] if accepted else []
+    lines += ["", *_table(ladder.CONTROL_COLUMNS, _all_plain(ladder.control_rows(content)))]
+    if content["bindings"]:
+        lines += ["", *_table(ladder.BINDING_COLUMNS, _all_plain(ladder.binding_rows(content)))]
+    return lines
 
 
 def _filters(report: dict[str, Any]) -> list[tuple[str, ...]]:

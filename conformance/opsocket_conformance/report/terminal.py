@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from opsocket_conformance.report import ladder
 from opsocket_conformance.report.text import PROFILE_COLUMNS, operator_rows, printable, profile_rows, rerun, summary
 from opsocket_conformance.verdicts import Result, Verdict
 
@@ -58,10 +59,37 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         if limit is not None and limit["gb_s"] is not None:
             yield f"limit: {limit['gb_s']:.3g} GB/s ({limit['by']}); no benchmark: calls are timed with their overhead"
         yield ""
+    yield from _ladder(report)
     device, evidence = report["device"], report["evidence"]
     yield f"{device['id']}: {device['name']}; numerics: {evidence['numerics']}, artifact: {evidence['artifact']}"
     yield f"{summary(report)}; {report['run']['seconds']:.1f} s"
     yield "green" if report["verdict"]["green"] else f"red: {report['verdict']['reason']}"
+
+
+def _ladder(report: dict[str, Any]) -> Iterator[str]:
+    """What was climbed: a line for each kernel; and all that is refused, or passed and had to be refused."""
+    content = report.get("ladder")
+    if content is None:
+        return
+    refused = list(ladder.problems(content))
+    yield from refused[:_MOST_FAILURES]
+    if len(refused) > _MOST_FAILURES:
+        yield f"... and {len(refused) - _MOST_FAILURES} more; --json FILE has them all"
+    if refused:
+        yield ""
+    kernels = ladder.kernel_rows(content, by_arch=False)
+    if kernels:
+        columns = ("kernel", "chips", *ladder.KERNEL_COLUMNS[2:], *ladder.fact_names(content))
+        yield from _aligned(columns, [[cell[:40] for cell in row] for row in kernels], right=range(1, 4))
+        yield ""
+    for name, rung, arch, was_refused, said in ladder.control_rows(content):
+        if was_refused != "yes":
+            yield f"control passed: {name} ({rung}, {arch}): {said}"
+    for operator, provider, _, artifact, why in ladder.operator_rows(content):
+        if artifact == "none":
+            yield f"artifact none: {operator} by {provider}: {why}"
+    yield f"{ladder.words(content)}"
+    yield from content["limits"][:1]
 
 
 def _speed_row(entry: dict[str, Any]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def clipped(text: str, most: int) -> str:
 def rerun(report: dict[str, Any], case_id: str) -> str:
     """The command that runs exactly one case again. It may come from a stranger's report: every word is quoted."""
     run = report["run"]
-    words = ["opsocket", "conformance", *_backend(run), "--case", case_id]
+    words = [*_program(report), "--case", case_id]
     if run["seed"]:
         words += ["--seed", str(run["seed"])]
     return _command(words)
@@ -50,7 +50,7 @@ def rerun(report: dict[str, Any], case_id: str) -> str:
 def command_of(report: dict[str, Any]) -> str:
     """The command that makes the whole run again."""
     run = report["run"]
-    words = ["opsocket", "conformance", *_backend(run), "--tier", run["tier"]]
+    words = [*_program(report), "--tier", run["tier"]]
     for flag, value in (
         ("--profile", ",".join(run["profiles"])),
         ("--filter", run["filter"]),
@@ -61,6 +61,15 @@ def command_of(report: dict[str, Any]) -> str:
     for case_id in run["cases"]:
         words += ["--case", case_id]
     return _command(words)
+
+
+def _program(report: dict[str, Any]) -> list[str]:
+    """`opsocket conformance`; where something stood in for the chip, the command that has it do so."""
+    run, ladder = report["run"], report.get("ladder")
+    if ladder is None:
+        return ["opsocket", "conformance", *_backend(run)]
+    backend = {**run, "backend": run["backend"].partition(":")[0]} if ladder["stand_in"] else run
+    return ["opsocket", "verify", *_backend(backend), "--arch", ",".join(ladder["architectures"])]
 
 
 def _backend(run: dict[str, Any]) -> list[str]:

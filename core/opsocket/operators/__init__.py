@@ -52,6 +52,7 @@ from opsocket.operators.errors import (
     ResourceError,
     Unsupported,
 )
+from opsocket.operators.ladder import Artifact, Fact, Ladder, VendorCall, WrongKernel, WrongLaunch
 from opsocket.operators.layout import CacheLayout, CacheSpec, KVFormat, Plane
 from opsocket.operators.matmul import (
     EmbeddingPlan,
@@ -93,6 +94,7 @@ __all__ = [
     "ArgmaxSpec",
     "Array",
     "ArrayInfo",
+    "Artifact",
     "AttentionBatch",
     "AttentionPlan",
     "AttentionSpec",
@@ -120,11 +122,13 @@ __all__ = [
     "DeviceInfo",
     "EmbeddingPlan",
     "EmbeddingSpec",
+    "Fact",
     "FormatError",
     "Graph",
     "GroupedMatmulPlan",
     "GroupedMatmulSpec",
     "KVFormat",
+    "Ladder",
     "Limit",
     "MatmulPlan",
     "MatmulSpec",
@@ -166,6 +170,9 @@ __all__ = [
     "TakeRowsPlan",
     "TakeRowsSpec",
     "Unsupported",
+    "VendorCall",
+    "WrongKernel",
+    "WrongLaunch",
     "dtype_info",
     "static_scale",
 ]

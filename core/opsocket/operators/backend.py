@@ -20,6 +20,7 @@ import numpy as np
 from opsocket.operators.capture import Call, CaptureLevel, Graph
 from opsocket.operators.contract import Checked
 from opsocket.operators.errors import BackendError, ContractError, OpsocketError, PluginError, Reason, Unsupported
+from opsocket.operators.ladder import Ladder, VendorCall
 from opsocket.operators.layout import CacheLayout, CacheSpec
 from opsocket.operators.request import Request, Spec
 
@@ -269,6 +270,10 @@ class Provider(Checked, ABC):
         """The layouts that this provider's kernels read and write for a logical cache, preferred first."""
         return ()
 
+    def vendor_calls(self) -> Sequence[VendorCall]:
+        """The calls that its kernels make of a library that may be absent, each form once."""
+        return ()
+
 
 def _check_answer(provider: Provider, request: Request, answer: object) -> None:
     """`PluginError` unless a provider's answer is a kernel of the request's operator, or reasons against it."""
@@ -317,6 +322,10 @@ class Backend(Checked, ABC):
     def notes(self) -> Sequence[str]:
         """What a person should know of how it works here, a line each: `opsocket doctor` shows them."""
         return ()
+
+    def ladder(self) -> Ladder | None:
+        """How its kernels are verified where the chip is absent; None: they are not."""
+        return None
 
     def pick(
         self,

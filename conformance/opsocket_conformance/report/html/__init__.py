@@ -14,6 +14,7 @@ from typing import Any
 
 from opsocket_conformance.report.html.cases import failures, table_of_cases
 from opsocket_conformance.report.html.gaps import gaps
+from opsocket_conformance.report.html.ladder import ladder
 from opsocket_conformance.report.html.markup import Markup, tag
 from opsocket_conformance.report.html.power import coverage, filters, kill_matrix
 from opsocket_conformance.report.html.ratios import ratios
@@ -23,6 +24,7 @@ from opsocket_conformance.report.html.support import matrix, profiles
 
 _PARTS = (
     ("failures", "Failures", failures),
+    ("ladder", "Without the chip", ladder),
     ("profiles", "Profiles", profiles),
     ("support", "Support", matrix),
     ("ratios", "Error ratios", ratios),

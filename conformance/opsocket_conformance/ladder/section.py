@@ -1,0 +1,169 @@
+"""The report's section "ladder": what was climbed, what follows from it for the evidence, and why it makes a run red.
+
+A report is believed only as far as its sections agree, so evidence and verdict are computed from the section alone: by
+whoever writes a report, and again by whoever checks one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from opsocket.operators import Artifact, Fact
+from opsocket_conformance.ladder.controls import Control
+from opsocket_conformance.verdicts import Result, Verdict
+
+_LONGEST = 2000
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as it was launched. record: the backend's own text. owners: "operator/provider" of the plans that
+    launched it, "" for what no plan's `run` launched."""
+
+    record: str
+    owners: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A call of a vendor library. library: and its version, "" where it is not here. problem: why it does not bind."""
+
+    target: str
+    provider: str
+    library: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """What came of the rungs. kind: of the artifacts that a ladder makes. stand_in: the architecture that something
+    stood in for, "" for the device itself. arches: that artifacts were made for. launches: all of them; made: the
+    artifacts of `sampled` of them, by the index of the launch. limits: what none of it shows."""
+
+    kind: str
+    stand_in: str
+    arches: tuple[str, ...]
+    launches: tuple[Launch, ...]
+    made: tuple[tuple[int, Artifact], ...]
+    controls: tuple[Control, ...]
+    bindings: tuple[Binding, ...]
+    limits: tuple[str, ...]
+
+
+def launches_of(results: Iterable[Result]) -> list[Launch]:
+    """Every different launch of a run, with all that launched it, in a stable order. What counts for an operator that
+    no plan has, such as capture, is all that its cases launched."""
+    results = list(results)
+    planned = {owner.partition("/")[0] for result in results for owner in result.launched}
+    owners: dict[str, set[str]] = {}
+    for result in results:
+        also = {f"{result.operator}/{result.provider}"} if result.operator not in planned and result.provider else set()
+        for owner, records in result.launched.items():
+            for record in records:
+                owners.setdefault(record, set()).update({owner} | also)
+    return [Launch(record, tuple(sorted(owners[record]))) for record in sorted(owners)]
+
+
+def section(climbed: Climbed, results: Sequence[Result]) -> dict[str, Any]:
+    """As the report has it."""
+    content = {
+        "kind": climbed.kind,
+        "stand_in": climbed.stand_in,
+        "architectures": list(climbed.arches),
+        "launches": [{"owners": list(launch.owners)} for launch in climbed.launches],
+        "artifacts": [_artifact(index, made) for index, made in climbed.made],
+        "controls": [{**asdict(control), "said": control.said[:_LONGEST]} for control in climbed.controls],
+        "bindings": [{**asdict(binding), "problem": binding.problem[:_LONGEST]} for binding in climbed.bindings],
+        "limits": list(climbed.limits),
+    }
+    return {**content, "operators": operators(content, results)}
+
+
+def _artifact(index: int, made: Artifact) -> dict[str, Any]:
+    return {
+        "launch": index,
+        "kernel": made.kernel,
+        "variant": made.variant[:_LONGEST],
+        "arch": made.arch,
+        "facts": {name: _fact(value) for name, value in made.facts.items()},
+        "problems": [text[:_LONGEST] for text in made.problems],
+        "accepted": [text[:_LONGEST] for text in made.accepted],
+        "seconds": made.seconds,
+    }
+
+
+def _fact(value: Fact) -> float | int | str | list[str]:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def operators(content: Mapping[str, Any], results: Sequence[Result]) -> list[dict[str, Any]]:
+    """For each operator and provider of which a case passed: how many launches were its own, and what is proven of the
+    artifacts: the ladder's kind where every one of them was made, for every architecture, and is right; else "none",
+    and why."""
+    right = {(entry["launch"], entry["arch"]) for entry in content["artifacts"] if not entry["problems"]}
+    found = []
+    for operator, provider, tier in sorted({_served(r) for r in results if r.verdict is Verdict.PASS and r.provider}):
+        owner = f"{operator}/{provider}"
+        mine = [index for index, launch in enumerate(content["launches"]) if owner in launch["owners"]]
+        whole = [i for i in mine if all((i, arch) in right for arch in content["architectures"])]
+        if not mine:
+            why = (
+                "composed of the framework's operators"
+                if tier == "composed"
+                else "no kernel of the ladder's was launched"
+            )
+        elif not content["architectures"]:
+            why = "for no architecture"
+        else:
+            why = "" if len(whole) == len(mine) else f"{len(mine) - len(whole)} of {len(mine)} launches are not"
+        entry = {"operator": operator, "provider": provider, "launches": len(mine)}
+        found.append({**entry, "artifact": "none" if why else content["kind"], "why": why})
+    return found
+
+
+def _served(result: Result) -> tuple[str, str, str]:
+    return result.operator, result.provider, result.tier
+
+
+def artifact_of(content: Mapping[str, Any]) -> str:
+    """The lowest that is proven of any operator that passed."""
+    proven = [entry["artifact"] for entry in content["operators"]]
+    return content["kind"] if proven and all(each == content["kind"] for each in proven) else "none"
+
+
+def failure(content: Mapping[str, Any]) -> str:
+    """Why the ladder makes a run red, "" where it does not."""
+    passed = [control for control in content["controls"] if not control["refused"]]
+    if passed:
+        return (
+            f"{len(passed)} controls passed that had to be refused, such as {passed[0]['name']} ({passed[0]['arch']})"
+        )
+    wrong = [entry for entry in content["artifacts"] if entry["problems"]]
+    if wrong:
+        first = f"{wrong[0]['kernel']} for {wrong[0]['arch']}"
+        return f"{len(wrong)} of {len(content['artifacts'])} artifacts refused, such as {first}"
+    unbound = [entry for entry in content["bindings"] if entry["problem"] and entry["library"]]
+    if unbound:
+        return f"{len(unbound)} calls do not bind, such as {unbound[0]['target']}"
+    return ""
+
+
+def contradictions(content: Mapping[str, Any], device: Mapping[str, Any], results: Sequence[Result]) -> Iterator[str]:
+    """What in a report's section does not agree with the rest of the report, or with itself."""
+    stand_in = device["arch"] if device["numerics"] != "device" else ""
+    if content["stand_in"] != stand_in:
+        yield f"ladder: the numbers are {device['numerics']} on {device['arch']}, not by a stand-in for another"
+    known = Counter((entry["launch"], entry["arch"]) for entry in content["artifacts"])
+    for (launch, arch), number in known.items():
+        if launch >= len(content["launches"]) or arch not in content["architectures"] or number > 1:
+            yield f"ladder: artifact of launch {launch} for {arch}: twice, or of nothing that was asked for"
+    if content["operators"] != operators(content, results):
+        yield "ladder: what is proven of operators does not follow from the artifacts"
+    rungs = {(control["rung"], control["arch"]) for control in content["controls"]}
+    wanted = [("artifact", arch) for arch in content["architectures"]] + ([("numerics", stand_in)] if stand_in else [])
+    for rung, arch in wanted:
+        if (rung, arch) not in rungs:
+            yield f"ladder: no control of the {rung} for {arch}"
