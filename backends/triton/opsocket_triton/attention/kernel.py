@@ -61,24 +61,19 @@ def _as(x, TYPE: tl.constexpr):
 
 @triton.jit
 def _codes(plane, rows, seen, FROM: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, CODE: tl.constexpr,
-           TYPE: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+           TYPE: tl.constexpr):  # fmt: skip
     """[keys, WIDTH] of type TYPE: channels FROM and on of what the codes of some keys stand for before any scale.
 
-    rows i64[keys]: where a key's codes begin, in elements of the plane. seen bool[keys]: others are not read. Channels
-    at or past DIM hold a finite number.
+    rows i64[keys]: where a key's codes begin, in elements of the plane. seen bool[keys]: others are not read. What is
+    not read, and channels at or past DIM, hold a finite number.
     """
     PER: tl.constexpr = 4 if CODE == "i2" else 2 if CODE == "i4" else 1
     places = FROM // PER + tl.arange(0, WIDTH // PER)
     pointers = plane + rows[:, None] + places[None, :]
     if FROM + WIDTH > DIM:
-        if MASKED:
-            x = tl.load(pointers, mask=seen[:, None] & (places[None, :] < DIM // PER), other=0)
-        else:
-            x = tl.load(pointers, mask=places[None, :] < DIM // PER, other=0)
-    elif MASKED:
-        x = tl.load(pointers, mask=seen[:, None], other=0)
+        x = tl.load(pointers, mask=seen[:, None] & (places[None, :] < DIM // PER), other=0)
     else:
-        x = tl.load(pointers)
+        x = tl.load(pointers, mask=seen[:, None], other=0)
     OUT: tl.constexpr = tl.bfloat16 if TYPE == "bf16" else tl.float16 if TYPE == "f16" else tl.float32
     return decode(unpack(x, CODE), CODE, OUT)
 
@@ -91,94 +86,16 @@ def _channel_scale(scale, head, FROM: tl.constexpr, WIDTH: tl.constexpr, DIM_SCA
 
 
 @triton.jit
-def _tile(start, stop, ints, table, kv_row0, k, v, k_scale, v_scale, tree, mask0, k_base, v_base, ks_base, vs_base,
-          k_block, k_token, v_block, v_token, ks_block, vs_block, block_size, block_shift,
-          q0, q1, k_channel0, k_channel1, low, high, history, query, q_len, position, slope, scale, cap,
-          top, total, acc0, acc1,
-          BN: tl.constexpr, MASKED: tl.constexpr, PAGED: tl.constexpr, POWER: tl.constexpr, TREE: tl.constexpr,
-          ALIBI: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr, EXACT_TANH: tl.constexpr, SHARE: tl.constexpr,
-          DIM_QK: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-          DIM_VO: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr,
-          K_CODE: tl.constexpr, V_CODE: tl.constexpr, K_SCALE: tl.constexpr, V_SCALE: tl.constexpr,
-          QK: tl.constexpr, PV: tl.constexpr):  # fmt: skip
-    """One tile of keys [start, min(start + BN, stop)): the softmax's state with it. Unless MASKED, every row sees all
-    BN of them."""
-    keys = start + tl.arange(0, BN)
-    seen = keys < stop
-    if PAGED:
-        if POWER:
-            place = keys >> block_shift
-            within = keys - (place << block_shift)
-        else:
-            place = keys // block_size
-            within = keys - place * block_size
-        if MASKED:
-            page = tl.load(ints + table + place, mask=seen, other=0).to(tl.int64)
-        else:
-            page = tl.load(ints + table + place).to(tl.int64)
-        k_rows = k_base + page * k_block + within * k_token
-        v_rows = v_base + page * v_block + within * v_token
-    else:
-        page = tl.zeros([BN], tl.int64)
-        within = keys
-        k_rows = k_base + (kv_row0 + keys) * k_token
-        v_rows = v_base + (kv_row0 + keys) * v_token
-
-    k0 = _codes(k, k_rows, seen, 0, D0, DIM_QK, K_CODE, QK, MASKED)
-    if K_SCALE == "channel":
-        k0 = _as(k0.to(tl.float32) * k_channel0[None, :], QK)
-    s = tl.dot(q0, tl.trans(k0), input_precision="ieee")
-    if D1 > 0:
-        k1 = _codes(k, k_rows, seen, D0, D1, DIM_QK, K_CODE, QK, MASKED)
-        if K_SCALE == "channel":
-            k1 = _as(k1.to(tl.float32) * k_channel1[None, :], QK)
-        s = tl.dot(q1, tl.trans(k1), s, input_precision="ieee")
-
-    if K_SCALE == "token_head":
-        k_scales = tl.load(k_scale + ks_base + page * ks_block + within, mask=seen, other=0.0).to(tl.float32)
-        s = s * (k_scales * scale)[None, :]
-    else:
-        s = s * scale
-    if CAP:
-        if EXACT_TANH:
-            s = tanh_exact(s) * cap
-        else:
-            s = tanh_approx(s) * cap
-    if ALIBI:
-        s = s - slope[:, None] * tl.abs(position[:, None] - keys[None, :]).to(tl.float32)
-    if MASKED:
-        visible = (keys[None, :] >= low[:, None]) & (keys[None, :] < high[:, None]) & seen[None, :]
-        if TREE:
-            new = keys - history
-            bit = query[:, None] * q_len + new[None, :]
-            asked = visible & (new[None, :] >= 0)
-            byte = tl.load(tree + mask0 + (bit >> 3), mask=asked, other=255).to(tl.int32)
-            visible = visible & (((byte >> (bit & 7)) & 1) == 1)
-        s = tl.where(visible, s, float("-inf"))
-
-    new_top = tl.maximum(top, tl.max(s, 1))
-    # Where nothing has been seen, -inf less -inf would be NaN.
-    base = tl.where(new_top == float("-inf"), 0.0, new_top)
-    decay = exponential(top - base, EXACT)
-    p = exponential(s - base[:, None], EXACT)
-    total = total * decay + tl.sum(p, 1)
-
-    if V_SCALE == "token_head":
-        if SHARE:
-            p = p * k_scales[None, :]
-        else:
-            v_scales = tl.load(v_scale + vs_base + page * vs_block + within, mask=seen, other=0.0).to(tl.float32)
-            p = p * v_scales[None, :]
-    weights = _as(p, PV)
-    if SHARE:
-        v0 = _as(k0, PV)
-    else:
-        v0 = _codes(v, v_rows, seen, 0, V0, DIM_VO, V_CODE, PV, MASKED)
-    acc0 = tl.dot(weights, v0, acc0 * decay[:, None], input_precision="ieee")
-    if V1 > 0:
-        v1 = _codes(v, v_rows, seen, V0, V1, DIM_VO, V_CODE, PV, MASKED)
-        acc1 = tl.dot(weights, v1, acc1 * decay[:, None], input_precision="ieee")
-    return new_top, total, acc0, acc1
+def _hide(s, keys, end, low, high, tree, mask0, history, query, q_len, TREE: tl.constexpr):
+    """Logits [rows, keys] with -inf where a row does not see a key."""
+    visible = (keys[None, :] >= low[:, None]) & (keys[None, :] < high[:, None]) & (keys < end)[None, :]
+    if TREE:
+        new = keys - history
+        bit = query[:, None] * q_len + new[None, :]
+        asked = visible & (new[None, :] >= 0)
+        byte = tl.load(tree + mask0 + (bit >> 3), mask=asked, other=255).to(tl.int32)
+        visible = visible & (((byte >> (bit & 7)) & 1) == 1)
+    return tl.where(visible, s, float("-inf"))
 
 
 @triton.jit
@@ -204,7 +121,8 @@ def _store(out, parts, pointers, part_rows, valid, direct, acc, FROM: tl.constex
 def attend(ints, q, k, v, k_scale, v_scale, sinks, alibi, tree, out, lse, parts, states,
            q_row, k_block, k_head, k_token, v_block, v_head, v_token, ks_block, ks_head, vs_block, vs_head,
            out_row, lse_row, scale, cap, unit,
-           LARGE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PAGED: tl.constexpr, POWER: tl.constexpr,
+           LARGE: tl.constexpr, UNMASKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+           PAGED: tl.constexpr, POWER: tl.constexpr,
            TREE: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr, SINKS: tl.constexpr, LSE: tl.constexpr,
            EXACT: tl.constexpr, EXACT_TANH: tl.constexpr, SHARE: tl.constexpr,
            DIM_QK: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
@@ -218,7 +136,7 @@ def attend(ints, q, k, v, k_scale, v_scale, sinks, alibi, tree, out, lse, parts,
     f8 codes as u8. k_scale, v_scale: by K_SCALE, V_SCALE "none", "scalar" (of a head), "channel", "token_head".
     scale, cap, unit: of logits, in the exponential's unit, cap's divided out of scale; K's
     scalar scale is not in it. QK, PV: the types of factors, "f32", "bf16" or "f16". SHARE: V is the first D0 channels
-    of K. LARGE tiles do their keys without a mask first, as far as every row sees them.
+    of K. UNMASKED: masks are left out where every row sees every key of a tile.
     """
     number = tl.program_id(0)
     head = tl.program_id(1)
@@ -243,7 +161,7 @@ def attend(ints, q, k, v, k_scale, v_scale, sinks, alibi, tree, out, lse, parts,
     begin = tl.load(item + 5)
     end = tl.load(item + 6)
     full_begin = tl.load(item + 7)
-    full_count = tl.load(item + 8)
+    full_end = tl.load(item + 8)
     part = tl.load(item + 9)
     table = tl.load(item + 10)
     positions = tl.load(item + 11)
@@ -260,7 +178,7 @@ def attend(ints, q, k, v, k_scale, v_scale, sinks, alibi, tree, out, lse, parts,
     low = tl.maximum(position.to(tl.int64) - left, 0)
     high = tl.minimum(position.to(tl.int64) + right + 1, kv_len.to(tl.int64))
     low = tl.minimum(low, kv_len.to(tl.int64)).to(tl.int32)
-    high = tl.where(valid, tl.maximum(high, 0), 0).to(tl.int32)
+    high = tl.where(valid, tl.maximum(high, 0), -1).to(tl.int32)
 
     q_rows = (q_row0 + query) * q_row + q_head * DIM_QK
     d0 = tl.arange(0, D0)
@@ -294,35 +212,80 @@ def attend(ints, q, k, v, k_scale, v_scale, sinks, alibi, tree, out, lse, parts,
     acc0 = tl.zeros([BM, V0], tl.float32)
     acc1 = tl.zeros([BM, V1 if V1 > 0 else 1], tl.float32)
 
-    full_end = end
-    before_end = end
-    if LARGE:
-        for i in range(full_count):
-            top, total, acc0, acc1 = _tile(
-                full_begin + i * BN, end, ints, table, kv_row0, k, v, k_scale, v_scale, tree, mask0,
-                k_base, v_base, ks_base, vs_base, k_block, k_token, v_block, v_token, ks_block, vs_block,
-                block_size, block_shift, q0, q1, k_channel0, k_channel1, low, high, history, query, q_len,
-                position, slope, scale, cap, top, total, acc0, acc1,
-                BN, False, PAGED, POWER, TREE, ALIBI, CAP, EXACT, EXACT_TANH, SHARE,
-                DIM_QK, D0, D1, DIM_VO, V0, V1, K_CODE, V_CODE, K_SCALE, V_SCALE, QK, PV,
-            )  # fmt: skip
-        before_end = tl.where(full_count > 0, full_begin, end)
-        full_end = tl.where(full_count > 0, full_begin + full_count * BN, end)
-    before = tl.cdiv(before_end - begin, BN)
-    after = tl.cdiv(end - full_end, BN)
-    for i in range(before + after):
-        is_after = i >= before
-        start = tl.where(is_after, full_end + (i - before) * BN, begin + i * BN)
-        stop = tl.where(is_after, end, before_end)
-        top, total, acc0, acc1 = _tile(
-            start, stop, ints, table, kv_row0, k, v, k_scale, v_scale, tree, mask0,
-            k_base, v_base, ks_base, vs_base, k_block, k_token, v_block, v_token, ks_block, vs_block,
-            block_size, block_shift, q0, q1, k_channel0, k_channel1, low, high, history, query, q_len,
-            position, slope, scale, cap, top, total, acc0, acc1,
-            BN, True, PAGED, POWER, TREE, ALIBI, CAP, EXACT, EXACT_TANH, SHARE,
-            DIM_QK, D0, D1, DIM_VO, V0, V1, K_CODE, V_CODE, K_SCALE, V_SCALE, QK, PV,
-        )  # fmt: skip
+    for start in range(begin, end, BN):
+        keys = start + tl.arange(0, BN)
+        seen = keys < end
+        if PAGED:
+            if POWER:
+                place = keys >> block_shift
+                within = keys - (place << block_shift)
+            else:
+                place = keys // block_size
+                within = keys - place * block_size
+            page = tl.load(ints + table + place, mask=seen, other=0).to(tl.int64)
+            k_rows = k_base + page * k_block + within * k_token
+        else:
+            page = tl.zeros([BN], tl.int64)
+            within = keys
+            k_rows = k_base + (kv_row0 + keys) * k_token
+        k0 = _codes(k, k_rows, seen, 0, D0, DIM_QK, K_CODE, QK)
+        if K_SCALE == "channel":
+            k0 = _as(k0.to(tl.float32) * k_channel0[None, :], QK)
+        s = tl.dot(q0, tl.trans(k0), input_precision="ieee")
+        if D1 > 0:
+            k1 = _codes(k, k_rows, seen, D0, D1, DIM_QK, K_CODE, QK)
+            if K_SCALE == "channel":
+                k1 = _as(k1.to(tl.float32) * k_channel1[None, :], QK)
+            s = tl.dot(q1, tl.trans(k1), s, input_precision="ieee")
 
+        if K_SCALE == "token_head":
+            k_scales = tl.load(k_scale + ks_base + page * ks_block + within, mask=seen, other=0.0).to(tl.float32)
+            s = s * (k_scales * scale)[None, :]
+        else:
+            s = s * scale
+        if CAP:
+            if EXACT_TANH:
+                s = tanh_exact(s) * cap
+            else:
+                s = tanh_approx(s) * cap
+        if ALIBI:
+            s = s - slope[:, None] * tl.abs(position[:, None] - keys[None, :]).to(tl.float32)
+        if UNMASKED:
+            if (start < full_begin) | (start + BN > full_end):
+                s = _hide(s, keys, end, low, high, tree, mask0, history, query, q_len, TREE)
+        else:
+            s = _hide(s, keys, end, low, high, tree, mask0, history, query, q_len, TREE)
+
+        new_top = tl.maximum(top, tl.max(s, 1))
+        # Where nothing has been seen, -inf less -inf would be NaN.
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        decay = exponential(top - base, EXACT)
+        p = exponential(s - base[:, None], EXACT)
+        total = total * decay + tl.sum(p, 1)
+        top = new_top
+
+        if PAGED:
+            v_rows = v_base + page * v_block + within * v_token
+        else:
+            v_rows = v_base + (kv_row0 + keys) * v_token
+        if V_SCALE == "token_head":
+            if SHARE:
+                p = p * k_scales[None, :]
+            else:
+                v_scales = tl.load(v_scale + vs_base + page * vs_block + within, mask=seen, other=0.0).to(tl.float32)
+                p = p * v_scales[None, :]
+        weights = _as(p, PV)
+        if SHARE:
+            v0 = _as(k0, PV)
+        else:
+            v0 = _codes(v, v_rows, seen, 0, V0, DIM_VO, V_CODE, PV)
+        acc0 = tl.dot(weights, v0, acc0 * decay[:, None], input_precision="ieee")
+        if V1 > 0:
+            v1 = _codes(v, v_rows, seen, V0, V1, DIM_VO, V_CODE, PV)
+            acc1 = tl.dot(weights, v1, acc1 * decay[:, None], input_precision="ieee")
+
+    # From what the loop needs too: a truth value for each row would hold registers throughout it.
+    valid = high >= 0
     direct = part < 0
     out_rows = (q_row0 + query) * out_row + q_head * DIM_VO
     part_rows = part.to(tl.int64) * tl.num_programs(1) + head * BM + tl.arange(0, BM)

@@ -55,7 +55,8 @@ class TritonAttention(AttentionPlan):
         self._small = tile(self.request, made_of, arch, is_large=False)
         self._large = tile(self.request, made_of, arch, is_large=True)
         programs = max(1, -(-_WAVES * self._processors() // spec.num_kv_heads))
-        self._tiling = Tiling(self._large.rows, (self._small.keys, self._large.keys), programs, _LEAST_PART)
+        keys = max(self._small.keys, self._large.keys)
+        self._tiling = Tiling(self._large.rows, keys, programs, _LEAST_PART)
         self._schedule: Schedule | None = None
         exact = spec.numerics.exp == "exact"
         # Logits in units of ln 2 where the exponential is a power of two.
@@ -89,7 +90,7 @@ class TritonAttention(AttentionPlan):
         self._part_room = 0
         self._parts: Any = None
         self._states: Any = None
-        self._reserve(self._bounded_ints(), 0)
+        self._reserve(self._bounded_ints(), self._most_part_rows())
 
     def _processors(self) -> int:
         if getattr(self.session, "is_interpreted", False):
@@ -112,25 +113,37 @@ class TritonAttention(AttentionPlan):
         parts = self._tiling.most_parts
         if bounds.max_kv_len is not None and bounds.max_kv_len <= _LEAST_PART:
             parts = 0
-        large = -(-rows // self._large.rows) + sequences + parts
-        if bounds.max_q_len is not None and bounds.max_q_len * group <= SMALL_ROWS:
-            large = 0
-        height = self._large.rows if large else SMALL_ROWS
-        return sequences + parts, large, min(rows, parts // 2 * height)
+        large = -(-rows // self._large.rows) + sequences + parts if self._has_large() else 0
+        return sequences + parts, large, min(rows, parts // 2 * self._height())
+
+    def _has_large(self) -> bool:
+        """Whether a sequence within the bounds may have more rows than a small tile."""
+        most = self.request.bounds.max_q_len
+        return most is None or most * self.spec.group > SMALL_ROWS
+
+    def _height(self) -> int:
+        """Rows of the highest tile."""
+        return max(SMALL_ROWS, self._large.rows) if self._has_large() else SMALL_ROWS
+
+    def _most_part_rows(self) -> int:
+        """Rows of all parts of any batch, for one KV head: a graph may be replayed with another batch, whose keys are
+        split where those of the captured one were not."""
+        most = self.request.bounds.max_kv_len
+        return 0 if most is not None and most <= _LEAST_PART else self._tiling.most_parts * self._height()
 
     def _reserve(self, ints: int, part_rows: int) -> None:
-        """Arrays with room for so many numbers and rows of parts."""
-        if ints > self._room:
-            if self._is_recorded():
-                raise ContractError("batch", f"at most {self._room} numbers of items: a graph holds their array", ints)
-            self._room = ints
-            self._ints = self.session.empty((ints,), "i32")
+        """Arrays with room for so many numbers and rows of parts, or the ones that there were."""
+        numbers, parts, states = self._ints, self._parts, self._states
+        if ints > self._room and self._is_recorded():
+            raise ContractError("batch", f"at most {self._room} numbers of items: a graph holds their array", ints)
         if part_rows > self._part_room:
-            spec = self.spec
-            self._part_room = max(part_rows, self._tiling.most_parts * max(self._large.rows, SMALL_ROWS))
-            rows = self._part_room * spec.num_kv_heads
-            self._parts = self.session.empty((rows, spec.head_dim_vo), "f32")
-            self._states = self.session.empty((rows, 2), "f32")
+            rows = part_rows * self.spec.num_kv_heads
+            parts = self.session.empty((rows, self.spec.head_dim_vo), "f32")
+            states = self.session.empty((rows, 2), "f32")
+        if ints > self._room:
+            numbers = self.session.empty((ints,), "i32")
+        self._room, self._part_room = max(ints, self._room), max(part_rows, self._part_room)
+        self._ints, self._parts, self._states = numbers, parts, states
 
     def _is_recorded(self) -> bool:
         return any(graph.limits_of(self) for graph in self._graphs)
@@ -140,7 +153,7 @@ class TritonAttention(AttentionPlan):
             reason = Reason("host_exact", "batch.host_exact", False, True)
             raise Unsupported([reason], request=self.request, backend=str(self.session.device))
         made = schedule(batch, self.spec, self.request.cache, self._tiling)
-        self._reserve(len(made.ints), 1)
+        self._reserve(len(made.ints), made.part_rows)
         self.session.write(self._ints, made.ints)
         self._schedule = made
 
@@ -173,7 +186,7 @@ class TritonAttention(AttentionPlan):
         for count, shape, is_large in ((small, self._small, False), (large, self._large, True)):
             launch(
                 attend, (count, spec.num_kv_heads), warps=shape.warps, stages=shape.stages,
-                **args, LARGE=is_large, BM=shape.rows, BN=shape.keys,
+                **args, LARGE=is_large, UNMASKED=shape.unmasked, BM=shape.rows, BN=shape.keys,
             )  # fmt: skip
         width = triton.next_power_of_2(spec.head_dim_vo)
         launch(

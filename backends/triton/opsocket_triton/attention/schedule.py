@@ -18,8 +18,8 @@ Int32 = npt.NDArray[np.int32]
 
 HEADER: Final = 16
 ITEM: Final = 16
-"""q_row0, q_len, kv_len, position of query 0 from key 0, first row, first key, last key + 1, first of the keys that
-every row sees, tiles of them, first row of its part or -1, place of the sequence's block table, place of its positions
+"""q_row0, q_len, kv_len, position of query 0 from key 0, first row, first key, last key + 1, first and last + 1 of
+the keys that every row sees, first row of its part or -1, place of the sequence's block table, place of its positions
 or -1, row of key 0 (i64), first byte of the tree mask (i64)."""
 MERGE: Final = 8
 """q_row0, row, parts, row of the first part, rows of a part, row within the part, and two that are not used."""
@@ -32,11 +32,11 @@ _FAR: Final = 2**30
 
 @dataclass(frozen=True)
 class Tiling:
-    """rows: of a large tile. keys: of a small and of a large tile. programs: per KV head that fill the device; a tile's
-    keys are split where the tiles are fewer, into parts of at least `least_part` keys."""
+    """rows: of a large tile. keys: of either kind's tile, the more of both, which parts are multiples of. programs: per
+    KV head that fill the device; where tiles are fewer, their keys are split into parts of at least `least_part`."""
 
     rows: int
-    keys: tuple[int, int]
+    keys: int
     programs: int
     least_part: int
 
@@ -103,8 +103,8 @@ def schedule(batch: AttentionBatch, spec: AttentionSpec, cache: CacheSpec | None
     items[:, 4] = first_row[tile]
     items[:, 5] = begin[tile] + number * size[tile]
     items[:, 6] = np.minimum(items[:, 5] + size[tile], end[tile])
-    items[:, 7] = np.clip(full_begin[tile], items[:, 5], items[:, 6])
-    items[:, 8] = np.maximum(np.minimum(full_end[tile], items[:, 6]) - items[:, 7], 0) // tiling.keys[1]
+    items[:, 7] = np.minimum(full_begin[tile], items[:, 6])
+    items[:, 8] = np.clip(full_end[tile], 0, items[:, 6])
     items[:, 9] = np.where(parts[tile] > 1, first_part[tile] + number * height[seq], -1)
     for at, values in ((12, batch.kv_indptr), (14, batch.mask_indptr)):
         if values is not None:
@@ -145,7 +145,7 @@ def _parts(keys: Int64, tiling: Tiling) -> tuple[Int64, Int64]:
     least = max(tiling.least_part, share)
     parts = np.maximum(-(-keys // least), 1)
     size = np.maximum(-(-keys // parts), 1)
-    size = -(-size // tiling.keys[0]) * tiling.keys[0]
+    size = -(-size // tiling.keys) * tiling.keys
     return np.maximum(-(-keys // size), 1), size
 
 

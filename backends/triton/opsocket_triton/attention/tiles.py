@@ -22,10 +22,14 @@ class Products:
 
 @dataclass(frozen=True)
 class Tile:
+    """rows, keys: of a tile. unmasked: whether masks are left out where every row sees every key; a small tile meets
+    few keys, and products without matrix units cost so much more that it would gain nothing."""
+
     rows: int
     keys: int
     warps: int
     stages: int
+    unmasked: bool
 
 
 def products(request: Request, arch: str) -> Products:
@@ -81,15 +85,23 @@ def tile(request: Request, made_of: Products, arch: str, is_large: bool) -> Tile
     spec = request.spec
     assert isinstance(spec, AttentionSpec)
     widest = max(sum(split_dim(spec.head_dim_qk)), sum(split_dim(spec.head_dim_vo)))
-    is_exact = "f32" in (made_of.qk, made_of.pv)
-    if is_exact:
-        keys = 32 if widest <= 256 else 16
-        return Tile((32 if widest <= 256 else 16) if is_large else 16, keys, 4, 1)
-    keys = 64 if widest <= 128 else 32
-    if not is_large:
-        return Tile(16, keys, 4, 2)
-    rows = 128 if widest <= 128 else 64
-    return Tile(rows, keys, 8 if widest > 64 else 4, 2)
+    if "f32" in (made_of.qk, made_of.pv):
+        # Without matrix units a lane holds its rows and columns of both factors: wider tiles spill on NVIDIA.
+        keys = 32 if widest <= 128 or (widest <= 256 and not is_large) else 16
+        return Tile(32 if is_large and widest <= 256 else 16, keys, 8, 1, unmasked=False)
+    known = ARCHES.get(arch)
+    is_cdna = known is not None and known.warp == 64
+    # What holds a wide tile's sums: Hopper's and Blackwell's products read both factors from on-chip memory, and CDNA
+    # has twice the registers.
+    is_roomy = is_cdna or arch in ("sm_90", "sm_100")
+    if widest <= 128:
+        keys = 64 if is_roomy or widest <= 64 or not is_large else 32
+        return Tile(128, keys, 8, 2, unmasked=True) if is_large else Tile(16, keys, 4, 2, unmasked=False)
+    if widest <= 256:
+        return Tile(64, 32, 8, 2, unmasked=True) if is_large else Tile(16, 32, 4, 2, unmasked=False)
+    if is_large and is_roomy:
+        return Tile(32, 32, 4 if is_cdna else 8, 2, unmasked=True)
+    return Tile(16, 32, 8, 2, unmasked=False)
 
 
 def shares_values(spec: AttentionSpec, cache: CacheSpec | None) -> bool:
