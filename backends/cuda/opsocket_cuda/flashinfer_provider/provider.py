@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 
-from opsocket.operators import AttentionSpec, DeviceInfo, Pick, Provider, Reason, Request
+from opsocket.operators import AttentionSpec, DeviceInfo, Pick, Provider, Reason, Request, VendorCall
 from opsocket_cuda.flashinfer_provider import refusals
 
 _NEED = "the package flashinfer installed: pip install 'opsocket[flashinfer]'"
@@ -36,3 +37,8 @@ class FlashInferProvider(Provider):
         if request.cache is None:
             return Pick(attention.FlashInferRaggedAttention)
         return Pick(attention.FlashInferPagedAttention)
+
+    def vendor_calls(self) -> Sequence[VendorCall]:
+        from opsocket_cuda.flashinfer_provider import calls
+
+        return [VendorCall(*call) for call in calls.CALLS]
