@@ -7,7 +7,7 @@ receipt from the provider that `supports` named, and every input is compared wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from opsocket.operators import (
     Cache,
     CacheLayout,
     CacheSpec,
+    Ladder,
     Plan,
     Reason,
     Request,
@@ -50,10 +51,10 @@ class Denied(Exception):
 @dataclass(eq=False, kw_only=True)
 class Bench(Findings):
     """One case's view of a session. providers, tiers: of the kernels that ran, by receipt and by operator. launched:
-    as in `Result`; launched_since: what was launched since it was last asked."""
+    as in `Result`, where a ladder takes it down."""
 
     session: Session
-    launched_since: Callable[[], tuple[str, ...]] | None = None
+    ladder: Ladder | None = None
     launched: dict[str, dict[str, None]] = field(default_factory=dict)
     providers: dict[str, str] = field(default_factory=dict)
     tiers: dict[str, str] = field(default_factory=dict)
@@ -175,8 +176,8 @@ class Bench(Findings):
         self._take(f"{plan.request.op}/{plan.provider}")
 
     def _take(self, owner: str) -> None:
-        if self.launched_since is not None:
-            self.launched.setdefault(owner, {}).update(dict.fromkeys(self.launched_since()))
+        if self.ladder is not None:
+            self.launched.setdefault(owner, {}).update(dict.fromkeys(self.ladder.recorded()))
 
     def _check_receipt(self, plan: Plan) -> None:
         op, (_, support) = plan.request.op, self._planned[id(plan)]

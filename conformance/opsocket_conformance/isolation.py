@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import IO, Any, Final, TypeVar
+from typing import IO, Any, Final, Literal, TypeVar
 
 from opsocket.operators import DeviceInfo
 from opsocket.runtime import RuntimeConfig
@@ -30,6 +30,9 @@ from opsocket_conformance.worker import GRACE_S, result_from_json
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+Record = Literal["", "run", "rehearse"]
+"""Whether what is launched is taken down: not; while it runs; instead of running, so that verdicts say nothing."""
 
 _OPENING_S: Final = 180.0
 _CLOSING_S: Final = 20.0
@@ -61,7 +64,7 @@ class Worker:
     here. record: whether results say what was launched."""
 
     def __init__(
-        self, config: RuntimeConfig, environment: Mapping[str, str] | None = None, record: bool = False
+        self, config: RuntimeConfig, environment: Mapping[str, str] | None = None, record: Record = ""
     ) -> None:
         self._record = record
         self._printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
@@ -94,7 +97,7 @@ class Worker:
     def ask(self, question: Question, limit_s: float) -> Result:
         """Have one case run; `Died` where no result comes."""
         request = {"case": question.case.id, "seed": question.seed, "fault": question.fault}
-        self._say({**request, "limit_s": limit_s, **({"record": True} if self._record else {})})
+        self._say({**request, "limit_s": limit_s, **({"record": self._record} if self._record else {})})
         # The worker's own watchdog comes first; this one is for a process that can't even run that.
         return result_from_json(self._hear(limit_s + 2 * GRACE_S))
 
@@ -166,7 +169,7 @@ def run_isolated(
     exclusions: Sequence[Exclusion] = (),
     on_result: Callable[[Result], None] = lambda result: None,
     environment: Mapping[str, str] | None = None,
-    record: bool = False,
+    record: Record = "",
 ) -> list[Result]:
     """One result per case, in their order, whatever becomes of the processes that run them."""
     pool = Pool(config, jobs, limit_s, environment, record)
@@ -202,7 +205,7 @@ class Pool:
         jobs: int,
         limit_s: float,
         environment: Mapping[str, str] | None = None,
-        record: bool = False,
+        record: Record = "",
     ) -> None:
         self._environment, self._record = environment, record
         self._config, self._jobs, self._limit_s = config, jobs, limit_s

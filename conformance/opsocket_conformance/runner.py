@@ -13,7 +13,7 @@ from types import FrameType
 
 import numpy as np
 
-from opsocket.operators import Reason, Session
+from opsocket.operators import Ladder, Reason, Session
 from opsocket_conformance.bench import Bench, Denied
 from opsocket_conformance.case import Case
 from opsocket_conformance.exclusions import Exclusion, excluded
@@ -24,12 +24,10 @@ class TimeLimit(Exception):
     """A case took longer than it may."""
 
 
-def run_case(
-    case: Case, session: Session, seed: int, limit_s: float, launched_since: Callable[[], tuple[str, ...]] | None = None
-) -> Result:
-    """Put one case to a session and judge the answer; never raises but for KeyboardInterrupt. launched_since: what
-    was launched since it was last asked."""
-    bench, started = Bench(session=session, launched_since=launched_since), time.perf_counter()
+def run_case(case: Case, session: Session, seed: int, limit_s: float, ladder: Ladder | None = None) -> Result:
+    """Put one case to a session and judge the answer; never raises but for KeyboardInterrupt. ladder: takes down
+    what is launched."""
+    bench, started = Bench(session=session, ladder=ladder), time.perf_counter()
     verdict, messages = Verdict.PASS, list[str]()
     reasons: tuple[Reason, ...] = ()
     try:
@@ -59,6 +57,7 @@ def run_case(
         notes=tuple(bench.notes),
         reasons=reasons,
         seconds=time.perf_counter() - started,
+        trace="" if ladder is None else ladder.trace(),
         launched={owner: tuple(records) for owner, records in bench.launched.items() if records},
     )
 

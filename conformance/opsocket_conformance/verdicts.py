@@ -49,7 +49,7 @@ class Result:
     ratio: the largest |out - ref| / E over the elements compared, None where nothing was compared by tolerance.
     provider, tier: whose kernels ran, by receipt; "" where none ran. messages: every finding, the worst first. notes:
     what could be observed here, and what could not. launched: by "operator/provider", and "" for whatever no plan's
-    `run` launched, what a backend recorded, where that was asked for.
+    `run` launched, what a backend recorded, where that was asked for; trace: a digest of all of it, in order.
     """
 
     case: str
@@ -65,6 +65,7 @@ class Result:
     reasons: tuple[Reason, ...] = ()
     seconds: float = 0.0
     launched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    trace: str = ""
 
 
 def count(results: Iterable[Result]) -> dict[Verdict, int]:

@@ -10,11 +10,10 @@ import faulthandler
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import IO, Any
 
-from opsocket.operators import OpsocketError, Reason, Session
+from opsocket.operators import Ladder, OpsocketError, Reason, Session
 from opsocket_conformance.verdicts import Filtered, Result, Verdict
 
 CONTROL = "control of the ladder: "
@@ -58,13 +57,12 @@ def main(requests: IO[str], answers: IO[str]) -> None:
     from opsocket_conformance.runner import run_case
     from opsocket_conformance.speed import measure as speed
 
-    launched_since: Callable[[], tuple[str, ...]] | None = None
+    ladder: Ladder | None = None
     with session:
         for line in requests:
             request = json.loads(line)
-            if request.get("record") and launched_since is None and (ladder := session.backend.ladder()) is not None:
-                ladder.record()
-                launched_since = ladder.recorded
+            if request.get("record") and ladder is None and (ladder := session.backend.ladder()) is not None:
+                ladder.record(rehearse=request["record"] == "rehearse")
             if "speed" in request:
                 faulthandler.dump_traceback_later(request["speed"]["limit_s"] + GRACE_S, exit=True)
                 told = speed.answer(session, request["speed"])
@@ -74,7 +72,7 @@ def main(requests: IO[str], answers: IO[str]) -> None:
             under_test = _broken(session, request["fault"]) if request["fault"] else session
             faulthandler.dump_traceback_later(request["limit_s"] + GRACE_S, exit=True)
             case = parse_case(request["case"], CHECKS)
-            result = run_case(case, under_test, request["seed"], request["limit_s"], launched_since)
+            result = run_case(case, under_test, request["seed"], request["limit_s"], ladder)
             faulthandler.cancel_dump_traceback_later()
             answer(result_to_json(result))
 

@@ -52,6 +52,13 @@ def test_the_report_says_interpreted_and_compiled_and_is_whole(report) -> None:
     assert [(made["launch"], made["arch"]) for made in report["ladder"]["artifacts"]] == [(0, "gfx942"), (0, "gfx1100")]
 
 
+def test_numbers_are_shared_where_the_launches_are_the_same(report) -> None:
+    (other,) = report["ladder"]["numerics"]
+    assert (other["arch"], other["same"], other["wrong"]) == ("gfx1100", 1, [])
+    assert not any(other["counts"].values())
+    assert report["ladder"]["launches"] == [{"owners": ["add/triton"], "architectures": ["gfx942", "gfx1100"]}]
+
+
 def test_every_control_was_refused_for_its_own_fault(report) -> None:
     controls = report["ladder"]["controls"]
     assert all(control["refused"] for control in controls)
@@ -111,6 +118,8 @@ BLURS = [
     ("verdict", pass_control),
     ("no control", lambda r: r["ladder"].update(controls=[])),
     ("verdict", lambda r: r["ladder"]["artifacts"][0].update(problems=["spills: 3"])),
+    ("cases are missing for gfx1100", lambda r: r["ladder"]["numerics"][0].update(same=0)),
+    ("numbers are wanted for gfx1100", lambda r: r["ladder"].update(numerics=[])),
     ("or of nothing that was asked for", lambda r: r["ladder"].update(architectures=["gfx942"])),
 ]
 

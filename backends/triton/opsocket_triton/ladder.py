@@ -42,15 +42,20 @@ class TritonLadder(Ladder):
     def environment(self, arch: str) -> Mapping[str, str]:
         return {VARIABLE: find_arch(arch).name}
 
-    def record(self) -> None:
-        from opsocket_triton.launch import keep
+    def record(self, rehearse: bool = False) -> None:
+        from opsocket_triton.launch import take_down
 
-        keep()
+        take_down(rehearse)
 
     def recorded(self) -> tuple[str, ...]:
-        from opsocket_triton.launch import kept
+        from opsocket_triton.launch import taken
 
-        return tuple(made.dumps() for made in kept())
+        return tuple(made.dumps() for made in taken())
+
+    def trace(self) -> str:
+        from opsocket_triton.launch import trace
+
+        return trace()
 
     def kernel_of(self, record: str) -> str:
         return Specialization.loads(record).kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,19 +68,46 @@ def _type_of(value: Any) -> tuple[str, bool]:
 
 
 _seen: set[str] = set()
-_kept: dict[Specialization, None] | None = None
 
 
-def keep() -> None:
-    """From now on, keep what is launched for `kept`."""
-    global _kept
-    _kept = {}
+class _Taken:
+    """What is taken down of launches. rehearsing: they are not carried out."""
+
+    def __init__(self, rehearsing: bool) -> None:
+        self.rehearsing = rehearsing
+        self.made: dict[Specialization, None] = {}
+        self.digest = hashlib.sha256()
+
+    def take(self, made: Specialization, grid: tuple[int, ...], args: dict[str, Any]) -> None:
+        self.made[made] = None
+        shown = {name: _shown(value) for name, value in args.items()}
+        self.digest.update(f"{made.dumps()}\0{grid}\0{shown}\n".encode())
 
 
-def kept() -> tuple[Specialization, ...]:
-    """What was launched since `keep`, or since the last call: each specialization once."""
-    found = tuple(_kept or ())
-    keep()
+def _shown(value: Any) -> Any:
+    return (tuple(value.shape), value.stride()) if isinstance(value, torch.Tensor) else value
+
+
+_taken: _Taken | None = None
+
+
+def take_down(rehearse: bool = False) -> None:
+    """From now on, take down what is launched; rehearse: instead of carrying it out."""
+    global _taken
+    _taken = _Taken(rehearse)
+
+
+def taken() -> tuple[Specialization, ...]:
+    """What was launched since the last call, each specialization once."""
+    assert _taken is not None, "take_down comes first"
+    found, _taken.made = tuple(_taken.made), {}
+    return found
+
+
+def trace() -> str:
+    """A digest of the launches since the last call, their grids, numbers and shapes with them."""
+    assert _taken is not None, "take_down comes first"
+    found, _taken.digest = _taken.digest.hexdigest(), hashlib.sha256()
     return found
 
 
@@ -100,12 +128,14 @@ def launch(
     if not all(grid):
         return
     folder = os.environ.get(RECORD_VARIABLE)
-    if folder or _kept is not None:
+    if folder or _taken is not None:
         made = specialization(kernel, args, warps, stages)
         if folder:
             _record(Path(folder), made)
-        if _kept is not None:
-            _kept[made] = None
+        if _taken is not None:
+            _taken.take(made, grid, args)
+            if _taken.rehearsing:
+                return
     if reached and is_interpreting():
         from opsocket_triton import interpreter
 

@@ -6,14 +6,17 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from opsocket.operators import Artifact, Backend, ContractError, DeviceInfo, Ladder
-from opsocket_conformance.isolation import Pool
+from opsocket_conformance.case import Case
+from opsocket_conformance.exclusions import Exclusion
+from opsocket_conformance.isolation import Pool, run_isolated
 from opsocket_conformance.ladder.bindings import bind
 from opsocket_conformance.ladder.controls import ask_kernels, ask_launches
-from opsocket_conformance.ladder.section import Climbed, Launch, launches_of
-from opsocket_conformance.verdicts import Result
+from opsocket_conformance.ladder.section import Climbed, Elsewhere, Launch, launches_of
+from opsocket_conformance.verdicts import Result, Verdict
 
 if TYPE_CHECKING:
     from opsocket.runtime import RuntimeConfig
@@ -74,11 +77,54 @@ def changed(environment: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def elsewhere(
+    backend: Backend,
+    place: Ground,
+    config: RuntimeConfig,
+    cases: Sequence[Case],
+    results: Sequence[Result],
+    *,
+    jobs: int,
+    seed: int,
+    limit_s: float,
+    exclusions: Sequence[Exclusion] = (),
+    on_result: Callable[[Result], None] = lambda result: None,
+) -> list[Elsewhere]:
+    """The cases of a stand-in's run for each other architecture: rehearsed, and run where other things are launched."""
+    found = []
+    for arch in place.arches if place.device.emulated else ():
+        if arch == place.device.arch:
+            continue
+        device, environment = stand_in(backend, place.ladder, arch)
+        run = partial(
+            run_isolated,
+            config=config.override("argument", {"backend": str(device)}),
+            jobs=jobs,
+            seed=seed,
+            limit_s=limit_s,
+            exclusions=exclusions,
+            on_result=on_result,
+            environment=environment,
+        )
+        rehearsed = run(cases, record="rehearse")
+        same = {a.case for a, b in zip(results, rehearsed, strict=True) if _is_same(a, b)}
+        ran = run([case for case in cases if case.id not in same], record="run")
+        found.append(Elsewhere(arch, tuple(result.case for result in results if result.case in same), tuple(ran)))
+    return found
+
+
+def _is_same(ran: Result, rehearsed: Result) -> bool:
+    """Whether a case launches there what it launched here. A rehearsal's verdict says only whether it was denied."""
+    denied = ran.verdict is Verdict.UNSUPPORTED, rehearsed.verdict is Verdict.UNSUPPORTED
+    return ran.trace == rehearsed.trace and denied[0] == denied[1]
+
+
 def climb(
     backend: Backend,
     place: Ground,
     config: RuntimeConfig,
     results: Sequence[Result],
+    others: Sequence[Elsewhere],
     *,
     jobs: int,
     seed: int,
@@ -86,13 +132,17 @@ def climb(
     variants: int | None = None,
     on_artifact: Callable[[Artifact, int], None] = lambda artifact, count: None,
 ) -> Climbed:
-    """Everything above the numbers. config: chooses the device. variants: at most so many launches of each kernel are
-    made artifacts of; None: all. on_artifact: told of each, and of how many there will be."""
+    """Everything above the numbers. config: chooses the device. others: what `elsewhere` found. variants: at most so
+    many launches of each kernel are made artifacts of; None: all. on_artifact: told of each, and of how many there will
+    be."""
     ladder = place.ladder
-    launches = launches_of(results)
-    chosen = sample(ladder, launches, variants)
-    wanted = [(launches[index].record, arch) for index in chosen for arch in place.arches]
-    made = ladder.make(wanted, jobs, lambda artifact: on_artifact(artifact, len(wanted)))
+    launches = launches_of(results, others, place.arches)
+    wanted = [(i, arch) for i in sample(ladder, launches, variants) for arch in launches[i].arches]
+    made = ladder.make(
+        [(launches[index].record, arch) for index, arch in wanted],
+        jobs,
+        lambda artifact: on_artifact(artifact, len(wanted)),
+    )
     controls = ask_launches(ladder, place.arches, jobs)
     if place.device.emulated:
         pool = Pool(config, 1, limit_s, place.environment)
@@ -100,9 +150,10 @@ def climb(
     return Climbed(
         ladder.artifact,
         place.device.arch if place.device.emulated else "",
+        tuple(others),
         place.arches,
         tuple(launches),
-        tuple(zip([index for index in chosen for _ in place.arches], made, strict=True)),
+        tuple((index, artifact) for (index, _), artifact in zip(wanted, made, strict=True)),
         tuple(controls),
         tuple(bind(backend)),
         ladder.limits if place.device.emulated else (),

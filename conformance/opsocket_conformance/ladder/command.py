@@ -82,7 +82,7 @@ def command(
     from opsocket_conformance.exclusions import load_exclusions
     from opsocket_conformance.isolation import run_isolated
     from opsocket_conformance.ladder import section
-    from opsocket_conformance.ladder.climb import SLOWER, climb, ground
+    from opsocket_conformance.ladder.climb import SLOWER, climb, elsewhere, ground
     from opsocket_conformance.planned import parse_shard, plan_run, why_red
     from opsocket_conformance.profiles import PROFILES, find_profiles, hold
     from opsocket_conformance.report import badge, data, html, junit, markdown, terminal
@@ -106,7 +106,20 @@ def command(
             exclusions=exclusions,
             on_result=advance,
             environment=place.environment,
-            record=True,
+            record="run",
+        )
+    with terminal.progress(len(planned.cases) * (len(place.arches) - 1), shown and scaled) as advance:
+        others = elsewhere(
+            backend,
+            place,
+            config,
+            planned.cases,
+            results,
+            jobs=jobs,
+            seed=seed,
+            limit_s=limit_s,
+            exclusions=exclusions,
+            on_result=advance,
         )
     with _artifacts_shown(shown) as on_artifact:
         climbed = climb(
@@ -114,6 +127,7 @@ def command(
             place,
             chosen,
             results,
+            others,
             jobs=jobs,
             seed=seed,
             limit_s=limit_s,

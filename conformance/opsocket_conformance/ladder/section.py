@@ -7,24 +7,36 @@ whoever writes a report, and again by whoever checks one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from opsocket.operators import Artifact, Fact
 from opsocket_conformance.ladder.controls import Control
-from opsocket_conformance.verdicts import Result, Verdict
+from opsocket_conformance.verdicts import Result, Verdict, count
 
 _LONGEST = 2000
+_WRONG = (Verdict.FAIL, Verdict.CRASH, Verdict.NOT_RUN)
 
 
 @dataclass(frozen=True)
 class Launch:
     """A kernel as it was launched. record: the backend's own text. owners: "operator/provider" of the plans that
-    launched it, "" for what no plan's `run` launched."""
+    launched it, "" for what no plan's `run` launched. arches: for which of them."""
 
     record: str
     owners: tuple[str, ...]
+    arches: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The cases of a run for another architecture. same: those that launch the same there, so that their numbers are
+    known. results: of the others, on a stand-in of its own."""
+
+    arch: str
+    same: tuple[str, ...]
+    results: tuple[Result, ...]
 
 
 @dataclass(frozen=True)
@@ -40,11 +52,12 @@ class Binding:
 @dataclass(frozen=True)
 class Climbed:
     """What came of the rungs. kind: of the artifacts that a ladder makes. stand_in: the architecture that something
-    stood in for, "" for the device itself. arches: that artifacts were made for. launches: all of them; made: the
-    artifacts of `sampled` of them, by the index of the launch. limits: what none of it shows."""
+    stood in for, "" for the device itself; elsewhere: for which others. arches: that artifacts were made for. launches:
+    all of them; made: artifacts, by the index of the launch. limits: what none of it shows."""
 
     kind: str
     stand_in: str
+    elsewhere: tuple[Elsewhere, ...]
     arches: tuple[str, ...]
     launches: tuple[Launch, ...]
     made: tuple[tuple[int, Artifact], ...]
@@ -53,18 +66,35 @@ class Climbed:
     limits: tuple[str, ...]
 
 
-def launches_of(results: Iterable[Result]) -> list[Launch]:
-    """Every different launch of a run, with all that launched it, in a stable order. What counts for an operator that
-    no plan has, such as capture, is all that its cases launched."""
-    results = list(results)
-    planned = {owner.partition("/")[0] for result in results for owner in result.launched}
+def launches_of(results: Sequence[Result], elsewhere: Sequence[Elsewhere], arches: Sequence[str]) -> list[Launch]:
+    """Every different launch, with all that launched it and for which architectures, in a stable order.
+
+    arches: those that the run itself speaks for. What counts for an operator that no plan has, such as capture, is all
+    that its cases launched.
+    """
+    everything = [*results, *(result for other in elsewhere for result in other.results)]
+    planned = {owner.partition("/")[0] for result in everything for owner in result.launched}
     owners: dict[str, set[str]] = {}
-    for result in results:
+    where: dict[str, set[str]] = {}
+
+    def add(result: Result, speaks_for: Sequence[str]) -> None:
         also = {f"{result.operator}/{result.provider}"} if result.operator not in planned and result.provider else set()
         for owner, records in result.launched.items():
             for record in records:
                 owners.setdefault(record, set()).update({owner} | also)
-    return [Launch(record, tuple(sorted(owners[record]))) for record in sorted(owners)]
+                where.setdefault(record, set()).update(speaks_for)
+
+    others = {other.arch: other for other in elsewhere}
+    same = {arch: set(other.same) for arch, other in others.items()}
+    for result in results:
+        add(result, [arch for arch in arches if arch not in others or result.case in same[arch]])
+    for arch, other in others.items():
+        for result in other.results:
+            add(result, [arch])
+    return [
+        Launch(record, tuple(sorted(owners[record])), tuple(arch for arch in arches if arch in where[record]))
+        for record in sorted(owners)
+    ]
 
 
 def section(climbed: Climbed, results: Sequence[Result]) -> dict[str, Any]:
@@ -73,13 +103,26 @@ def section(climbed: Climbed, results: Sequence[Result]) -> dict[str, Any]:
         "kind": climbed.kind,
         "stand_in": climbed.stand_in,
         "architectures": list(climbed.arches),
-        "launches": [{"owners": list(launch.owners)} for launch in climbed.launches],
+        "numerics": [_elsewhere(other) for other in climbed.elsewhere],
+        "launches": [{"owners": list(x.owners), "architectures": list(x.arches)} for x in climbed.launches],
         "artifacts": [_artifact(index, made) for index, made in climbed.made],
         "controls": [{**asdict(control), "said": control.said[:_LONGEST]} for control in climbed.controls],
         "bindings": [{**asdict(binding), "problem": binding.problem[:_LONGEST]} for binding in climbed.bindings],
         "limits": list(climbed.limits),
     }
     return {**content, "operators": operators(content, results)}
+
+
+def _elsewhere(other: Elsewhere) -> dict[str, Any]:
+    wrong = [result for result in other.results if result.verdict in _WRONG]
+    return {
+        "arch": other.arch,
+        "same": len(other.same),
+        "counts": {verdict.value: number for verdict, number in count(other.results).items()},
+        "wrong": [
+            {"case": r.case, "verdict": r.verdict.value, "said": "\n".join(r.messages)[-_LONGEST:]} for r in wrong
+        ],
+    }
 
 
 def _artifact(index: int, made: Artifact) -> dict[str, Any]:
@@ -108,7 +151,7 @@ def operators(content: Mapping[str, Any], results: Sequence[Result]) -> list[dic
     for operator, provider, tier in sorted({_served(r) for r in results if r.verdict is Verdict.PASS and r.provider}):
         owner = f"{operator}/{provider}"
         mine = [index for index, launch in enumerate(content["launches"]) if owner in launch["owners"]]
-        whole = [i for i in mine if all((i, arch) in right for arch in content["architectures"])]
+        whole = [i for i in mine if all((i, arch) in right for arch in content["launches"][i]["architectures"])]
         if not mine:
             why = (
                 "composed of the framework's operators"
@@ -145,6 +188,9 @@ def failure(content: Mapping[str, Any]) -> str:
     if wrong:
         first = f"{wrong[0]['kernel']} for {wrong[0]['arch']}"
         return f"{len(wrong)} of {len(content['artifacts'])} artifacts refused, such as {first}"
+    for other in content["numerics"]:
+        if other["wrong"]:
+            return f"{len(other['wrong'])} cases are wrong for {other['arch']}, such as {other['wrong'][0]['case']}"
     unbound = [entry for entry in content["bindings"] if entry["problem"] and entry["library"]]
     if unbound:
         return f"{len(unbound)} calls do not bind, such as {unbound[0]['target']}"
@@ -156,9 +202,18 @@ def contradictions(content: Mapping[str, Any], device: Mapping[str, Any], result
     stand_in = device["arch"] if device["numerics"] != "device" else ""
     if content["stand_in"] != stand_in:
         yield f"ladder: the numbers are {device['numerics']} on {device['arch']}, not by a stand-in for another"
+    others = [arch for arch in content["architectures"] if arch != stand_in] if stand_in else []
+    if [other["arch"] for other in content["numerics"]] != others:
+        yield f"ladder: numbers are wanted for {', '.join(others) or 'no other architecture'}"
+    for other in content["numerics"]:
+        if other["same"] + sum(other["counts"].values()) != len(results):
+            yield f"ladder: cases are missing for {other['arch']}"
+        if len(other["wrong"]) != sum(other["counts"][verdict.value] for verdict in _WRONG):
+            yield f"ladder: what is wrong for {other['arch']} does not agree with its counts"
     known = Counter((entry["launch"], entry["arch"]) for entry in content["artifacts"])
     for (launch, arch), number in known.items():
-        if launch >= len(content["launches"]) or arch not in content["architectures"] or number > 1:
+        launched = content["launches"][launch]["architectures"] if launch < len(content["launches"]) else ()
+        if arch not in launched or arch not in content["architectures"] or number > 1:
             yield f"ladder: artifact of launch {launch} for {arch}: twice, or of nothing that was asked for"
     if content["operators"] != operators(content, results):
         yield "ladder: what is proven of operators does not follow from the artifacts"

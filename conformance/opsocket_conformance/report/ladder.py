@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+NUMERICS_COLUMNS: Final = ("arch", "cases run for it", "launch the same", "wrong")
 KERNEL_COLUMNS: Final = ("kernel", "arch", "variants", "refused")
 OPERATOR_COLUMNS: Final = ("operator", "provider", "launches", "artifact", "why")
 CONTROL_COLUMNS: Final = ("wrong on purpose", "rung", "arch", "refused", "what was said")
@@ -42,6 +43,18 @@ def _over(values: Iterable[Any]) -> str:
     for value in found:
         names.update(value if isinstance(value, list) else [str(value)])
     return ", ".join(sorted(names))
+
+
+def numerics_rows(ladder: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Where the numbers of each architecture come from."""
+    if not ladder["stand_in"]:
+        return []
+    rows: list[tuple[str, ...]] = [(ladder["stand_in"], "all", "", "")]
+    for other in ladder["numerics"]:
+        counts = ", ".join(f"{number} {verdict}" for verdict, number in other["counts"].items() if number)
+        wrong = "; ".join(f"{entry['verdict']} {entry['case']}" for entry in other["wrong"][:3])
+        rows.append((other["arch"], counts or "none", str(other["same"]), wrong))
+    return rows
 
 
 def operator_rows(ladder: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -65,6 +65,7 @@ def _ladder(report: dict[str, Any]) -> list[str]:
         return []
     columns = (*ladder.KERNEL_COLUMNS, *ladder.fact_names(content))
     lines = ["", f"{_plain(ladder.words(content))}.", "", *(f"- {_plain(text)}" for text in content["limits"])]
+    lines += ["", *_table(ladder.NUMERICS_COLUMNS, _all_plain(ladder.numerics_rows(content)))]
     lines += ["", *_table(ladder.OPERATOR_COLUMNS, _all_plain(ladder.operator_rows(content)))]
     lines += ["", *_table(columns, _all_plain(ladder.kernel_rows(content)))]
     refused = list(ladder.problems(content))

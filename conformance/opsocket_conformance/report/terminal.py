@@ -82,6 +82,10 @@ def _ladder(report: dict[str, Any]) -> Iterator[str]:
         columns = ("kernel", "chips", *ladder.KERNEL_COLUMNS[2:], *ladder.fact_names(content))
         yield from _aligned(columns, [[cell[:40] for cell in row] for row in kernels], right=range(1, 4))
         yield ""
+    numerics = ladder.numerics_rows(content)
+    if len(numerics) > 1:
+        yield from _aligned(ladder.NUMERICS_COLUMNS, numerics)
+        yield ""
     for name, rung, arch, was_refused, said in ladder.control_rows(content):
         if was_refused != "yes":
             yield f"control passed: {name} ({rung}, {arch}): {said}"

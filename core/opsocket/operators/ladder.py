@@ -94,12 +94,18 @@ class Ladder(Checked, ABC):
         """The environment of a process in which the backend's devices end with one that stands in for `arch`."""
 
     @abstractmethod
-    def record(self) -> None:
-        """From now on, take down what this process launches. Asked in a process in which a stand-in is open."""
+    def record(self, rehearse: bool = False) -> None:
+        """From now on, take down what this process launches. rehearse: and do not carry it out, so that only what would
+        be launched is known. Asked in a process in which a device is open, before anything is launched."""
 
     @abstractmethod
     def recorded(self) -> tuple[str, ...]:
         """What was launched since the last call, each different launch once, as text that `make` understands."""
+
+    @abstractmethod
+    def trace(self) -> str:
+        """A digest of all launches since the last call: kernels, constants, numbers, shapes, in order. Where the same
+        calls on two architectures have the same trace, stand-ins for the two compute the same."""
 
     @abstractmethod
     def kernel_of(self, record: str) -> str:

@@ -24,6 +24,7 @@ def ladder(report: Mapping[str, Any]) -> Markup:
         "Without the chip" if content["stand_in"] else "Other architectures",
         tag("p", tag("strong", rows.words(content)), "."),
         _limits(content["limits"]),
+        table("Where numbers come from", rows.NUMERICS_COLUMNS, rows.numerics_rows(content), numeric=(2,)),
         table("What is proven of operators' artifacts", rows.OPERATOR_COLUMNS, _operators(content), numeric=(2,)),
         table(f"Kernels by architecture, {content['kind']}", columns, kernels, numeric=(2, 3)),
         _lines("Refused", list(rows.problems(content)), open_=True),
