@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 ASCEND := .venv-ascend
+VENDOR := .venv-vendor
 ASCEND_STAMP := $(ASCEND)/.installed
 NATIVE := backends/cpu/native/.built
 BACKEND ?= cpu
@@ -14,7 +15,8 @@ LEVEL_VARIABLE := OPSOCKET_CPU_ISA
 
 .PHONY: help setup native native-check native-sanitizers native-aarch64 demo test test-slow lint format types \
   contracts conformance levels providers self-test kill-matrix oracles stability template bench bench-peers \
-  benchmark plots docs docs-check check clean ascend-emulator ascend-conformance ascend-test
+  benchmark plots docs docs-check check clean ascend-emulator ascend-conformance ascend-test verify \
+  vendor-libraries
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +76,25 @@ conformance: $(STAMP) $(NATIVE) ## the conformance suite: make conformance BACKE
 	  --json reports/conformance-$(BACKEND).json --junit reports/conformance-$(BACKEND).xml \
 	  --markdown reports/conformance-$(BACKEND).md --html reports/conformance-$(BACKEND).html \
 	  --badge reports/conformance-$(BACKEND).svg
+
+verify: $(STAMP) $(NATIVE) ## a backend's kernels without their chip: make verify BACKEND=cuda ARCH=sm_80,sm_90 TIER=smoke SHARD=1/4 VARIANTS=2
+	@mkdir -p reports
+	OPSOCKET_VENDOR_PYTHON=$${OPSOCKET_VENDOR_PYTHON-$(wildcard $(VENDOR)/bin/python)} \
+	  $(BIN)/opsocket verify --backend $(BACKEND) --tier $(TIER) --jobs $(JOBS) $(if $(ARCH),--arch $(ARCH)) \
+	  $(if $(SHARD),--shard $(SHARD)) $(if $(VARIANTS),--variants $(VARIANTS)) --json reports/verify-$(BACKEND).json \
+	  --junit reports/verify-$(BACKEND).xml --markdown reports/verify-$(BACKEND).md \
+	  --html reports/verify-$(BACKEND).html --badge reports/verify-$(BACKEND).svg
+
+vendor-libraries: $(VENDOR)/.installed ## vendors' libraries in .venv-vendor, to hold our calls against their signatures
+
+# Without what these need of a chip; torch comes from .venv.
+$(VENDOR)/.installed: $(STAMP) Makefile
+	$(PYTHON) -m venv $(VENDOR)
+	$(VENDOR)/bin/pip install --quiet --disable-pip-version-check --no-deps flashinfer-python==0.7.4 \
+	  apache-tvm-ffi==0.1.15.post2 nvidia-ml-py amd-aiter==0.1.7.post2.dev18
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > $$($(VENDOR)/bin/python -c 'import site; print(site.getsitepackages()[0])')/opsocket_torch.pth
+	@touch $@
 
 levels: $(STAMP) $(NATIVE) ## conformance at every instruction-set level that this processor has: make levels TIER=smoke
 	@set -e; for level in $$($(BIN)/python -c 'from opsocket_cpu.native.library import library as l; \
@@ -153,4 +174,4 @@ docs-check: $(STAMP) $(NATIVE) ## fail where a generated table is out of date
 check: lint types contracts docs-check test ## all that has to be green before a push
 
 clean: ## remove the environment and everything made
-	rm -rf .venv $(ASCEND) $(NATIVE) backends/cpu/native/.objects reports dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(ASCEND) $(VENDOR) $(NATIVE) backends/cpu/native/.objects reports dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

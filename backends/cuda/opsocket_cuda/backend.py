@@ -56,7 +56,7 @@ class CudaBackend(Backend):
         return Absence(f"no GPU of compute capability 8.0 or more: {names}", "")
 
     def notes(self) -> Sequence[str]:
-        return notes(self.devices())
+        return notes("cuda", self.devices())
 
     def ladder(self) -> Ladder | None:
         return TritonLadder("cuda", "NVIDIA") if _installed() else None

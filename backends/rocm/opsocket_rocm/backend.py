@@ -54,7 +54,7 @@ class RocmBackend(Backend):
         return Absence(f"no GPU of an architecture in {want}: {names}", "")
 
     def notes(self) -> Sequence[str]:
-        return notes(self.devices())
+        return notes("hip", self.devices())
 
     def ladder(self) -> Ladder | None:
         return TritonLadder("hip", "AMD") if _installed() else None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Final, Literal
 
 from opsocket.operators import ContractError, DeviceInfo, PluginError
@@ -61,13 +62,19 @@ def unprotected() -> str | None:
     return f"{MEMORY_VARIABLE}=host asks for it" if asked == "host" else build.absence()
 
 
-def notes(devices: Sequence[DeviceInfo]) -> list[str]:
-    """What `opsocket doctor` says of the memory of interpreted devices."""
+def notes(backend: Literal["cuda", "hip"], devices: Sequence[DeviceInfo]) -> list[str]:
+    """What `opsocket doctor` says: the compiler, the architectures, and what interpreted devices are."""
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return ["Triton is not installed"]
+    known = ", ".join(arch.name for arch in arches_of(backend))
+    found = [f"Triton {version} compiles for {known}; `opsocket verify` does so without the chip"]
     if not any(device.numerics == "interpreted" for device in devices):
-        return []
+        return found
     if why := unprotected():
-        return [f"interpreted, in plain host memory, where hidden transfers are not seen: {why}"]
-    return ["interpreted, in the memory of a simulated device, which the host can't touch unseen"]
+        return [*found, f"interpreted, in plain host memory, where hidden transfers are not seen: {why}"]
+    return [*found, "interpreted, in the memory of a simulated device, which the host can't touch unseen"]
 
 
 def is_interpreting() -> bool:

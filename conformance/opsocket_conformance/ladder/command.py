@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -96,6 +97,8 @@ def command(
     chosen = config.override("argument", {"backend": str(place.device)})
     shown = not quiet and sys.stderr.isatty()
     started = time.perf_counter()
+    say = partial(click.echo, err=True) if not (quiet or shown) else lambda line: None
+    say(f"{len(planned.cases)} cases on {place.device} ({place.device.arch}, {place.device.numerics})")
     with terminal.progress(len(planned.cases), shown) as advance:
         results = run_isolated(
             planned.cases,
@@ -108,6 +111,8 @@ def command(
             environment=place.environment,
             record="run",
         )
+    if scaled and len(place.arches) > 1:
+        say(f"rehearsed for {', '.join(arch for arch in place.arches if arch != place.device.arch)}")
     with terminal.progress(len(planned.cases) * (len(place.arches) - 1), shown and scaled) as advance:
         others = elsewhere(
             backend,
@@ -121,6 +126,7 @@ def command(
             exclusions=exclusions,
             on_result=advance,
         )
+    say(f"artifacts for {', '.join(place.arches)}; controls")
     with _artifacts_shown(shown) as on_artifact:
         climbed = climb(
             backend,
