@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -97,7 +96,11 @@ def command(
     chosen = config.override("argument", {"backend": str(place.device)})
     shown = not quiet and sys.stderr.isatty()
     started = time.perf_counter()
-    say = partial(click.echo, err=True) if not (quiet or shown) else lambda line: None
+
+    def say(line: str) -> None:
+        if not (quiet or shown):
+            click.echo(line, err=True)
+
     say(f"{len(planned.cases)} cases on {place.device} ({place.device.arch}, {place.device.numerics})")
     with terminal.progress(len(planned.cases), shown) as advance:
         results = run_isolated(

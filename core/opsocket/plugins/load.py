@@ -150,13 +150,13 @@ def _load_backend(backend: Backend, found: Discovered, entering: Callable[[Stage
             check.check_interface(info)
             check.check_providers(backend)
         entering("available")
-        devices = check.check_devices(backend)
         with stage("available", "notes() raised"):
-            notes = tuple(str(note) for note in backend.notes())
+            status = replace(status, notes=tuple(str(note) for note in backend.notes()))
+        devices = check.check_devices(backend)
     except Fell as fell:
         absent = fell.fault.stage == "available"
         return replace(_fallen(status, fell.fault), backend=backend if absent else None)
-    return replace(status, reached="available", devices=devices, notes=notes, backend=backend)
+    return replace(status, reached="available", devices=devices, backend=backend)
 
 
 def _fallen(status: BackendStatus, fault: Fault) -> BackendStatus:
