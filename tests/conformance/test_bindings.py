@@ -84,7 +84,7 @@ def test_every_interpreter_that_is_named_is_asked(monkeypatch) -> None:
         ("vendor", True, True),
         ("vendor", False, True),
     ]
-    content = {"controls": [], "artifacts": [], "bindings": [vars(each) for each in bound]}
+    content = {"controls": [], "artifacts": [], "numerics": [], "bindings": [vars(each) for each in bound]}
     assert section.failure(content) == "1 calls do not bind, such as json:dumps"
     content["bindings"].pop(1)
     assert section.failure(content) == ""
