@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ def session() -> Session:
 
 
 @pytest.fixture
-def launches(session: Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, Any, Any]]]:
+def launches(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, Any]]:
     """Every launch of attention's, as it was made."""
     session.supports(Request(SPEC, CACHE))  # has the kernels made for the interpreter
     from opsocket_triton.attention import plan
@@ -50,7 +49,7 @@ def launches(session: Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
         launch(kernel, grid, **args)
 
     monkeypatch.setattr(plan, "launch", recording)
-    yield made
+    return made
 
 
 def _batch(rng: np.random.Generator, *lengths: tuple[int, int]) -> AttentionBatch:

@@ -1,4 +1,4 @@
-"""A batch as a list of items: every row meets every key that it may see exactly once, and lists fit what was reserved."""
+"""A batch as items: every row meets every key that it may see exactly once, and lists fit what was reserved."""
 
 from __future__ import annotations
 
