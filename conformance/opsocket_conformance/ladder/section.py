@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from opsocket.operators import Artifact, Fact
+from opsocket.operators import Artifact, ContractError, Fact, Spec
 from opsocket_conformance.ladder.controls import Control
 from opsocket_conformance.verdicts import Result, Verdict, count
 
@@ -72,13 +72,12 @@ def launches_of(results: Sequence[Result], elsewhere: Sequence[Elsewhere], arche
     arches: those that the run itself speaks for. What counts for an operator that no plan has, such as capture, is all
     that its cases launched.
     """
-    everything = [*results, *(result for other in elsewhere for result in other.results)]
-    planned = {owner.partition("/")[0] for result in everything for owner in result.launched}
     owners: dict[str, set[str]] = {}
     where: dict[str, set[str]] = {}
 
     def add(result: Result, speaks_for: Sequence[str]) -> None:
-        also = {f"{result.operator}/{result.provider}"} if result.operator not in planned and result.provider else set()
+        is_group = result.provider and not _has_plans(result.operator)
+        also = {f"{result.operator}/{result.provider}"} if is_group else set()
         for owner, records in result.launched.items():
             for record in records:
                 owners.setdefault(record, set()).update({owner} | also)
@@ -95,6 +94,14 @@ def launches_of(results: Sequence[Result], elsewhere: Sequence[Elsewhere], arche
         Launch(record, tuple(sorted(owners[record])), tuple(arch for arch in arches if arch in where[record]))
         for record in sorted(owners)
     ]
+
+
+def _has_plans(operator: str) -> bool:
+    try:
+        Spec.of(operator)
+    except ContractError:
+        return False
+    return True
 
 
 def section(climbed: Climbed, results: Sequence[Result]) -> dict[str, Any]:
