@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from opsocket.operators import MoERouteSpec, Reason, Request, RopeSpec
+from opsocket.operators import MoERouteSpec, Reason, Request, RopeSpec, SampleSpec
 from opsocket.operators.rope_frequencies import undefined
 
 MAX_EXPERTS: Final = 4096
 """Logits of a token that the registers of a program hold."""
+MAX_LOGITS: Final = 2**20
+"""Whose masses, 2^40 at most, sum to what an int64 and an f64 quotient of it hold well."""
 
 
 def rope(request: Request) -> tuple[Reason, ...]:
@@ -22,3 +24,10 @@ def moe_route(request: Request) -> tuple[Reason, ...]:
     assert isinstance(request.spec, MoERouteSpec)
     got = request.spec.num_experts
     return (Reason("num_experts", "num_experts", got, f"at most {MAX_EXPERTS}"),) if got > MAX_EXPERTS else ()
+
+
+def sample(request: Request) -> tuple[Reason, ...]:
+    """More logits than exact sums of masses are taken of."""
+    assert isinstance(request.spec, SampleSpec)
+    got = request.spec.width
+    return (Reason("width", "width", got, f"at most {MAX_LOGITS}"),) if got > MAX_LOGITS else ()
