@@ -129,6 +129,7 @@ UNSEEN = {
     "scatter": lambda x: torch.zeros_like(x).scatter_(0, x.argsort(0), x),
     "assignment": lambda x: x.clone().__setitem__((slice(1, 3), slice(2, None)), 7.0),
     "views": lambda x: x.t()[::2].unfold(1, 2, 2).reshape(-1).view(torch.int32),
+    "negative views": lambda x: torch._neg_view(x).clone() + torch._neg_view(x)[:1],
     "parts": lambda x: torch.cat(x.split([3, 5], -1), -1),
     "products": lambda x: torch.einsum("ij,kj->ik", x, x),
     "f8": lambda x: x.to(torch.float8_e4m3fn).view(torch.uint8),
