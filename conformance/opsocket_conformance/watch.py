@@ -37,6 +37,11 @@ def watching(array: Any) -> Iterator[list[str]]:
     device, forgiven = array.device, Counter[str]()
 
     class Watcher(TorchDispatchMode):  # type: ignore[misc]
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            """Or torch imports its compiler for the sake of a kernel that no one compiles: 1.5 s."""
+            return False
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             if _forgiven.get() is None:
