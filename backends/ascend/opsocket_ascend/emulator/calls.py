@@ -68,9 +68,15 @@ def observe(observer: Callable[[str, dict[str, Any]], None]) -> Callable[[], Non
     return lambda: _observers.remove(observer)
 
 
+def family(operator: str) -> str:
+    """The module of `answers` that answers an operator."""
+    return _ANSWERS[operator].answer.__module__.rpartition(".")[2]
+
+
 def written(operator: str, arguments: dict[str, Any]) -> str:
-    """A call as a line of text, without addresses: what golden traces hold."""
-    return f"{operator}({', '.join(f'{name}={_text(value)}' for name, value in arguments.items())})"
+    """A call as a line of text, without addresses and what is absent: what golden traces hold."""
+    given = [f"{name}={_text(value)}" for name, value in arguments.items() if value is not None]
+    return f"{operator}({', '.join(given)})"
 
 
 def _text(value: Any) -> str:

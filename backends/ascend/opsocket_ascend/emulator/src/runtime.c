@@ -110,6 +110,7 @@ static aclError make(void **handle) { *handle = calloc(1, 64); return *handle ? 
 aclError aclrtCreateStream(aclrtStream *stream) { return make(stream); }
 aclError aclrtCreateStreamWithConfig(aclrtStream *stream, uint32_t priority, uint32_t flag) { return make(stream); }
 aclError aclrtDestroyStream(aclrtStream stream) { free(stream); return ACL_SUCCESS; }
+aclError aclrtDestroyStreamForce(aclrtStream stream) { free(stream); return ACL_SUCCESS; }
 aclError aclrtStreamGetId(aclrtStream stream, int32_t *id) { *id = 1; return ACL_SUCCESS; }
 aclError aclrtStreamQuery(aclrtStream stream, aclrtStreamStatus *status) { *status = ACL_STREAM_STATUS_COMPLETE; return ACL_SUCCESS; }
 aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent event) { return ACL_SUCCESS; }
