@@ -11,6 +11,7 @@ from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Ladder
 from opsocket.operators.composed import ComposedProvider
 from opsocket_cuda import nvml
 from opsocket_cuda.flashinfer_provider.provider import FlashInferProvider
+from opsocket_torch_gpu.provider import CublasProvider
 from opsocket_triton.graph import GpuGraph
 from opsocket_triton.ladder import TritonLadder
 from opsocket_triton.mode import interpreted_devices, notes
@@ -33,7 +34,7 @@ class CudaBackend(Backend):
         return [*present, *interpreted_devices("cuda", "cuda", len(present))]
 
     def providers(self) -> Sequence[Provider]:
-        return [FlashInferProvider(), TritonProvider(), ComposedProvider()]
+        return [FlashInferProvider(), CublasProvider(), TritonProvider(), ComposedProvider()]
 
     def open(self, device: DeviceInfo, options: SessionOptions) -> Session:
         from opsocket_triton.session import GpuSession

@@ -10,6 +10,7 @@ import opsocket
 from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Ladder, Provider, Session, SessionOptions
 from opsocket.operators.composed import ComposedProvider
 from opsocket_rocm import kfd
+from opsocket_torch_gpu.provider import HipblasProvider
 from opsocket_triton.arches import ARCHES
 from opsocket_triton.graph import GpuGraph
 from opsocket_triton.ladder import TritonLadder
@@ -33,7 +34,7 @@ class RocmBackend(Backend):
         return [*present, *interpreted_devices("rocm", "hip", len(present))]
 
     def providers(self) -> Sequence[Provider]:
-        return [TritonProvider(), ComposedProvider()]
+        return [HipblasProvider(), TritonProvider(), ComposedProvider()]
 
     def open(self, device: DeviceInfo, options: SessionOptions) -> Session:
         from opsocket_triton.session import GpuSession

@@ -101,4 +101,6 @@ def _print(placed: Placed) -> None:
         for reason in support.reasons:
             click.echo(f"  {reason}")
     for provider, reasons in support.passed_over:
+        if support and all(reason.field == "op" for reason in reasons):
+            continue  # that another library has no such operator is no news where one has it
         click.echo(f"  {provider}: " + "; ".join(map(str, reasons)))

@@ -1,0 +1,1 @@
+"""The vendors' matrix products (cuBLAS, hipBLASLt) as torch calls them, for backends cuda and rocm alike."""
