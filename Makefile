@@ -79,7 +79,7 @@ conformance: $(STAMP) $(NATIVE) ## the conformance suite: make conformance BACKE
 
 verify: $(STAMP) $(NATIVE) ## a backend's kernels without their chip: make verify BACKEND=cuda ARCH=sm_80,sm_90 TIER=smoke SHARD=1/4 VARIANTS=2
 	@mkdir -p reports
-	OPSOCKET_VENDOR_PYTHON=$${OPSOCKET_VENDOR_PYTHON-$(wildcard $(VENDOR)/bin/python)} \
+	OMP_NUM_THREADS=1 OPSOCKET_VENDOR_PYTHON=$${OPSOCKET_VENDOR_PYTHON-$(wildcard $(VENDOR)/bin/python)} \
 	  $(BIN)/opsocket verify --backend $(BACKEND) --tier $(TIER) --jobs $(JOBS) $(if $(ARCH),--arch $(ARCH)) \
 	  $(if $(SHARD),--shard $(SHARD)) $(if $(VARIANTS),--variants $(VARIANTS)) --json reports/verify-$(BACKEND).json \
 	  --junit reports/verify-$(BACKEND).xml --markdown reports/verify-$(BACKEND).md \

@@ -32,7 +32,7 @@ class Specialization:
         return cls(**{**data, **pairs, "aligned": tuple(data["aligned"]), "near": tuple(data.get("near", ()))})
 
     def __str__(self) -> str:
-        """For people: the function, the types of its tensors, and its constants."""
+        """For people: the function, the types of its tensors, and its constants, but not what is None or False."""
         types = dict.fromkeys(kind.removeprefix("*") for _, kind in self.signature if kind.startswith("*"))
-        constants = [f"{name}={value}" for name, value in self.constants]
+        constants = [f"{name}={value}" for name, value in self.constants if value is not None and value is not False]
         return " ".join([self.kernel.partition(":")[2], ",".join(types), *constants, f"warps={self.warps}"])

@@ -25,7 +25,7 @@ def bind(backend: Backend) -> list[Binding]:
     calls = [(provider.name, call) for provider in backend.providers() for call in provider.vendor_calls()]
     named = os.environ.get(VARIABLE, "")
     answers = [{"library": "", "problem": "nobody was asked"} for _ in calls]
-    for python in [sys.executable, *(each for each in named.split(os.pathsep) if each)]:
+    for python in [sys.executable, *(os.path.abspath(each) for each in named.split(os.pathsep) if each)]:
         open_ones = [index for index, answer in enumerate(answers) if not answer["library"]]
         if open_ones:
             told = _ask(python, [asdict(calls[index][1]) for index in open_ones])

@@ -168,7 +168,8 @@ def operators(content: Mapping[str, Any], results: Sequence[Result]) -> list[dic
         elif not content["architectures"]:
             why = "for no architecture"
         else:
-            why = "" if len(whole) == len(mine) else f"{len(mine) - len(whole)} of {len(mine)} launches are not"
+            lacking = len(mine) - len(whole)
+            why = f"{lacking} of {len(mine)} launches are not right for each architecture" if lacking else ""
         entry = {"operator": operator, "provider": provider, "launches": len(mine)}
         found.append({**entry, "artifact": "none" if why else content["kind"], "why": why})
     return found
