@@ -36,6 +36,7 @@ class TritonLadder(Ladder):
             "The interpreter runs one program after the other: it sees no race, no memory order, no synchronization.",
             "Sums and products are not fused there, and exp2, log2 and divisions are the host's, not the chip's.",
             "A product is summed as NumPy sums it, and rounds to nearest; matrix units may cut off, in other orders.",
+            "Vendors' libraries, which serve first where they are installed, did not run: at most calls were bound.",
             "What was compiled was looked at and not run; occupancy is estimated from registers and on-chip memory.",
         )
 
