@@ -96,23 +96,21 @@ def float_of_byte(field, OFFSET: tl.constexpr):
 
 
 @triton.jit
-def field_of(stored, FIELD: tl.constexpr, BITS: tl.constexpr):
-    """Field number FIELD of bytes u8, as u8; of BITS 8 the bytes i8 as they are."""
+def field_of(stored, field, BITS: tl.constexpr):
+    """Field number `field` of bytes u8, as u8; of BITS 8 the bytes i8 as they are."""
     if BITS == 8:
         return stored
-    elif FIELD == 8 // BITS - 1:
-        return stored >> (FIELD * BITS)
     else:
-        return (stored >> (FIELD * BITS)) & ((1 << BITS) - 1)
+        return (stored >> tl.full((1,), field * BITS, tl.uint8)) & ((1 << BITS) - 1)
 
 
 @triton.jit
-def float_of_field(stored, FIELD: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr):
+def float_of_field(stored, field, BITS: tl.constexpr, OFFSET: tl.constexpr):
     """f32 codes of a field of bytes, less OFFSET."""
     if BITS == 8:
         return float_of_byte(stored.to(tl.uint8, bitcast=True) ^ 0x80, 128)
     else:
-        return float_of_byte(field_of(stored, FIELD, BITS), OFFSET)
+        return float_of_byte(field_of(stored, field, BITS), OFFSET)
 
 
 @triton.jit
@@ -122,11 +120,11 @@ def float_of_sum(total):
 
 
 @triton.jit
-def signed_field(stored, FIELD: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr):
+def signed_field(stored, field, BITS: tl.constexpr, OFFSET: tl.constexpr):
     """i8 codes of a field of bytes, less OFFSET."""
     if BITS == 8:
         return stored
     elif OFFSET == 0:
-        return field_of(stored, FIELD, BITS).to(tl.int8, bitcast=True)
+        return field_of(stored, field, BITS).to(tl.int8, bitcast=True)
     else:
-        return field_of(stored, FIELD, BITS).to(tl.int8, bitcast=True) - OFFSET
+        return field_of(stored, field, BITS).to(tl.int8, bitcast=True) - OFFSET

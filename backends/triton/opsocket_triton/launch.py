@@ -37,21 +37,29 @@ def specialization(kernel: Any, args: dict[str, Any], warps: int, stages: int) -
     """Of a kernel that is about to be launched with `args`, which are by name."""
     names = kernel.arg_names
     constexprs = {name for name, kind in kernel.fn.__annotations__.items() if "constexpr" in str(kind)}
+    plain = _unspecialized(kernel)
     signature, constants, aligned, near = [], [], [], []
     for name in names:
         value = args[name]
-        if name in constexprs or value is None or (type(value) is int and value == 1):
+        is_one = type(value) is int and value == 1 and name not in plain
+        if name in constexprs or value is None or is_one:
             signature.append((name, "constexpr"))
             constants.append((name, value))
             continue
         kind, multiple = _type_of(value)
         signature.append((name, kind))
-        if multiple:
+        if multiple and name not in plain:
             aligned.append(name)
         if isinstance(value, torch.Tensor) and value.untyped_storage().size() < 2**31:
             near.append(name)
     where = f"{kernel.fn.__module__}:{kernel.fn.__name__}"
     return Specialization(where, tuple(signature), tuple(constants), tuple(aligned), warps, stages, tuple(near))
+
+
+def _unspecialized(kernel: Any) -> frozenset[str]:
+    """Arguments that a kernel is not compiled anew for, by its decorator's `do_not_specialize`."""
+    given = getattr(kernel, "kwargs", {}).get("do_not_specialize") or getattr(kernel, "do_not_specialize", ())
+    return frozenset(given)
 
 
 def _type_of(value: Any) -> tuple[str, bool]:

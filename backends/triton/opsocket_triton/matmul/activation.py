@@ -26,7 +26,7 @@ def permute_columns(x, permutation, out, x_row, k, BLOCK: tl.constexpr):
 def permute(x: torch.Tensor, permutation: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """x [M, K] in the order in which a weight has its columns, in `out`."""
     rows, k = x.shape
-    block = min(1024, triton.next_power_of_2(k))
+    block = 1024
     grid = (rows, triton.cdiv(k, block))
     launch(permute_columns, grid, x=x, permutation=permutation, out=out, x_row=x.stride(0), k=k, BLOCK=block)
     return out
@@ -57,7 +57,7 @@ def _codes(values, scale):
     return rounded.to(tl.int8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def quantize_rows(
     x, permutation, codes, scale, sums, x_row, codes_row, rows, k, width, part,
     X_GROUP: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr,
@@ -118,7 +118,7 @@ def quantize(
 ) -> Quantized:
     """x [M, K] as codes, in the arrays of `into`; its columns by a permutation. group: of a scale; 0: a whole row."""
     (rows, k), width = x.shape, into.codes.shape[1]
-    block = max(128, min(1024, triton.next_power_of_2(width)))
+    block = 1024
     # A row is one program's where that is enough for the device: of more, each looks through the row for its maximum.
     part = width if group == 0 and rows >= units else block
     launch(
@@ -136,7 +136,7 @@ def quantize(
         width=width,
         part=part,
         X_GROUP=group,
-        PIECE=min(piece, block),
+        PIECE=0 if into.sums is None else piece,
         BLOCK=block,
     )
     return into

@@ -48,7 +48,7 @@ def _pointer(table, expert, WHICH: tl.constexpr, like):
         return tl.multiple_of(address.to(like.dtype), 16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "experts"])
 def permute_by_expert(
     x, offsets, table, permutation, out, x_row, rows, experts, k, EXPERTS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -77,7 +77,7 @@ def _store(sums, bias, out, m, n, in_m, in_n, expert, columns, out_row):
     tl.store(out + place, sums.to(out.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "experts"])
 def grouped_tiles(
     x, offsets, table, stored, scale, minimum, bias, out,
     x_row, w_row, scale_row, out_row, rows, experts, columns, k, width,
@@ -107,7 +107,7 @@ def grouped_tiles(
         _store(sums, bias, out, m, n, m < end, in_n, expert, columns, out_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "experts"])
 def grouped_codes(
     codes, x_scale, x_sums, offsets, table, stored, scale, minimum, bias, out,
     codes_row, w_row, scale_row, out_row, rows, experts, columns, width,
@@ -206,7 +206,7 @@ class TritonGroupedMatmul(OverWeights, GroupedMatmulPlan):
     def _in_order(self, x: torch.Tensor, permutation: torch.Tensor, shared: dict[str, Any]) -> torch.Tensor:
         """x, each row's columns in the order of its expert's weight."""
         (rows, k), out = x.shape, self._workspace.take("permuted", x.shape, x.dtype)
-        block = min(1024, triton.next_power_of_2(k))
+        block = 1024
         launch(
             permute_by_expert,
             (rows, triton.cdiv(k, block)),

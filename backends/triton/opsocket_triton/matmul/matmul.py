@@ -128,7 +128,7 @@ class TritonMatmul(OverWeights, MatmulPlan):
         )
         if partial is None:
             return
-        block = min(1024, triton.next_power_of_2(rows * columns))
+        block = 256
         launch(
             add_parts,
             (triton.cdiv(rows * columns, block),),
@@ -140,6 +140,6 @@ class TritonMatmul(OverWeights, MatmulPlan):
             out_row=out.stride(0),
             size=rows * columns,
             columns=columns,
-            PARTS=parts,
+            parts=parts,
             BLOCK=block,
         )

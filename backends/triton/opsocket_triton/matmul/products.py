@@ -34,7 +34,7 @@ def store(sums, bias, out, partial, m, n, in_m, in_n, rows, columns, out_row, SP
         tl.store(out + place, sums.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def product_tiles(
     x, stored, scale, minimum, bias, out, partial,
     x_row, w_row, scale_row, out_row, rows, columns, k, width, part,
@@ -58,7 +58,7 @@ def product_tiles(
     store(sums, bias, out, partial, m, n, m < rows, n < columns, rows, columns, out_row, SPLIT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def product_rows(
     x, stored, scale, minimum, bias, out, partial,
     x_row, w_row, scale_row, out_row, rows, columns, k, width, part,
@@ -74,15 +74,16 @@ def product_rows(
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     first = tl.program_id(1) * part
     last = tl.minimum(first + part, width)
+    near = tl.minimum(n, columns - 1)
     sums = vector_sums(
-        x, x_row, rows, stored, tl.minimum(n, columns - 1).to(tl.int64) * w_row, n, n < columns,
-        scale, minimum, scale_row, k, first, last, BITS, OFFSET, GROUP, ROWS, BN, DEPTH,
+        x, x_row, rows, stored, near.to(tl.int64) * w_row, near, scale, minimum, scale_row, k, first, last,
+        BITS, OFFSET, GROUP, ROWS, BN, DEPTH,
     )  # fmt: skip
     sums = scaled_by_row(sums, scale, n, n < columns, GROUP, BITS)
     store(sums, bias, out, partial, m, n, m < rows, n < columns, rows, columns, out_row, SPLIT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def product_codes(
     codes, x_scale, x_sums, stored, scale, minimum, bias, out, partial,
     codes_row, w_row, scale_row, out_row, rows, columns, width, part,
@@ -106,18 +107,18 @@ def product_codes(
     store(sums, bias, out, partial, m, n, in_m, in_n, rows, columns, out_row, SPLIT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "columns", "parts"])
 def add_parts(
-    partial, x_scale, scale, bias, out, out_row, size, columns, PARTS: tl.constexpr, BLOCK: tl.constexpr
+    partial, x_scale, scale, bias, out, out_row, size, columns, parts, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """y = the sum of PARTS partial results [rows, columns], always in this order, + b; BLOCK elements of y.
+    """y = the sum of `parts` partial results [rows, columns], always in this order, + b; BLOCK elements of y.
 
     i32 sums of codes are multiplied by the scales of their rows, which f32 sums have been already: None.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     sums = tl.zeros((BLOCK,), partial.dtype.element_ty)
-    for part in range(PARTS):
+    for part in range(parts):
         sums += tl.load(partial + part * size + at, mask=inside, other=0)
     m, n = at // columns, at % columns
     y = sums.to(tl.float32)

@@ -55,7 +55,7 @@ def gather_rows(
 
 def gather(content: weights.Weight, k: int, ids: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
     """Rows `ids` of a weight, or all of them, into out [T, K]."""
-    block = min(512, triton.next_power_of_2(content.width))
+    block = 512
     launch(
         gather_rows,
         (out.shape[0], triton.cdiv(content.width, block)),

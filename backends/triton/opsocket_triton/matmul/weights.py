@@ -63,9 +63,9 @@ class FieldWeight:
     """W[n, p] = scale[g, n] * (field[n, j] - offset) - minimum[g, n], g = j // group, p = permutation[j] (or j).
 
     stored: i8 [N, K] where bits is 8, else u8 [N, K * bits / 8], K padded to whole slabs. group: columns that share a
-    scale; 0: a whole row does. scale: f16 where the format has it so, else f32, [groups, N], N padded to a multiple of
-    16 and groups to those of all slabs. minimum: None, the same, or i8: a zero point, which scale multiplies.
-    permutation: i64 [K] or None. addresses: i64 [4], on the device, where stored, scale, minimum
+    scale; 0: a whole row does, and there is no minimum. scale: f16 where the format has it so, else f32, [groups, N],
+    N padded to a multiple of 16 and groups to those of all slabs. minimum: None, the same, or i8: a zero point, which
+    scale multiplies. permutation: i64 [K] or None. addresses: i64 [4], on the device, where stored, scale, minimum
     and permutation are (0: nowhere).
     """
 
@@ -140,7 +140,7 @@ def _fields(session: Session, fmt: QuantFormat, grouped: GroupedWeight) -> Field
         for field in range(1, per_byte):
             joined |= shaped[:, :, field] << np.uint8(field * bits)
         codes = joined.reshape(grouped.n, -1)
-    group = 0 if grouped.group_size == grouped.k else grouped.group_size
+    group = 0 if grouped.group_size == grouped.k and minimum is None else grouped.group_size
     groups = -(-padded // group) if group else 1
     permutation = grouped.input_permutation
     stored = session.upload(codes)
