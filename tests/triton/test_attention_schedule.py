@@ -111,8 +111,8 @@ def test_keys_are_split_where_tiles_are_few_and_not_where_they_are_many() -> Non
 
 
 def test_header_holds_what_kernels_read() -> None:
-    spec = AttentionSpec(6, 2, 64, 64, 1.0, mask="full", window_left=9)
+    spec = AttentionSpec(6, 2, 64, 64, 1.0, mask="full", window_left=9, want_lse=True)
     cache = CacheSpec(10, 16, 2, 64, 64, KVFormat("f32"), KVFormat("f32"))
     batch = AttentionBatch(np.array([0], np.int32), np.array([], np.int32), np.zeros((0, 1), np.int32))
     made = schedule(batch, spec, cache, Tiling(64, 64, 4, 128))
-    assert made.ints.tolist() == [0, HEADER, 0, HEADER, 0, HEADER, 3, 9, 2**31 - 1, 16, 4, 0, 0, 0, 0, 0]
+    assert made.ints.tolist() == [0, HEADER, 0, HEADER, 0, HEADER, 3, 9, 2**31 - 1, 16, 4, 0, 1, 0, 0, 0]

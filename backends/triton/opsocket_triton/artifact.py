@@ -26,9 +26,10 @@ class Measured:
     """What a binary shows, by the vendor's tools or in the assembly.
 
     registers: 32-bit ones of each lane. spills: instructions that load or store local memory (NVIDIA), or registers
-    that were spilled (AMD). local_bytes: memory of each lane, off chip. shared_bytes: on-chip memory of each program.
-    matrix: instructions of the matrix units, by name. dots: types of the factors of each product in the source, with
-    "/tf32" and the like where they are rounded first; dots_without_unit: products whose compiled form is scalar.
+    that were spilled to memory (AMD). local_bytes: memory of each lane, off chip. shared_bytes: on-chip memory of each
+    program. matrix: instructions of the matrix units, by name. dots: types of the factors of each product in the
+    source, with "/tf32" and the like where they are rounded first; dots_without_unit: products whose compiled form is
+    scalar.
     """
 
     registers: int = 0

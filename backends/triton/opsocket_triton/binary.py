@@ -55,10 +55,12 @@ def _amd(compiled: Any, dots: tuple[str, ...], without: int) -> Measured:
             raise ValueError(f"the assembly says nothing of {name}")
         return int(found[1])
 
+    # A scalar register is spilled to a lane of a vector register, which costs no memory where that one stays.
+    memory = fact("private_segment_fixed_size")
     return Measured(
         fact("vgpr_count"),
-        fact("vgpr_spill_count") + fact("sgpr_spill_count"),
-        fact("private_segment_fixed_size"),
+        fact("vgpr_spill_count") + (fact("sgpr_spill_count") if memory else 0),
+        memory,
         max(compiled.metadata.shared, fact("group_segment_fixed_size")),
         tuple(sorted(set(_AMD_MATRIX.findall(text)))),
         dots,

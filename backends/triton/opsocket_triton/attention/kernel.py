@@ -25,10 +25,22 @@ from opsocket_triton.functions import exp_exact, log_exact, tanh_approx, tanh_ex
 
 HEADER = tl.constexpr(16)
 """Numbers before the first item: (count, place) of the small tiles', the large tiles' and the merges' lists; then query
-heads of a KV head, window to the left and to the right, block size, and its logarithm where it is a power of two.
-Not arguments, which a compiler specializes on."""
+heads of a KV head, window to the left and to the right, block size, its logarithm where it is a power of two, whether
+there are sinks, whether the LSE is wanted. Not arguments, which a compiler specializes on."""
+UNSPECIALIZED = (
+    "k_scale", "v_scale", "sinks", "alibi", "tree", "lse", "states", "lse_row", "ks_block", "ks_head", "vs_block",
+    "vs_head",
+)  # fmt: skip
+"""Arguments whose alignment helps nothing: a kernel for each would be compiled."""
 ITEM = tl.constexpr(16)
 """Numbers of an item; `schedule.ITEM` names them."""
+
+
+_RDNA = (
+    "16-bit heads of 64 and 128 have none; with tree masks, ALiBi and softcap a few, beyond 256 and of f32 many: WMMA "
+    "takes each factor twice, f32 has no matrix unit, and a lane has 256 registers"
+)
+ACCEPTED = {("attend", arch, "spills"): _RDNA for arch in ("gfx1100", "gfx1201")}
 
 
 @triton.jit
@@ -117,14 +129,14 @@ def _store(out, parts, pointers, part_rows, valid, direct, acc, FROM: tl.constex
         tl.store(parts + part_rows[:, None] * DIM + columns[None, :], acc, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def attend(ints, q, k, v, k_scale, v_scale, sinks, alibi, tree, out, lse, parts, states,
            q_row, k_block, k_head, k_token, v_block, v_head, v_token, ks_block, ks_head, vs_block, vs_head,
            out_row, lse_row, scale, cap, unit,
            LARGE: tl.constexpr, UNMASKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
            PAGED: tl.constexpr, POWER: tl.constexpr,
-           TREE: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr, SINKS: tl.constexpr, LSE: tl.constexpr,
-           EXACT: tl.constexpr, EXACT_TANH: tl.constexpr, SHARE: tl.constexpr,
+           TREE: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr, EXACT: tl.constexpr,
+           EXACT_TANH: tl.constexpr, SHARE: tl.constexpr,
            DIM_QK: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
            DIM_VO: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr,
            K_CODE: tl.constexpr, V_CODE: tl.constexpr, K_SCALE: tl.constexpr, V_SCALE: tl.constexpr,
@@ -290,19 +302,16 @@ def attend(ints, q, k, v, k_scale, v_scale, sinks, alibi, tree, out, lse, parts,
     out_rows = (q_row0 + query) * out_row + q_head * DIM_VO
     part_rows = part.to(tl.int64) * tl.num_programs(1) + head * BM + tl.arange(0, BM)
     if direct:
-        if SINKS:
-            sink = tl.load(sinks + q_head, mask=valid, other=0.0) * unit
-            new_top = tl.maximum(top, sink)
-            base = tl.where(new_top == float("-inf"), 0.0, new_top)
-            decay = exponential(top - base, EXACT)
-            total = total * decay + exponential(sink - base, EXACT)
-            top = new_top
-        else:
-            decay = tl.full([BM], 1.0, tl.float32)
+        # Without sinks one of -inf, which changes nothing.
+        sink = tl.load(sinks + q_head, mask=valid & (tl.load(ints + 11) != 0), other=float("-inf")) * unit
+        new_top = tl.maximum(top, sink)
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        decay = exponential(top - base, EXACT)
+        total = total * decay + exponential(sink - base, EXACT)
+        top = new_top
         empty = total == 0.0
-        if LSE:
-            value = tl.where(empty, float("-inf"), natural(top, tl.where(empty, 1.0, total), EXACT))
-            tl.store(lse + (q_row0 + query) * lse_row + q_head, value, mask=valid)
+        value = tl.where(empty, float("-inf"), natural(top, tl.where(empty, 1.0, total), EXACT))
+        tl.store(lse + (q_row0 + query) * lse_row + q_head, value, mask=valid & (tl.load(ints + 12) != 0))
         factor = decay * tl.where(empty, 0.0, tl.math.div_rn(1.0, tl.where(empty, 1.0, total)))
     else:
         tl.store(states + part_rows * 2, top, mask=valid)

@@ -22,9 +22,9 @@ MERGE = tl.constexpr(8)
 """Numbers of a merge; `schedule.MERGE` says what follows."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("sinks", "lse", "out_row", "lse_row"))
 def merge_parts(ints, parts, states, sinks, out, lse, out_row, lse_row, unit,
-                SINKS: tl.constexpr, LSE: tl.constexpr, EXACT: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+                EXACT: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
                 PARTS: tl.constexpr):  # fmt: skip
     """Row program 0 of the list of merges, of KV head program 1, from parts f32[rows, DIM] and states f32[rows, 2]."""
     number = tl.program_id(0)
@@ -61,27 +61,24 @@ def merge_parts(ints, parts, states, sinks, out, lse, out_row, lse_row, unit,
         total = total * decay + tl.sum(totals * weights, 0)
         acc = acc * decay + tl.sum(values * weights[:, None], 0)
         top = new_top
-    if SINKS:
-        sink = tl.load(sinks + q_head) * unit
-        new_top = tl.maximum(top, sink)
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        decay = exponential(top - base, EXACT)
-        total = total * decay + exponential(sink - base, EXACT)
-        acc = acc * decay
-        top = new_top
+    # Without sinks one of -inf, which changes nothing.
+    sink = tl.load(sinks + q_head, mask=tl.load(ints + 11) != 0, other=float("-inf")) * unit
+    new_top = tl.maximum(top, sink)
+    base = tl.where(new_top == float("-inf"), 0.0, new_top)
+    decay = exponential(top - base, EXACT)
+    total = total * decay + exponential(sink - base, EXACT)
+    acc = acc * decay
+    top = new_top
     empty = total == 0.0
     counted = tl.where(empty, 1.0, total)
     value = acc * tl.where(empty, 0.0, tl.math.div_rn(1.0, counted))
     at = (q_row0 + query) * out_row + q_head * DIM
     tl.store(out + at + columns, value.to(out.dtype.element_ty), mask=columns < DIM)
-    if LSE:
-        tl.store(
-            lse + (q_row0 + query) * lse_row + q_head,
-            tl.where(empty, float("-inf"), natural(top, counted, EXACT)),
-        )
+    value = tl.where(empty, float("-inf"), natural(top, counted, EXACT))
+    tl.store(lse + (q_row0 + query) * lse_row + q_head, value, mask=tl.load(ints + 12) != 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("lses", "lse", "number_of_parts", "heads", "lse_part", "lse_row"))
 def merge_rows(outs, lses, out, lse, number_of_parts, heads, part_stride, row_stride, lse_part, lse_row, out_row,
                DIM: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
     """Head program 1 of row program 0: outs [S, T, H, DIM], lses f32[S, T, H] -> out [T, H, DIM], lse f32[T, H]."""

@@ -73,10 +73,8 @@ class TritonAttention(AttentionPlan):
             "TREE": spec.mask == "tree",
             "ALIBI": spec.alibi,
             "CAP": cap is not None,
-            "SINKS": spec.sinks,
-            "LSE": spec.want_lse,
             "EXACT": exact,
-            "EXACT_TANH": spec.numerics.tanh == "exact",
+            "EXACT_TANH": cap is None or spec.numerics.tanh == "exact",
             "SHARE": shares_values(spec, cache),
             "DIM_QK": spec.head_dim_qk, "D0": d0, "D1": d1,
             "DIM_VO": spec.head_dim_vo, "V0": v0, "V1": v1,
@@ -89,7 +87,7 @@ class TritonAttention(AttentionPlan):
         self._ints: Any = None
         self._part_room = 0
         self._parts: Any = None
-        self._states: Any = None
+        self._states: Any = self.session.empty((1, 2), "f32")
         self._reserve(self._bounded_ints(), self._most_part_rows())
 
     def _processors(self) -> int:
@@ -177,7 +175,9 @@ class TritonAttention(AttentionPlan):
         if self.session.capturing is not None:
             small, large, merges = self._most(len(q), len(self.batch.kv_lens))
         args = {
-            "ints": self._ints, "q": q, "sinks": sinks, "alibi": alibi, "tree": tree_mask, "out": out, "lse": lse_out,
+            "ints": self._ints, "q": q, "alibi": alibi, "tree": tree_mask, "out": out,
+            # Not used where not asked for, and of one type in any case.
+            "sinks": self._states if sinks is None else sinks, "lse": self._states if lse_out is None else lse_out,
             "parts": self._parts, "states": self._states, "q_row": q.stride(0), "out_row": out.stride(0),
             "lse_row": 0 if lse_out is None else lse_out.stride(0), "scale": self._scale,
             "cap": (spec.softcap or 0.0) * self._unit, "unit": self._unit,
@@ -201,7 +201,7 @@ class TritonAttention(AttentionPlan):
 
 
 _MERGED: Final = (
-    "ints", "parts", "states", "sinks", "out", "lse", "out_row", "lse_row", "unit", "SINKS", "LSE", "EXACT",
+    "ints", "parts", "states", "sinks", "out", "lse", "out_row", "lse_row", "unit", "EXACT",
 )  # fmt: skip
 
 

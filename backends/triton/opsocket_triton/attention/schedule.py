@@ -126,7 +126,7 @@ def schedule(batch: AttentionBatch, spec: AttentionSpec, cache: CacheSpec | None
     header = np.zeros(HEADER, np.int64)
     header[:6] = len(small), items_at, len(large), items_at + ITEM * len(small), len(merges), merges_at
     block_size = 1 if cache is None else cache.block_size
-    header[6:11] = group, left, right, block_size, block_size.bit_length() - 1
+    header[6:13] = group, left, right, block_size, block_size.bit_length() - 1, spec.sinks, spec.want_lse
     pieces = (header, items[small], items[large], merges, positions, table)
     ints = np.concatenate([np.asarray(piece, np.int64).ravel() for piece in pieces if piece is not None])
     return Schedule(_as_i32(ints), len(small), len(large), len(merges), int(part_rows.sum()))

@@ -81,27 +81,46 @@ def split_dim(dim: int) -> tuple[int, int]:
 
 
 def tile(request: Request, made_of: Products, arch: str, is_large: bool) -> Tile:
-    """The tile of a request's small or large items."""
+    """The tile of a request's small or large items: the largest whose rows, factors and sums stay in registers."""
     spec = request.spec
     assert isinstance(spec, AttentionSpec)
     widest = max(sum(split_dim(spec.head_dim_qk)), sum(split_dim(spec.head_dim_vo)))
+    kind = _kind(arch)
     if "f32" in (made_of.qk, made_of.pv):
-        # Without matrix units a lane holds its rows and columns of both factors: wider tiles spill on NVIDIA.
-        keys = 32 if widest <= 128 or (widest <= 256 and not is_large) else 16
-        return Tile(32 if is_large and widest <= 256 else 16, keys, 8, 1, unmasked=False)
+        return _exact_tile(widest, kind, is_large)
+    has_more = spec.mask == "tree" or spec.alibi or spec.softcap is not None
+    if not is_large or (widest > 256 and kind in ("mma", "rdna")) or (has_more and kind == "rdna"):
+        return _small_tile(widest, kind)
+    if widest > 256:
+        return Tile(32, 32, 4 if kind == "cdna" else 8, 2, unmasked=True)
+    if kind == "rdna":
+        return Tile(32, 16, 4 if widest <= 128 else 8, 2, unmasked=True)
+    if widest > 128 or has_more:
+        return Tile(64, 32, 8, 2, unmasked=True)
+    return Tile(128, 32 if widest > 64 and kind == "mma" else 64, 8, 2, unmasked=True)
+
+
+def _small_tile(widest: int, kind: str) -> Tile:
+    if kind == "rdna":
+        return Tile(16, 16 if widest > 64 else 32, 4 if widest <= 256 else 8, 2, unmasked=False)
+    return Tile(16, 64 if widest <= 128 else 32, 4 if widest <= 256 or kind == "cdna" else 8, 2, unmasked=False)
+
+
+def _exact_tile(widest: int, kind: str, is_large: bool) -> Tile:
+    """Without matrix units for f32, which CDNA has, a lane holds the rows and columns of both factors that it needs."""
+    if kind == "rdna":
+        return Tile(16, 16, 16, 1, unmasked=False)
+    keys = 32 if widest <= 256 and not is_large else 16
+    return Tile(32 if is_large and widest <= 256 else 16, keys, 8, 1, unmasked=False)
+
+
+def _kind(arch: str) -> str:
+    """By what its matrix units take their factors from, and how many registers a lane has: "wgmma": on-chip memory;
+    "mma": registers; "cdna": registers, of which there are twice as many; "rdna": registers, each factor twice."""
     known = ARCHES.get(arch)
-    is_cdna = known is not None and known.warp == 64
-    # What holds a wide tile's sums: Hopper's and Blackwell's products read both factors from on-chip memory, and CDNA
-    # has twice the registers.
-    is_roomy = is_cdna or arch in ("sm_90", "sm_100")
-    if widest <= 128:
-        keys = 64 if is_roomy or widest <= 64 or not is_large else 32
-        return Tile(128, keys, 8, 2, unmasked=True) if is_large else Tile(16, keys, 4, 2, unmasked=False)
-    if widest <= 256:
-        return Tile(64, 32, 8, 2, unmasked=True) if is_large else Tile(16, 32, 4, 2, unmasked=False)
-    if is_large and is_roomy:
-        return Tile(32, 32, 4 if is_cdna else 8, 2, unmasked=True)
-    return Tile(16, 32, 8, 2, unmasked=False)
+    if known is None or known.backend == "cuda":
+        return "wgmma" if arch in ("sm_90", "sm_100") else "mma"
+    return "cdna" if known.warp == 64 else "rdna"
 
 
 def shares_values(spec: AttentionSpec, cache: CacheSpec | None) -> bool:
