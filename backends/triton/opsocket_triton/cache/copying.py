@@ -17,7 +17,8 @@ from opsocket_triton.cache.tables import DeviceTable, Scratch
 from opsocket_triton.launch import launch
 
 _COLUMNS = 1024
-_TILE_BYTES = 16384
+_TILE_BYTES = 8192
+_MOST_ROWS = 512
 _PROGRAMS = 1024
 
 
@@ -42,7 +43,7 @@ def copy_rows(
     Each program goes through the pairs in steps of the grid, so that a frozen grid serves any number of them.
     """
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.load(table) * rows
+    total = (tl.load(table) * rows).to(tl.int32)  # a table of 2^31 rows is larger than any device
     for first in range(tl.program_id(0) * ROWS, total, tl.num_programs(0) * ROWS):
         number = first + tl.arange(0, ROWS)
         pair = number // rows
@@ -111,7 +112,7 @@ class Copies:
             scratch = self._scratch.take(start, room * size).view(unit) if staged else None
             start += _padded(room * size)
             columns = min(_COLUMNS, triton.next_power_of_2(width))
-            tile = max(1, _TILE_BYTES // (columns * unit.itemsize))
+            tile = min(_MOST_ROWS, max(1, _TILE_BYTES // (columns * unit.itemsize)))
             programs = triton.cdiv(self._pairs * self._rows, tile)
             grid = (max(programs, _PROGRAMS) if capturing else programs, triton.cdiv(width, columns))
             for stage in (True, False) if staged else (False,):
