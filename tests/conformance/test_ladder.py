@@ -164,6 +164,9 @@ def test_a_device_that_is_here_is_taken_where_its_architecture_is_asked_for() ->
     assert absent.environment == {"STAND_IN": "old"}
     here = place(_Backend("new"), "old", "new")
     assert (here.device.arch, here.device.numerics, here.environment) == ("new", "device", {})
+    assert here.arches == ("old", "new")
+    assert place(_Backend("new")).arches == ("new",)
+    assert place(_Backend("newest")).arches == (), "a device that nothing is compiled for ahead of time"
     other = place(_Backend("new"), "old")
     assert (str(other.device), other.device.numerics) == ("chip:1", "interpreted")
     with pytest.raises(ContractError, match="one of old, new"):

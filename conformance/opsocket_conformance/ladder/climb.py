@@ -40,15 +40,17 @@ class Ground:
 def ground(backend: Backend, ladder: Ladder, asked: Sequence[str]) -> Ground:
     """The device itself where one of an architecture asked for is here, else a stand-in for the first of them.
 
-    asked: architectures; none: whichever there are. `ContractError` for one that the ladder does not know.
+    asked: architectures; none: the device's own, or where there is none, all. `ContractError` for one that the ladder
+    does not know.
     """
     for arch in asked:
         if arch not in ladder.arches:
             raise ContractError("arch", f"one of {', '.join(ladder.arches)}", repr(arch))
-    arches = tuple(dict.fromkeys(asked)) or ladder.arches
+    arches = tuple(dict.fromkeys(asked))
     for device in backend.devices():
         if device.numerics == "device" and (device.arch in arches or not asked):
-            return Ground(ladder, device, {}, arches)
+            return Ground(ladder, device, {}, arches or tuple(arch for arch in ladder.arches if arch == device.arch))
+    arches = arches or ladder.arches
     return Ground(ladder, *stand_in(backend, ladder, arches[0]), arches)
 
 
@@ -90,9 +92,10 @@ def elsewhere(
     exclusions: Sequence[Exclusion] = (),
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> list[Elsewhere]:
-    """The cases of a stand-in's run for each other architecture: rehearsed, and run where other things are launched."""
+    """The cases of a run for each other architecture: rehearsed, and run on a stand-in where they launch something
+    else."""
     found = []
-    for arch in place.arches if place.device.emulated else ():
+    for arch in place.arches:
         if arch == place.device.arch:
             continue
         device, environment = stand_in(backend, place.ladder, arch)

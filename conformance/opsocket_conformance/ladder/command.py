@@ -114,9 +114,9 @@ def command(
             environment=place.environment,
             record="run",
         )
-    if scaled and len(place.arches) > 1:
+    if len(place.arches) > 1:
         say(f"rehearsed for {', '.join(arch for arch in place.arches if arch != place.device.arch)}")
-    with terminal.progress(len(planned.cases) * (len(place.arches) - 1), shown and scaled) as advance:
+    with terminal.progress(len(planned.cases) * (len(place.arches) - 1), shown and len(place.arches) > 1) as advance:
         others = elsewhere(
             backend,
             place,

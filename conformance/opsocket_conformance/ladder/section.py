@@ -16,6 +16,7 @@ from opsocket_conformance.ladder.controls import Control
 from opsocket_conformance.verdicts import Result, Verdict, count
 
 _LONGEST = 2000
+_FRAMEWORK = "composed of the framework's operators"
 _WRONG = (Verdict.FAIL, Verdict.CRASH, Verdict.NOT_RUN)
 
 
@@ -157,19 +158,11 @@ def operators(content: Mapping[str, Any], results: Sequence[Result]) -> list[dic
     found = []
     for operator, provider, tier in sorted({_served(r) for r in results if r.verdict is Verdict.PASS and r.provider}):
         owner = f"{operator}/{provider}"
-        mine = [index for index, launch in enumerate(content["launches"]) if owner in launch["owners"]]
-        whole = [i for i in mine if all((i, arch) in right for arch in content["launches"][i]["architectures"])]
+        mine = [(i, x["architectures"]) for i, x in enumerate(content["launches"]) if owner in x["owners"]]
+        lacking = sum(not arches or any((i, arch) not in right for arch in arches) for i, arches in mine)
+        why = f"{lacking} of {len(mine)} launches are not right for each architecture" if lacking else ""
         if not mine:
-            why = (
-                "composed of the framework's operators"
-                if tier == "composed"
-                else "no kernel of the ladder's was launched"
-            )
-        elif not content["architectures"]:
-            why = "for no architecture"
-        else:
-            lacking = len(mine) - len(whole)
-            why = f"{lacking} of {len(mine)} launches are not right for each architecture" if lacking else ""
+            why = _FRAMEWORK if tier == "composed" else "nothing was launched that artifacts are made of"
         entry = {"operator": operator, "provider": provider, "launches": len(mine)}
         found.append({**entry, "artifact": "none" if why else content["kind"], "why": why})
     return found
@@ -210,7 +203,7 @@ def contradictions(content: Mapping[str, Any], device: Mapping[str, Any], result
     stand_in = device["arch"] if device["numerics"] != "device" else ""
     if content["stand_in"] != stand_in:
         yield f"ladder: the numbers are {device['numerics']} on {device['arch']}, not by a stand-in for another"
-    others = [arch for arch in content["architectures"] if arch != stand_in] if stand_in else []
+    others = [arch for arch in content["architectures"] if arch != device["arch"]]
     if [other["arch"] for other in content["numerics"]] != others:
         yield f"ladder: numbers are wanted for {', '.join(others) or 'no other architecture'}"
     for other in content["numerics"]:

@@ -47,9 +47,7 @@ def _over(values: Iterable[Any]) -> str:
 
 def numerics_rows(ladder: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Where the numbers of each architecture come from."""
-    if not ladder["stand_in"]:
-        return []
-    rows: list[tuple[str, ...]] = [(ladder["stand_in"], "all", "", "")]
+    rows: list[tuple[str, ...]] = [(ladder["stand_in"] or "the device", "all", "", "")]
     for other in ladder["numerics"]:
         counts = ", ".join(f"{number} {verdict}" for verdict, number in other["counts"].items() if number)
         wrong = "; ".join(f"{entry['verdict']} {entry['case']}" for entry in other["wrong"][:3])
