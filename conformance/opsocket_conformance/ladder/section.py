@@ -154,13 +154,17 @@ def operators(content: Mapping[str, Any], results: Sequence[Result]) -> list[dic
     """For each operator and provider of which a case passed: how many launches were its own, and what is proven of the
     artifacts: the ladder's kind where every one of them was made, for every architecture, and is right; else "none",
     and why."""
-    right = {(entry["launch"], entry["arch"]) for entry in content["artifacts"] if not entry["problems"]}
+    made = {(entry["launch"], entry["arch"]) for entry in content["artifacts"]}
+    wrong = {(entry["launch"], entry["arch"]) for entry in content["artifacts"] if entry["problems"]}
     found = []
     for operator, provider, tier in sorted({_served(r) for r in results if r.verdict is Verdict.PASS and r.provider}):
         owner = f"{operator}/{provider}"
         mine = [(i, x["architectures"]) for i, x in enumerate(content["launches"]) if owner in x["owners"]]
-        lacking = sum(not arches or any((i, arch) not in right for arch in arches) for i, arches in mine)
-        why = f"{lacking} of {len(mine)} launches are not right for each architecture" if lacking else ""
+        lacking = sum(not arches or any((i, arch) not in made for arch in arches) for i, arches in mine)
+        refused = sum(any((i, arch) in wrong for arch in arches) for i, arches in mine)
+        counts = ((refused, "refused"), (lacking, f"not {content['kind']}"))
+        said = [f"{number} {what}" for number, what in counts if number]
+        why = f"of {len(mine)} launches {' and '.join(said)}" if said else ""
         if not mine:
             why = _FRAMEWORK if tier == "composed" else "nothing was launched that artifacts are made of"
         entry = {"operator": operator, "provider": provider, "launches": len(mine)}
