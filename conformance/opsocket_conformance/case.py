@@ -43,10 +43,6 @@ class Check(ABC):
     def features(self) -> frozenset[str]:
         """What a backend needs to be able to do, in the words that profiles are written in."""
 
-    def scaled(self) -> Check | None:
-        """The same question at a size for a device that is a thousand times slower; None: it is not asked of one."""
-        return self
-
     @abstractmethod
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         """Ask, judge, and leave the findings on the bench. Raises `Denied` where the backend says no."""

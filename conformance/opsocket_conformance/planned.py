@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from opsocket.operators import ContractError
 from opsocket_conformance.case import Case, Tier, parse_case, shard
@@ -37,25 +37,14 @@ def plan_run(
     case_ids: Sequence[str] = (),
     text: str = "",
     part: tuple[int, int] = (1, 1),
-    scaled: bool = False,
 ) -> Planned:
-    """The cases of a tier, of some profiles, by id, with `text` in it, of one part. `ContractError` for a wrong id.
-
-    scaled: as they are asked of a stand-in for a chip, which is a thousand times slower.
-    """
-    pool = _scaled(cases_of(tier)) if scaled else cases_of(tier)
+    """The cases of a tier, of some profiles, by id, with `text` in it, of one part. `ContractError` for a wrong id."""
+    pool = cases_of(tier)
     if profiles:
         pool = tuple(case for case in pool if any(p.includes(case.check.features()) for p in profiles))
     if case_ids:
         return Planned(tuple(parse_case(id, CHECKS) for id in dict.fromkeys(case_ids)), pool)
     return Planned(tuple(shard([case for case in pool if text in case.id], *part)), pool)
-
-
-def _scaled(cases: Iterable[Case]) -> tuple[Case, ...]:
-    """Each question at its smaller size, once; none of the tier "large"."""
-    asked = ((case, case.check.scaled()) for case in cases if case.tier != "large")
-    found = [replace(case, check=check) for case, check in asked if check is not None]
-    return tuple({case.id: case for case in found}.values())
 
 
 def why_red(results: Sequence[Result], held: Sequence[Held], *, asked: bool, whole: bool) -> str:

@@ -39,7 +39,7 @@ def planned_for(report: dict[str, Any]) -> Planned:
     """The cases that a report has to have. `ContractError` where it asks for what this suite does not know."""
     run = report["run"]
     profiles = find_profiles(run["profiles"])
-    return plan_run(run["tier"], profiles, run["cases"], run["filter"], parse_shard(run["shard"]), run["scaled"])
+    return plan_run(run["tier"], profiles, run["cases"], run["filter"], parse_shard(run["shard"]))
 
 
 def wholeness(report: dict[str, Any]) -> list[str]:

@@ -191,30 +191,20 @@ def test_a_sample_has_every_kernel() -> None:
     assert [launches[i].record[0] for i in chosen] == ["a", "a", "b", "b"]
 
 
-def test_cases_are_scaled_for_a_stand_in_and_none_is_lost() -> None:
-    plain = plan_run("default", ())
-    scaled = plan_run("default", (), scaled=True)
-    growth = [case for case in scaled.cases if case.id.startswith("growth[") and "of=run" in case.id]
-    assert growth
-    assert all("calls=100" in case.id for case in growth)
-    rest = {case.id for case in plain.cases if not case.id.startswith("growth[")}
-    assert rest == {case.id for case in scaled.cases if not case.id.startswith("growth[")}
-
-
 # ---- the report, from a real run of cases, as though an interpreter had given them
 
 
 @pytest.fixture(scope="module")
 def make(session):
     def make(change=lambda results: None, **options):
-        planned = plan_run("smoke", (), text="add[", scaled=True)
+        planned = plan_run("smoke", (), text="add[")
         results = run(planned.cases, session)
         results = [replace(r, launched={f"add/{r.provider}": (r.case,)}) for r in results]
         change(results)
         held = [hold(profile, planned.pool, {r.case: r for r in results}) for profile in PROFILES]
         content = climbed(results, others=everywhere(results), **options)
         reason = why_red(results, held, asked=False, whole=False) or section.failure(content)
-        asked = data.Run("cpu:0", {}, "smoke", 0, (), "", "add[", scaled=True)
+        asked = data.Run("cpu:0", {}, "smoke", 0, (), "", "add[")
         info = session.backend.info
         return data.build(asked, info, INTERPRETED, planned.cases, results, held, reason, 1.0, ladder=content)
 

@@ -68,7 +68,7 @@ def _run_again(
     config = config.override("argument", wanted)
     info, device, environment = _place(report, config, there=not backend)
     chosen = config.override("argument", {"backend": str(device)})
-    limit_s = limit * SLOWER if asked["scaled"] else limit
+    limit_s = limit * SLOWER if device.emulated else limit
 
     def again(cases: Sequence[Case]) -> list[Result]:
         return run_isolated(

@@ -26,7 +26,6 @@ _WARM_UP: Final = 0.2
 _PER_CALL: Final = 8.0
 """Bytes that a call may leave in the process: a pointer in a list. Where nothing leaks, most blocks of calls show 0;
 the median is what counts, so that a table that grows once is no leak."""
-_SCALED_CALLS: Final = 100
 _INTERPRETED_CALLS: Final = 200
 """No more where each call takes an interpreter's time. What so few leave is lost in the process's noise, which is not
 watched then: device memory is, to the byte."""
@@ -59,9 +58,6 @@ class Growth(Check):
 
     def features(self) -> frozenset[str]:
         return _features(self.call, self.dtype)
-
-    def scaled(self) -> Check | None:
-        return replace(self, calls=min(self.calls, _SCALED_CALLS)) if self.of == "run" else None
 
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         call = _make(bench, rng, self.call, self.dtype)

@@ -90,9 +90,8 @@ def command(
     place = ground(backend, ladder, [name for name in arch_names.split(",") if name])
     wanted = find_profiles([name for name in profiles.split(",") if name])
     exclusions = load_exclusions(exclude) if exclude else ()
-    scaled = place.device.emulated
-    limit_s = limit * SLOWER if scaled else limit
-    planned = plan_run(tier, wanted, case_ids, text, parse_shard(shard), scaled)
+    limit_s = limit * SLOWER if place.device.emulated else limit
+    planned = plan_run(tier, wanted, case_ids, text, parse_shard(shard))
     chosen = config.override("argument", {"backend": str(place.device)})
     shown = not quiet and sys.stderr.isatty()
     started = time.perf_counter()
@@ -158,7 +157,6 @@ def command(
         text,
         tuple(dict.fromkeys(case_ids)),
         jobs,
-        scaled,
     )
     took = time.perf_counter() - started
     report = data.build(asked, backend.info, place.device, planned.cases, results, held, reason, took, ladder=content)

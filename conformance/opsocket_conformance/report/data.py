@@ -25,7 +25,7 @@ _MOST_MESSAGES, _LONGEST_MESSAGE = 100, 8000
 @dataclass(frozen=True)
 class Run:
     """What was asked: the options that a run can be repeated with. backend: as given to --backend; pins: to --pin;
-    cases: to --case. jobs: worker processes. scaled: whether the cases were those of a stand-in for the chip."""
+    cases: to --case. jobs: worker processes."""
 
     backend: str
     pins: Mapping[str, str]
@@ -36,7 +36,6 @@ class Run:
     filter: str
     cases: tuple[str, ...] = ()
     jobs: int = 1
-    scaled: bool = False
 
 
 def build(
@@ -67,7 +66,6 @@ def build(
             "filter": run.filter,
             "cases": list(run.cases),
             "jobs": run.jobs,
-            "scaled": run.scaled,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
         },
