@@ -12,7 +12,8 @@ import sys
 
 import pytest
 
-from opsocket.operators import ContractError
+from opsocket.operators import ContractError, DeviceInfo
+from opsocket_cuda.backend import CudaBackend
 from opsocket_cuda.nvml import Gpu, visible
 from opsocket_rocm import kfd
 from opsocket_triton.mode import interpreted_devices
@@ -143,3 +144,19 @@ def test_interpreted_devices_are_those_asked_for(monkeypatch):
     monkeypatch.setenv("OPSOCKET_INTERPRET", "sm_70")
     with pytest.raises(ContractError, match=r"arch: wanted one of sm_80, .*, got 'sm_70'"):
         interpreted_devices("cuda", "cuda")
+
+
+def test_interpreted_devices_come_behind_those_that_are_here(monkeypatch):
+    real = DeviceInfo("cuda", 0, "NVIDIA H100", "sm_90", 1 << 36)
+    monkeypatch.setattr(CudaBackend, "_present", staticmethod(lambda: [real]))
+    monkeypatch.setenv("OPSOCKET_INTERPRET", "sm_80")
+    backend = CudaBackend()
+    assert [(str(d), d.arch, d.numerics) for d in backend.devices()] == [
+        ("cuda:0", "sm_90", "device"),
+        ("cuda:1", "sm_80", "interpreted"),
+    ]
+    assert any("interpreted" in note for note in backend.notes())
+    monkeypatch.delenv("OPSOCKET_INTERPRET")
+    assert [str(d) for d in backend.devices()] == ["cuda:0"]
+    (note,) = backend.notes()
+    assert "sm_80, sm_90, sm_100, sm_120" in note
