@@ -16,8 +16,8 @@ from opsocket.quantization import get_format
 from opsocket.quantization.formats import ACTIVATION_GROUP
 from opsocket_triton.launch import launch
 from opsocket_triton.matmul import tiles, weights
-from opsocket_triton.matmul.activation import quantize, room
-from opsocket_triton.matmul.operands import backend_of, compute_units, operand_of
+from opsocket_triton.matmul.activation import Quantized, quantize, room
+from opsocket_triton.matmul.operands import compute_units, operand_of
 from opsocket_triton.matmul.rows import OverWeights
 from opsocket_triton.matmul.sums import float_sums, integer_sums, scaled_by_row
 from opsocket_triton.workspace import Workspace
@@ -165,13 +165,21 @@ class TritonGroupedMatmul(OverWeights, GroupedMatmulPlan):
     capture_level = "any"
 
     def _setup(self) -> None:
-        self._backend = backend_of(self.session.device)
+        fmt = get_format(self.spec.weight_format)
+        self._family = tiles.family(self.session.device.arch)
         self._units = compute_units(self.session)
         self._workspace = Workspace(self)
         self._tables = _Tables()
-        activation = get_format(self.spec.weight_format).activation
-        self._is_quantized = activation != "none"
-        self._x_group = ACTIVATION_GROUP if activation == "i8_g32" else 0
+        self._form = weights.form_of(fmt, self.spec.k)
+        self._is_quantized = fmt.activation != "none"
+        self._x_group = ACTIVATION_GROUP if fmt.activation == "i8_g32" else 0
+        self._piece = tiles.piece(self._form.bits, self._form.group, self._x_group) if self._is_quantized else 0
+        self._operand = operand_of(self.session.device, self.spec, fmt)
+        most = self.request.bounds.max_tokens
+        if most and self._is_quantized:
+            self._room(most)
+        if most and fmt.g_idx:
+            self._workspace.take("permuted", (most, self.spec.k), TORCH_DTYPES[self.spec.x_dtype])
 
     def _run(
         self,
@@ -200,7 +208,7 @@ class TritonGroupedMatmul(OverWeights, GroupedMatmulPlan):
             x = self._in_order(x, permutation, shared)
         weight = weights.arguments(contents[0]) | {"columns": spec.n, "bias": bias}
         multiply = self._codes if self._is_quantized else self._floats
-        multiply(x, contents[0], out=out, out_row=out.stride(0), **shared, **weight)
+        multiply(x, out=out, out_row=out.stride(0), **shared, **weight)
         return out
 
     def _in_order(self, x: torch.Tensor, permutation: torch.Tensor, shared: dict[str, Any]) -> torch.Tensor:
@@ -220,25 +228,25 @@ class TritonGroupedMatmul(OverWeights, GroupedMatmulPlan):
         )
         return out
 
-    def _floats(self, x: torch.Tensor, content: weights.Weight, **given: Any) -> None:
-        operand = operand_of(self.session.device, self.spec, content)
-        tile = tiles.float_tile(self._backend, operand, self._rows_of_each(x))
-        self._start(grouped_tiles, tile, x=x, x_row=x.stride(0), k=self.spec.k, OPERAND=operand, **given)
+    def _room(self, rows: int) -> Quantized:
+        width = self._form.width * (8 // self._form.bits)
+        return room(self._workspace, rows, width, self._x_group, self._piece, self._form.has_minimum)
 
-    def _codes(self, x: torch.Tensor, content: weights.FieldWeight, **given: Any) -> None:
-        piece = tiles.piece(content.bits, content.group, self._x_group)
-        width = content.width * (8 // content.bits)
-        into = room(self._workspace, len(x), width, self._x_group, piece, content.minimum is not None)
-        found = quantize(x, None, into, self._x_group, piece, self._units)
+    def _floats(self, x: torch.Tensor, **given: Any) -> None:
+        tile = tiles.float_tile(self._family, self._operand, self._rows_of_each(x))
+        self._start(grouped_tiles, tile, x=x, x_row=x.stride(0), k=self.spec.k, OPERAND=self._operand, **given)
+
+    def _codes(self, x: torch.Tensor, **given: Any) -> None:
+        found = quantize(x, None, self._room(len(x)), self._x_group, self._piece, self._units)
         self._start(
             grouped_codes,
-            tiles.code_tile(self._rows_of_each(x), content.bits, piece),
+            tiles.code_tile(self._family, self._rows_of_each(x), self._form.bits, self._piece),
             codes=found.codes,
             x_scale=found.scale,
             x_sums=found.sums,
-            codes_row=width,
+            codes_row=found.codes.stride(0),
             X_GROUP=self._x_group,
-            PIECE=piece,
+            PIECE=self._piece,
             **given,
         )
 

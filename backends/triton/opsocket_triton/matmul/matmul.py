@@ -14,7 +14,7 @@ from opsocket.quantization.formats import ACTIVATION_GROUP
 from opsocket_triton.launch import launch
 from opsocket_triton.matmul import tiles, weights
 from opsocket_triton.matmul.activation import Quantized, permute, quantize, room
-from opsocket_triton.matmul.operands import backend_of, compute_units, operand_of
+from opsocket_triton.matmul.operands import compute_units, operand_of
 from opsocket_triton.matmul.products import add_parts, product_codes, product_rows, product_tiles
 from opsocket_triton.matmul.rows import OverWeights
 from opsocket_triton.workspace import Workspace
@@ -30,12 +30,26 @@ class TritonMatmul(OverWeights, MatmulPlan):
     capture_level = "any"
 
     def _setup(self) -> None:
-        self._backend = backend_of(self.session.device)
+        fmt = get_format(self.spec.weight_format)
+        self._family = tiles.family(self.session.device.arch)
         self._units = compute_units(self.session)
         self._workspace = Workspace(self)
-        activation = get_format(self.spec.weight_format).activation
-        self._is_quantized = activation != "none"
-        self._x_group = ACTIVATION_GROUP if activation == "i8_g32" else 0
+        self._form = weights.form_of(fmt, self.spec.k)
+        self._is_quantized = fmt.activation != "none"
+        self._x_group = ACTIVATION_GROUP if fmt.activation == "i8_g32" else 0
+        self._piece = tiles.piece(self._form.bits, self._form.group, self._x_group) if self._is_quantized else 0
+        self._operand = operand_of(self.session.device, self.spec, fmt)
+        if self.request.bounds.max_tokens:
+            self._reserve(self.request.bounds.max_tokens, fmt.g_idx)
+
+    def _reserve(self, most: int, permutes: bool) -> None:
+        """The memory of any run of at most so many rows."""
+        if self._is_quantized:
+            self._room(most)
+        elif permutes:
+            self._workspace.take("permuted", (most, self.spec.k), TORCH_DTYPES[self.spec.x_dtype])
+        sizes = [rows * self._parts(rows)[1] for rows in range(1, min(most, _MOST_SPLIT_ROWS) + 1)]
+        self._workspace.take("partial", (max(sizes), self.spec.n), torch.float32)
 
     def _run(
         self, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor | None
@@ -53,46 +67,58 @@ class TritonMatmul(OverWeights, MatmulPlan):
         self._floats(x, content, bias, out)
         return out
 
+    def _tile(self, rows: int) -> tiles.Tile:
+        if self._is_quantized:
+            return tiles.code_tile(self._family, rows, self._form.bits, self._piece)
+        if self._is_few(rows):
+            return tiles.vector_tile(rows)
+        return tiles.float_tile(self._family, self._operand, rows)
+
+    def _is_few(self, rows: int) -> bool:
+        return not self._is_quantized and rows <= tiles.vector_rows(self._family, self._operand)
+
+    def _parts(self, rows: int) -> tuple[int, int]:
+        """Stored elements of each part of a row, and how many parts there are."""
+        tile, width = self._tile(rows), self._form.width
+        count = triton.cdiv(rows, tile.rows) * triton.cdiv(self.spec.n, tile.columns)
+        part = tiles.part(width, tile, count, self._units if rows <= _MOST_SPLIT_ROWS else 0)
+        return part, triton.cdiv(width, part)
+
+    def _room(self, rows: int) -> Quantized:
+        width = self._form.width * (8 // self._form.bits)
+        return room(self._workspace, rows, width, self._x_group, self._piece, self._form.has_minimum)
+
     def _floats(self, x: torch.Tensor, content: weights.Weight, bias: torch.Tensor | None, out: torch.Tensor) -> None:
         rows = len(x)
-        operand = operand_of(self.session.device, self.spec, content)
         given: dict[str, Any] = {"x": x, "x_row": x.stride(0), "k": self.spec.k}
-        if rows <= tiles.vector_rows(self._backend, operand):
-            tile = tiles.vector_tile(rows)
-            self._multiply(product_rows, tile, content, bias, out, ROWS=tile.rows, **given)
+        if self._is_few(rows):
+            self._multiply(product_rows, content, bias, out, ROWS=self._tile(rows).rows, **given)
         else:
-            tile = tiles.float_tile(self._backend, operand, rows)
-            self._multiply(product_tiles, tile, content, bias, out, BM=tile.rows, OPERAND=operand, **given)
+            given |= {"BM": self._tile(rows).rows, "OPERAND": self._operand}
+            self._multiply(product_tiles, content, bias, out, **given)
 
     def _codes(
         self, x: torch.Tensor, content: weights.FieldWeight, bias: torch.Tensor | None, out: torch.Tensor
     ) -> None:
-        rows, piece = len(x), tiles.piece(content.bits, content.group, self._x_group)
-        width = content.width * (8 // content.bits)
-        has_sums = content.minimum is not None
-        into = room(self._workspace, rows, width, self._x_group, piece, has_sums)
-        found = quantize(x, content.permutation, into, self._x_group, piece, self._units)
-        tile = tiles.code_tile(rows, content.bits, piece)
+        found = quantize(x, content.permutation, self._room(len(x)), self._x_group, self._piece, self._units)
         self._multiply(
             product_codes,
-            tile,
             content,
             bias,
             out,
-            found if piece == 0 else None,
+            found if self._piece == 0 else None,
             codes=found.codes,
             x_scale=found.scale,
             x_sums=found.sums,
-            codes_row=width,
+            codes_row=found.codes.stride(0),
             X_GROUP=self._x_group,
-            PIECE=piece,
-            BM=tile.rows,
+            PIECE=self._piece,
+            BM=self._tile(len(x)).rows,
         )
 
     def _multiply(
         self,
         kernel: Any,
-        tile: tiles.Tile,
         content: weights.Weight,
         bias: torch.Tensor | None,
         out: torch.Tensor,
@@ -102,11 +128,12 @@ class TritonMatmul(OverWeights, MatmulPlan):
         """Start a kernel, over all of K or in parts that are added up. integers: the rows of x, where its partial sums
         are integers."""
         rows, columns = out.shape
+        tile, (part, parts) = self._tile(rows), self._parts(rows)
         count = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
-        part = tiles.part(content.width, tile.depth, count, self._units if rows <= _MOST_SPLIT_ROWS else 0)
-        parts = triton.cdiv(content.width, part)
-        dtype = torch.float32 if integers is None else torch.int32
-        partial = self._workspace.take("partial", (parts, rows, columns), dtype) if parts > 1 else None
+        partial = None
+        if parts > 1:
+            partial = self._workspace.take("partial", (parts, rows, columns), torch.float32)
+            partial = partial if integers is None else partial.view(torch.int32)
         weight = weights.arguments(content)
         launch(
             kernel,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 
 import torch
 
 from opsocket.operators import DeviceInfo, GroupedMatmulSpec, MatmulSpec, Session
+from opsocket.quantization import QuantFormat
 from opsocket_triton.arches import ARCHES
-from opsocket_triton.matmul.weights import DenseWeight, Weight
 
 _UNITS: Final = {
     "sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188,
@@ -17,17 +17,15 @@ _UNITS: Final = {
 }  # fmt: skip
 """Multiprocessors or compute units of each architecture's largest chip, for a device that is absent."""
 
-_NAMES: Final = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
-
-def operand_of(device: DeviceInfo, spec: MatmulSpec | GroupedMatmulSpec, content: Weight) -> str:
+def operand_of(device: DeviceInfo, spec: MatmulSpec | GroupedMatmulSpec, fmt: QuantFormat) -> str:
     """The type as which float activations and a weight are multiplied.
 
     "f32": products and sums in f32, rounded to nearest, which any numerics permit. "bf16", "f16": by matrix units,
     which cut off their sums, where that is permitted and both factors have the type, or may be rounded to it.
     """
     numerics, dtype = spec.numerics, spec.x_dtype
-    stored = _NAMES[content.weight.dtype] if isinstance(content, DenseWeight) else numerics.dequantized
+    stored = fmt.id if fmt.is_float else numerics.dequantized
     if dtype == "f32" or stored != dtype or numerics.accumulate != "f32_truncating":
         return "f32"
     arch = ARCHES.get(device.arch)
@@ -36,11 +34,6 @@ def operand_of(device: DeviceInfo, spec: MatmulSpec | GroupedMatmulSpec, content
     if numerics.accumulate_step > chained or (dtype == "f16" and device.arch == "gfx90a"):
         return "f32"
     return dtype
-
-
-def backend_of(device: DeviceInfo) -> Literal["cuda", "hip"]:
-    """Whose compiler makes a device's kernels."""
-    return "hip" if device.arch.startswith("gfx") else "cuda"
 
 
 def compute_units(session: Session) -> int:

@@ -146,8 +146,8 @@ def vector_sums(
     n: as numbers of which the compiler does not know that they follow one another, or it would give the threads another
     order for scales than for codes, and move one or the other between them. A thread holds pieces of 16 stored
     elements, the widest load there is where they are bytes, sums the products of each with x, and then multiplies by
-    the scale of its group: which is what keeps the operations for each weight at about four (unpack, two to make a
-    float, multiply and add; with a minimum five), so that memory is the limit.
+    the scale of its group: which keeps the operations for each weight at about four (unpack, two to make a float,
+    multiply and add; five with a minimum), so that memory is the limit.
     """
     FIELDS: tl.constexpr = 1 if BITS == 0 else 8 // BITS
     sums = tl.zeros((ROWS, BN, DEPTH // 16), tl.float32)

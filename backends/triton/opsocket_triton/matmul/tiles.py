@@ -1,55 +1,85 @@
 """How large a piece of a product one program takes, as data.
 
 A tile of the weight is read once for `rows` rows of x. Below 16 rows a matrix unit has nothing to do and memory is the
-limit; from a few hundred on, operations are.
+limit; from a few hundred on, operations are. The largest of each kind that no format makes spill on its family.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
+
+Family = Literal["hopper", "ampere", "cdna", "rdna"]
+"""Architectures whose matrix units take their factors alike: from shared memory (hopper), or from the registers of a
+warp (ampere, before it and consumer chips after it; rdna), or of 64 lanes (cdna)."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """rows of x by columns of y, `depth` stored elements of each of the weight's rows at a time."""
+    """rows of x by columns of y, `depth` stored elements of each of the weight's rows at a time. programs: that one
+    compute unit should have at the same time, where there is work enough."""
 
     rows: int
     columns: int
     depth: int
     warps: int
     stages: int
+    programs: int = 2
 
 
-_VECTOR: Final = {rows: Tile(rows, 64 // max(1, rows // 2), 128, 4, 2) for rows in (1, 2, 4, 8)}
-_HALF: Final = {16: Tile(16, 64, 64, 4, 3), 64: Tile(64, 64, 64, 4, 3), 128: Tile(128, 128, 64, 8, 2)}
-_F32: Final = {
-    # One stage: a product without matrix units holds its factors in registers, and more programs hide the loads.
-    "cuda": {16: Tile(16, 64, 16, 4, 1), 64: Tile(64, 64, 16, 8, 1)},
-    "hip": {16: Tile(16, 64, 32, 4, 2), 64: Tile(64, 64, 32, 4, 2)},
+def family(arch: str) -> Family:
+    """Of an architecture by its name, one that `arches` does not list included."""
+    if arch.startswith("gfx"):
+        return "cdna" if arch.startswith("gfx9") else "rdna"
+    return "hopper" if arch.startswith(("sm_9", "sm_10")) else "ampere"
+
+
+# Small enough for x's part of a step to have fewer elements than the program has threads: the compiler then gives each
+# thread its own x in the order of its codes, instead of moving codes between threads.
+_VECTOR: Final = {
+    1: Tile(1, 64, 64, 4, 2, 8),
+    2: Tile(2, 128, 64, 8, 2, 4),
+    4: Tile(4, 128, 32, 8, 2, 4),
+    8: Tile(8, 128, 16, 8, 2, 4),
+}
+_HALF: Final[dict[Family, dict[int, Tile]]] = {
+    "hopper": {16: Tile(16, 64, 64, 4, 3), 64: Tile(64, 64, 64, 4, 3), 128: Tile(128, 128, 64, 8, 2)},
+    "ampere": {16: Tile(16, 64, 64, 4, 3), 64: Tile(64, 64, 32, 4, 3), 128: Tile(128, 64, 32, 8, 3)},
+    "cdna": {16: Tile(16, 64, 64, 4, 2), 64: Tile(64, 64, 64, 4, 2), 128: Tile(128, 128, 64, 8, 2)},
+    "rdna": {16: Tile(16, 64, 64, 4, 2), 64: Tile(64, 64, 32, 4, 2), 128: Tile(128, 64, 32, 8, 2)},
+}
+# One stage without a matrix unit for f32: factors are held in registers, and more programs hide the loads.
+_SCALAR: Final = {16: Tile(16, 64, 16, 4, 1), 64: Tile(64, 64, 16, 8, 1)}
+_F32: Final[dict[Family, dict[int, Tile]]] = {
+    "hopper": _SCALAR,
+    "ampere": _SCALAR,
+    "cdna": {16: Tile(16, 64, 32, 4, 2), 64: Tile(64, 64, 32, 4, 2)},
+    "rdna": _SCALAR,
+}
+_CODES: Final[dict[Family, dict[int, Tile]]] = {
+    "hopper": {16: Tile(16, 64, 64, 4, 3), 64: Tile(64, 64, 64, 8, 3), 128: Tile(128, 128, 64, 8, 3)},
+    "ampere": {16: Tile(16, 64, 64, 4, 3), 64: Tile(64, 64, 64, 8, 3), 128: Tile(128, 64, 64, 8, 3)},
+    "cdna": {16: Tile(16, 64, 64, 4, 2), 64: Tile(64, 64, 64, 8, 2), 128: Tile(128, 64, 64, 8, 2)},
+    "rdna": {16: Tile(16, 64, 64, 4, 2), 64: Tile(64, 64, 64, 8, 2)},
 }
 
 
-def vector_rows(backend: str, operand: str) -> int:
-    """The most rows for the kernel without matrix units. These pad to 16 rows, which costs 16-bit floats nothing; AMD's
-    take f32 too, at twice the rate of single products."""
+def vector_rows(family: Family, operand: str) -> int:
+    """The most rows for the kernel without matrix units. These pad to 16 rows, which costs 16-bit floats nothing; those
+    of CDNA take f32 too, at twice the rate of single products."""
     if operand != "f32":
         return 1
-    return 8 if backend == "cuda" else 4
+    return 4 if family == "cdna" else 8
 
 
 def vector_tile(rows: int) -> Tile:
     """For at most `vector_rows` rows."""
-    return next(tile for most, tile in _VECTOR.items() if rows <= most)
+    return _smallest(_VECTOR, rows)
 
 
-def float_tile(backend: str, operand: str, rows: int) -> Tile:
+def float_tile(family: Family, operand: str, rows: int) -> Tile:
     """For any number of rows, by a matrix unit of that type, or by f32 products."""
-    tiles = _F32[backend] if operand == "f32" else _HALF
-    return next((tile for most, tile in tiles.items() if rows <= most), tiles[max(tiles)])
-
-
-_CODES: Final = {16: Tile(16, 64, 64, 4, 3), 64: Tile(64, 64, 64, 4, 3), 128: Tile(128, 128, 64, 8, 2)}
+    return _smallest((_F32 if operand == "f32" else _HALF)[family], rows)
 
 
 def piece(bits: int, group: int, x_group: int) -> int:
@@ -66,18 +96,22 @@ def piece(bits: int, group: int, x_group: int) -> int:
     return min(alike, 256, 128 * fields)
 
 
-def code_tile(rows: int, bits: int, piece: int) -> Tile:
+def code_tile(family: Family, rows: int, bits: int, piece: int) -> Tile:
     """For any number of rows of codes, in pieces of so many columns."""
-    tile = next((tile for most, tile in _CODES.items() if rows <= most), _CODES[max(_CODES)])
+    tile = _smallest(_CODES[family], rows)
     if piece == 0:
         return tile
     fields = 8 // bits
     return replace(tile, depth=32 if piece < 32 * fields else piece // fields)
 
 
-def part(width: int, depth: int, tiles: int, units: int) -> int:
-    """Stored elements of a row that one program takes, a multiple of `depth` and of a slab: all of `width`, or a part
-    where that gives each of so many compute units about two programs of at least four steps; units 0: all."""
-    parts = max(1, min(2 * units // tiles, width // (4 * depth)))
-    step = max(depth, 32)
+def part(width: int, tile: Tile, tiles: int, units: int) -> int:
+    """Stored elements of a row that one program takes, a multiple of the tile's depth and of a slab: all of `width`, or
+    a part where the product has so few tiles that compute units would want for programs; units 0: all."""
+    step = max(tile.depth, 32)
+    parts = max(1, min(tile.programs * units // tiles, width // (2 * step)))
     return -(-width // (parts * step)) * step
+
+
+def _smallest(tiles: dict[int, Tile], rows: int) -> Tile:
+    return next((tile for most, tile in tiles.items() if rows <= most), tiles[max(tiles)])

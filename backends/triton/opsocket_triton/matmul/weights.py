@@ -63,10 +63,10 @@ class FieldWeight:
     """W[n, p] = scale[g, n] * (field[n, j] - offset) - minimum[g, n], g = j // group, p = permutation[j] (or j).
 
     stored: i8 [N, K] where bits is 8, else u8 [N, K * bits / 8], K padded to whole slabs. group: columns that share a
-    scale; 0: a whole row does, and there is no minimum. scale: f16 where the format has it so, else f32, [groups, N],
-    N padded to a multiple of 16 and groups to those of all slabs. minimum: None, the same, or i8: a zero point, which
-    scale multiplies. permutation: i64 [K] or None. addresses: i64 [4], on the device, where stored, scale, minimum
-    and permutation are (0: nowhere).
+    scale; 0: a whole row does, and there is no minimum. scale: f16 where the format has it so, else f32, [groups, N], N
+    padded to a multiple of 16 and groups to those of all slabs. minimum: None, the same, or i8: a zero point, which
+    scale multiplies. permutation: i64 [K] or None. addresses: i64 [4], on the device, where stored, scale, minimum and
+    permutation are (0: nowhere).
     """
 
     stored: torch.Tensor
@@ -95,6 +95,30 @@ class FieldWeight:
 
 
 Weight = DenseWeight | FieldWeight
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a weight of a format looks like here, whatever it holds: see `FieldWeight`. width: stored elements of a row.
+    bits 0: floats. has_minimum: or a zero point."""
+
+    bits: int
+    offset: int
+    group: int
+    width: int
+    has_minimum: bool
+
+
+def form_of(fmt: QuantFormat, k: int) -> Form:
+    """The form of all weights [n, k] of a format."""
+    if fmt.is_float:
+        return Form(0, 0, 0, k + -k % SLAB, False)
+    bits = next(width for width in (2, 4, 8) if width >= fmt.bits)
+    per_byte = 8 // bits
+    has_minimum = fmt.zero == "float_min" or (fmt.zero == "int" and bits < 8)
+    offset = 0 if bits == 8 or has_minimum else 1 << bits - 1
+    group = fmt.block_k if has_minimum or fmt.block_k != k else 0
+    return Form(bits, offset, group, (k + -k % (SLAB * per_byte)) // per_byte, has_minimum)
 
 
 def arguments(content: Weight) -> dict[str, Any]:
@@ -129,26 +153,23 @@ def prepare(session: Session, request: Request, tensors: Mapping[str, np.ndarray
 
 
 def _fields(session: Session, fmt: QuantFormat, grouped: GroupedWeight) -> FieldWeight:
-    codes, bits, offset, minimum = _narrowed(fmt, grouped)
-    per_byte = 8 // bits
-    width = SLAB * per_byte
-    padded = grouped.k + -grouped.k % width
-    codes = np.pad(codes, ((0, 0), (0, padded - grouped.k)))
-    if bits < 8:
+    form = form_of(fmt, grouped.k)
+    codes, minimum = _narrowed(form, grouped)
+    per_byte = 8 // form.bits
+    codes = np.pad(codes, ((0, 0), (0, form.width * per_byte - grouped.k)))
+    if form.bits < 8:
         shaped = codes.view(np.uint8).reshape(grouped.n, -1, per_byte, SLAB)
         joined = shaped[:, :, 0].copy()
         for field in range(1, per_byte):
-            joined |= shaped[:, :, field] << np.uint8(field * bits)
+            joined |= shaped[:, :, field] << np.uint8(field * form.bits)
         codes = joined.reshape(grouped.n, -1)
-    group = 0 if grouped.group_size == grouped.k and minimum is None else grouped.group_size
-    groups = -(-padded // group) if group else 1
-    permutation = grouped.input_permutation
+    groups = -(-form.width * per_byte // form.group) if form.group else 1
     stored = session.upload(codes)
     scale = session.upload(_by_group(_stored(fmt, grouped.scale), groups))
     lowest = None if minimum is None else session.upload(_by_group(_stored(fmt, minimum), groups))
-    order = None if permutation is None else session.upload(permutation)
+    order = None if grouped.input_permutation is None else session.upload(grouped.input_permutation)
     addresses = _addresses(session, stored, scale, lowest, order)
-    return FieldWeight(stored, bits, offset, group, scale, lowest, order, addresses)
+    return FieldWeight(stored, form.bits, form.offset, form.group, scale, lowest, order, addresses)
 
 
 def _addresses(session: Session, *tensors: torch.Tensor | None) -> torch.Tensor:
@@ -156,21 +177,13 @@ def _addresses(session: Session, *tensors: torch.Tensor | None) -> torch.Tensor:
     return addresses
 
 
-def _narrowed(fmt: QuantFormat, grouped: GroupedWeight) -> tuple[np.ndarray, int, int, np.ndarray | None]:
-    """codes i8 [N, K] as fields hold them, bits, offset, minimum f32 or zero point i8 [N, groups].
-
-    Which of these there are depends on the format alone, so that experts of one format are alike.
-    """
-    codes, minimum = grouped.codes, grouped.minimum
-    bits = next(width for width in (2, 4, 8) if width >= grouped.bits)
-    if bits < 8 and fmt.zero == "int":
+def _narrowed(form: Form, grouped: GroupedWeight) -> tuple[np.ndarray, np.ndarray | None]:
+    """codes i8 [N, K] as fields hold them, and minimum f32 or zero point i8 [N, groups]."""
+    if form.has_minimum and grouped.minimum is None:
         # A zero point was subtracted: the fields count from the lowest code of each group up.
-        lowest = codes.reshape(grouped.n, -1, grouped.group_size).min(-1)
-        return codes - np.repeat(lowest, grouped.group_size, axis=1), bits, 0, -lowest
-    if bits < 8 and minimum is None:
-        half = 1 << bits - 1
-        return codes + np.int8(half), bits, half, None
-    return codes, bits, 0, minimum
+        lowest = grouped.codes.reshape(grouped.n, -1, grouped.group_size).min(-1)
+        return grouped.codes - np.repeat(lowest, grouped.group_size, axis=1), -lowest
+    return grouped.codes + np.int8(form.offset), grouped.minimum
 
 
 def _by_group(values: np.ndarray, groups: int) -> np.ndarray:

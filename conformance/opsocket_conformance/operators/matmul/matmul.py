@@ -117,6 +117,9 @@ def _cases(w: str, dtype: str) -> Iterator[Case]:
         yield Case(Matmul(m=3, n=40, w=w, dtype=dtype, x="subnormal"))
     if get_format(w).activation == "none" and w in (*SMOKE, dtype):
         yield Case(Matmul(m=3, n=256, w=w, dtype=dtype))
+    if get_format(w).zero != "none" and get_format(w).activation == "none":
+        # One group, or one block of them, is all of K: a scale of a whole row, and still a zero point or minimum.
+        yield Case(Matmul(m=2, n=40, k=get_format(w).super_block or get_format(w).block_k, w=w, dtype=dtype))
     if get_format(w).is_float:
         yield Case(Matmul(m=3, n=37, k=101, w=w, dtype=dtype))
         yield Case(Matmul(m=1, n=1, k=1, w=w, dtype=dtype))
