@@ -37,7 +37,7 @@ def command(config: RuntimeConfig, model: str, dry_run: bool, as_json: bool) -> 
     untuned = config.override("argument", {"tuned": False})
     for number, request in enumerate(requests):
         click.echo(f"{number + 1}/{len(requests)}", err=True)
-        times = _times(untuned, selection, request)
+        times = _times(untuned, selection, request, keep=not dry_run)
         scores = {name: _product(list(seconds.values())) for name, seconds in times.items()}
         choices[request.work] = min(scores, key=scores.__getitem__)
         rows.append({"request": request.to_json(), "seconds": times, "choice": choices[request.work]})
@@ -49,8 +49,8 @@ def command(config: RuntimeConfig, model: str, dry_run: bool, as_json: bool) -> 
     click.echo("kept nothing" if file is None else f"kept in {file}")
 
 
-def _times(config: RuntimeConfig, selection: Any, request: Request) -> dict[str, dict[int, float]]:
-    """Provider -> rows -> median seconds of one call."""
+def _times(config: RuntimeConfig, selection: Any, request: Request, *, keep: bool) -> dict[str, dict[int, float]]:
+    """Provider -> rows -> median seconds of one call, by kernels that have tuned themselves, for good with `keep`."""
     import numpy as np
 
     from opsocket.operators import Unsupported
@@ -66,7 +66,7 @@ def _times(config: RuntimeConfig, selection: Any, request: Request) -> dict[str,
         pinned = config.override("argument", {"operators": {"matmul": provider.name}})
         session = open_session(pinned, selection)
         try:
-            calls[provider.name] = _calls(session, request, tensors)
+            calls[provider.name] = _calls(session, request, tensors, keep)
         except Unsupported:
             session.close()
     samples: dict[str, dict[int, list[float]]] = {name: {m: [] for m in ROWS} for name in calls}
@@ -79,7 +79,7 @@ def _times(config: RuntimeConfig, selection: Any, request: Request) -> dict[str,
     return {name: {m: sorted(values)[3] for m, values in by.items()} for name, by in samples.items()}
 
 
-def _calls(session: Session, request: Request, tensors: Any) -> dict[int, Any]:
+def _calls(session: Session, request: Request, tensors: Any, keep: bool) -> dict[int, Any]:
     import numpy as np
 
     from opsocket.operators import Request
@@ -87,6 +87,7 @@ def _calls(session: Session, request: Request, tensors: Any) -> dict[int, Any]:
     spec: Any = request.spec
     plan: Any = session.plan(Request(spec))
     packed = session.prepare_weight(Request(spec), tensors)
+    plan.tune(packed, keep=keep)
     bias = session.upload(np.zeros(spec.n, np.float32)) if spec.bias else None
     calls = {}
     for m in ROWS:

@@ -169,6 +169,10 @@ class MatmulPlan(_WeightPlan):
         assert isinstance(self.request.spec, MatmulSpec)
         return self.request.spec
 
+    def tune(self, packed: PackedWeight, *, keep: bool) -> None:
+        """Hook of `opsocket tune`: measure what this kernel can vary with a weight, run with the fastest from now on,
+        and with `keep` have later plans of this request on this device do so. May take seconds, and synchronizes."""
+
     def run(self, x: Array, packed: PackedWeight, bias: Array | None = None, *, out: Array | None = None) -> Array:
         if (again := self._again(x, packed, bias, out)) is not None:
             return again

@@ -240,7 +240,7 @@ class TritonGroupedMatmul(OverWeights, GroupedMatmulPlan):
         found = quantize(x, None, self._room(len(x)), self._x_group, self._piece, self._units)
         self._start(
             grouped_codes,
-            tiles.code_tile(self._family, self._rows_of_each(x), self._form.bits, self._piece),
+            tiles.deep(tiles.code_tile(self._family, self._rows_of_each(x)), self._form.bits, self._piece),
             codes=found.codes,
             x_scale=found.scale,
             x_sums=found.sums,

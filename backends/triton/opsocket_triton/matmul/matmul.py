@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any, Final
 
 import torch
@@ -11,16 +12,27 @@ from opsocket.operators import MatmulPlan, PackedWeight
 from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket.quantization import get_format
 from opsocket.quantization.formats import ACTIVATION_GROUP
+from opsocket_triton import tuning
 from opsocket_triton.launch import launch
 from opsocket_triton.matmul import tiles, weights
 from opsocket_triton.matmul.activation import Quantized, permute, quantize, room
 from opsocket_triton.matmul.operands import compute_units, operand_of
 from opsocket_triton.matmul.products import add_parts, product_codes, product_rows, product_tiles
 from opsocket_triton.matmul.rows import OverWeights
+from opsocket_triton.matmul.timer import Timer
 from opsocket_triton.workspace import Workspace
 
 _MOST_SPLIT_ROWS: Final = 64
 """More rows give enough tiles by themselves, and partial sums of more would cost more than they save."""
+
+
+_TUNED_ROWS: Final = (1, 2, 4, 8, 16, 64, 512)
+"""Each number of rows that there is a tile for, or many."""
+
+
+def _size(text: str) -> tuple[str, int]:
+    kind, _, most = text.partition(" ")
+    return kind, int(most)
 
 
 class TritonMatmul(OverWeights, MatmulPlan):
@@ -39,6 +51,10 @@ class TritonMatmul(OverWeights, MatmulPlan):
         self._x_group = ACTIVATION_GROUP if fmt.activation == "i8_g32" else 0
         self._piece = tiles.piece(self._form.bits, self._form.group, self._x_group) if self._is_quantized else 0
         self._operand = operand_of(self.session.device, self.spec, fmt)
+        self._tuned: dict[tuple[str, int], tiles.Tile] = {}
+        if self.request.work in self.session.options.tuned:
+            kept = tuning.load(self.session.device).get(self.request.work, {})
+            self._tuned = {_size(text): tiles.Tile(*numbers) for text, numbers in kept.items()}
         if self.request.bounds.max_tokens:
             self._reserve(self.request.bounds.max_tokens, fmt.g_idx)
 
@@ -50,6 +66,20 @@ class TritonMatmul(OverWeights, MatmulPlan):
             self._workspace.take("permuted", (most, self.spec.k), TORCH_DTYPES[self.spec.x_dtype])
         sizes = [rows * self._parts(rows)[1] for rows in range(1, min(most, _MOST_SPLIT_ROWS) + 1)]
         self._workspace.take("partial", (max(sizes), self.spec.n), torch.float32)
+
+    def tune(self, packed: PackedWeight, *, keep: bool) -> None:
+        if getattr(self.session, "is_interpreted", False):
+            return
+        tuned = {}
+        for rows in _TUNED_ROWS:
+            kind, most = size = self._size(rows)
+            if size not in tuned:
+                timer = Timer(self, packed, rows, size)
+                tuned[size] = tuning.fastest(self._default(kind, most), tiles.others(kind, most), timer.seconds)
+                self._tuned = dict(tuned)
+        if keep:
+            by_size = {f"{kind} {most}": astuple(tile) for (kind, most), tile in tuned.items()}
+            tuning.save(self.session.device, self.request.work, by_size)
 
     def _run(
         self, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor | None
@@ -67,15 +97,28 @@ class TritonMatmul(OverWeights, MatmulPlan):
         self._floats(x, content, bias, out)
         return out
 
-    def _tile(self, rows: int) -> tiles.Tile:
+    def _size(self, rows: int) -> tuple[str, int]:
+        """The kind of kernel for so many rows, and the number of rows that its tile is for."""
         if self._is_quantized:
-            return tiles.code_tile(self._family, rows, self._form.bits, self._piece)
-        if self._is_few(rows):
-            return tiles.vector_tile(rows)
-        return tiles.float_tile(self._family, self._operand, rows)
+            kind = "codes"
+        elif rows <= tiles.vector_rows(self._family, self._operand):
+            kind = "vector"
+        else:
+            kind = "f32" if self._operand == "f32" else "half"
+        sizes = tiles.sizes(self._family, kind)
+        return kind, next((most for most in sizes if rows <= most), sizes[-1])
 
-    def _is_few(self, rows: int) -> bool:
-        return not self._is_quantized and rows <= tiles.vector_rows(self._family, self._operand)
+    def _tile(self, rows: int) -> tiles.Tile:
+        kind, most = size = self._size(rows)
+        tile = self._tuned.get(size) or self._default(kind, most)
+        return tiles.deep(tile, self._form.bits, self._piece) if kind == "codes" else tile
+
+    def _default(self, kind: str, most: int) -> tiles.Tile:
+        if kind == "vector":
+            return tiles.vector_tile(most)
+        if kind == "codes":
+            return tiles.code_tile(self._family, most)
+        return tiles.float_tile(self._family, self._operand, most)
 
     def _parts(self, rows: int) -> tuple[int, int]:
         """Stored elements of each part of a row, and how many parts there are."""
@@ -91,7 +134,7 @@ class TritonMatmul(OverWeights, MatmulPlan):
     def _floats(self, x: torch.Tensor, content: weights.Weight, bias: torch.Tensor | None, out: torch.Tensor) -> None:
         rows = len(x)
         given: dict[str, Any] = {"x": x, "x_row": x.stride(0), "k": self.spec.k}
-        if self._is_few(rows):
+        if self._size(rows)[0] == "vector":
             self._multiply(product_rows, content, bias, out, ROWS=self._tile(rows).rows, **given)
         else:
             given |= {"BM": self._tile(rows).rows, "OPERAND": self._operand}

@@ -64,6 +64,38 @@ _CODES: Final[dict[Family, dict[int, Tile]]] = {
 }
 
 
+# What `opsocket tune` measures beside the above, whose place those take that are faster.
+_OTHERS: Final[dict[str, tuple[Tile, ...]]] = {
+    "vector 1": (
+        Tile(1, 32, 64, 4, 2, 8),
+        Tile(1, 128, 64, 8, 2, 4),
+        Tile(1, 64, 64, 4, 2, 4),
+        Tile(1, 16, 64, 4, 2, 8),
+    ),
+    "vector 2": (Tile(2, 64, 64, 8, 2, 4), Tile(2, 128, 64, 8, 2, 2)),
+    "vector 4": (Tile(4, 64, 32, 8, 2, 4), Tile(4, 256, 32, 8, 2, 4)),
+    "vector 8": (Tile(8, 128, 16, 8, 2, 8), Tile(8, 256, 16, 8, 2, 2)),
+    "f32 16": (Tile(16, 32, 16, 4, 1), Tile(16, 64, 32, 4, 1), Tile(16, 64, 16, 4, 2)),
+    "f32 64": (Tile(32, 64, 16, 4, 1), Tile(64, 64, 16, 8, 2), Tile(64, 128, 16, 8, 1), Tile(128, 64, 16, 8, 1)),
+    "half 16": (Tile(16, 32, 64, 4, 3), Tile(16, 64, 128, 4, 2), Tile(16, 128, 64, 4, 3), Tile(16, 64, 64, 4, 4)),
+    "half 64": (Tile(64, 32, 64, 4, 3), Tile(64, 128, 64, 8, 3), Tile(32, 64, 64, 4, 3)),
+    "half 128": (Tile(128, 64, 64, 4, 3), Tile(64, 128, 64, 4, 3), Tile(128, 128, 64, 8, 3), Tile(128, 256, 32, 8, 2)),
+    "codes 16": (Tile(16, 32, 64, 4, 3), Tile(16, 64, 64, 4, 4), Tile(16, 128, 64, 4, 3), Tile(16, 64, 64, 8, 3)),
+    "codes 64": (Tile(64, 64, 64, 4, 3), Tile(64, 128, 64, 8, 3), Tile(32, 64, 64, 4, 3)),
+    "codes 128": (Tile(128, 64, 64, 8, 3), Tile(128, 128, 64, 8, 2), Tile(64, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3)),
+}
+
+
+def others(kind: str, most: int) -> tuple[Tile, ...]:
+    """Tiles to measure beside the default one of a kind ("vector", "f32", "half", "codes") for at most so many rows."""
+    return _OTHERS[f"{kind} {most}"]
+
+
+def sizes(family: Family, kind: str) -> tuple[int, ...]:
+    """The numbers of rows that there are default tiles of a kind for; the last is for all above, too."""
+    return tuple({"vector": _VECTOR, "f32": _F32[family], "half": _HALF[family], "codes": _CODES[family]}[kind])
+
+
 def vector_rows(family: Family, operand: str) -> int:
     """The most rows for the kernel without matrix units. These pad to 16 rows, which costs 16-bit floats nothing; those
     of CDNA take f32 too, at twice the rate of single products."""
@@ -96,9 +128,13 @@ def piece(bits: int, group: int, x_group: int) -> int:
     return min(alike, 256, 128 * fields)
 
 
-def code_tile(family: Family, rows: int, bits: int, piece: int) -> Tile:
-    """For any number of rows of codes, in pieces of so many columns."""
-    tile = _smallest(_CODES[family], rows)
+def code_tile(family: Family, rows: int) -> Tile:
+    """For any number of rows of codes, whose depth `deep` has to fit."""
+    return _smallest(_CODES[family], rows)
+
+
+def deep(tile: Tile, bits: int, piece: int) -> Tile:
+    """A tile of codes as deep as pieces of so many columns are."""
     if piece == 0:
         return tile
     fields = 8 // bits

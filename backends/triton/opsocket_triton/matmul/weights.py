@@ -12,7 +12,7 @@ Scales and minimums lie by group, [groups, N], so that a program's rows read the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -48,6 +48,10 @@ class DenseWeight:
     def permutation(self) -> None:
         return None
 
+    def copy(self) -> DenseWeight:
+        """Another of the same content, elsewhere."""
+        return replace(self, weight=self.weight.clone())
+
     @property
     def arrays(self) -> tuple[torch.Tensor, ...]:
         """All that lies on the device."""
@@ -82,6 +86,11 @@ class FieldWeight:
     def width(self) -> int:
         """Stored elements of a row, in whole slabs."""
         return self.stored.shape[1]
+
+    def copy(self) -> FieldWeight:
+        """Another of the same content, elsewhere."""
+        minimum = None if self.minimum is None else self.minimum.clone()
+        return replace(self, stored=self.stored.clone(), scale=self.scale.clone(), minimum=minimum)
 
     @property
     def arrays(self) -> tuple[torch.Tensor, ...]:
