@@ -20,10 +20,11 @@ class Tile:
 
 
 def tile_of(spec: CacheSpec, tokens: int) -> Tile:
-    """16 elements for each lane of four warps of 32; of eight warps twice that, where there are programs enough."""
+    """16 elements for each lane of a warp of 32: more would leave the registers across the division's own code. Four
+    warps, and sixteen where there are programs enough."""
     wide = triton.next_power_of_2(spec.head_dim_k if spec.v is None else max(spec.head_dim_k, spec.head_dim_v))
     many = tokens * spec.num_kv_heads * wide >= 2**19
-    return Tile(wide, max(1, (8192 if many else 2048) // wide), 8 if many else 4)
+    return Tile(wide, max(1, (8192 if many else 2048) // wide), 16 if many else 4)
 
 
 def as_bytes(plane: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Final
 from opsocket.operators import MoERouteSpec, Reason, Request, RopeSpec, SampleSpec
 from opsocket.operators.rope_frequencies import undefined
 
-MAX_EXPERTS: Final = 4096
+MAX_EXPERTS: Final = 1024
 """Logits of a token that the registers of a program hold."""
 MAX_LOGITS: Final = 2**20
 """Whose masses, 2^40 at most, sum to what an int64 and an f64 quotient of it hold well."""
