@@ -11,6 +11,7 @@ from opsocket.operators import (
     CacheLayout,
     CacheSpec,
     DeviceInfo,
+    Limit,
     Memory,
     ResourceError,
     SessionOptions,
@@ -65,6 +66,13 @@ class GpuSession(TorchSession):
             return Memory(None, self.device.memory_bytes)
         used: int = torch.get_device_module(self.torch_device).memory_allocated(self.torch_device)
         return Memory(used, self.device.memory_bytes)
+
+    def limits(self) -> tuple[Limit, ...]:
+        if self.is_interpreted:
+            return ()
+        from opsocket_triton.limits import measure
+
+        return measure(self)
 
     def _free_bytes(self) -> int:
         if self.is_interpreted:
