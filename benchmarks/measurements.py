@@ -131,7 +131,8 @@ def load(paths: Sequence[Path]) -> Measured:
             machines["limits"] = root["device_name"].text()
             measured.limits += [_limit(row) for row in root["limits"]]
         elif root.has("rows"):
-            machines["rows"] = f"{root['cpu'].text()}, {root['threads'].number():g} threads"
+            host = f"{root['cpu'].text()}, {root['threads'].number():g} threads"
+            machines["rows"] = root["device"].text() if root.has("device") else host
             for row in root["rows"]:
                 if row["case"].has("kind"):
                     operator = _operator(row)
@@ -148,9 +149,8 @@ def load(paths: Sequence[Path]) -> Measured:
 
 def _limit(row: Field) -> Limit:
     threads = row["threads"]
-    return Limit(
-        row["name"].text(), None if threads.value is None else int(threads.number()), row["per_second"].number()
-    )
+    everywhere = threads.value in (None, 0)  # 0: what is no host has none
+    return Limit(row["name"].text(), None if everywhere else int(threads.number()), row["per_second"].number())
 
 
 def _operator(row: Field) -> Operator:

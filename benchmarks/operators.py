@@ -1,10 +1,11 @@
 """Single operators beside named peers and beside the machine's limits, measured in the same run, in turn (A B A B ...).
 
-    .venv/bin/python benchmarks/operators.py [--only matmul,decode,prefill] [--systems ...] [--json FILE]
+    .venv/bin/python benchmarks/operators.py [--backend cuda] [--only matmul,decode] [--systems ...] [--json FILE]
 
 Work that streams memory (matmul of few rows, decode attention) is judged against a raw read of memory between the
-samples, work that computes (matmul of many rows, prefill) against the rate of the instructions themselves. Weights and
-caches are rotated: together they are larger than any cache. The peers are processes (`peers/operators_*.py`).
+samples, work that computes (matmul of many rows, prefill) against the rate of the instructions themselves, or on a GPU
+of the vendor's product. Weights and caches are rotated: together they are larger than any cache. The peers are
+processes (`peers/operators_*.py`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
 
 import install  # noqa: E402
+from cases import CPU, CURVES, GPU, Case, chosen  # noqa: E402
 from worker import System, Worker, held  # noqa: E402
 
+import opsocket  # noqa: E402
+from opsocket.operators import Session  # noqa: E402
 from opsocket_cpu import host  # noqa: E402
 from opsocket_cpu.native.library import library  # noqa: E402
 from opsocket_cpu.native.limits import Reader, operations_per_second  # noqa: E402
@@ -33,6 +36,8 @@ from opsocket_cpu.native.limits import Reader, operations_per_second  # noqa: E4
 OURS = "opsocket"
 SETTLE_SECONDS = 0.05
 """Before each sample: threads of the system before it may spin for a while after its last call."""
+FRESH_SECONDS = 30.0
+"""For which a chip's limits are taken for true."""
 SYSTEMS = {
     OURS: System("operators_opsocket.py", None),
     "torch": System("operators_torch.py", None),
@@ -41,79 +46,13 @@ SYSTEMS = {
     "ggml": System("operators_ggml.py", "llama_cpp"),
     "vllm": System("operators_vllm.py", "vllm"),
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    """One operator's work. limit: "read" where memory decides, else the kind of number that is computed with.
-    operations: of one call, a product and its sum being two."""
-
-    kind: str
-    label: str
-    limit: str
-    operations: float
-    facts: dict[str, Any]
-
-
-def matmul(fmt: str, bits: int, group: int, minimums: bool, n: int, k: int, m: int) -> Case:
-    facts = {"op": "matmul", "format": fmt, "bits": bits, "group": group, "minimums": minimums, "n": n, "k": k, "m": m}
-    return Case("matmul", f"{fmt} {n}x{k} M={m}", "read" if m == 1 else "int8", 2.0 * m * n * k, facts)
-
-
-def attention(
-    cache: str,
-    context: int,
-    batch: int,
-    *,
-    q_len: int = 1,
-    heads: tuple[int, int, int] = (32, 8, 128),
-    fast: bool = False,
-) -> Case:
-    q_heads, kv_heads, dim = heads
-    facts = {
-        "op": "attention", "cache": cache, "context": context, "batch": batch, "q_len": q_len, "page": 16,
-        "q_heads": q_heads, "kv_heads": kv_heads, "head_dim": dim,
-        "dtype": "bf16" if fast else "f32", "probabilities": "bf16" if fast else "f32",
-    }  # fmt: skip
-    kind = "decode" if q_len == 1 else "prefill"
-    seen = context if q_len == 1 else q_len * (q_len + 1) / 2
-    label = f"{cache} cache, {q_heads}/{kv_heads} heads of {dim}, {batch} x {context}{', all bf16' if fast else ''}"
-    return Case(
-        kind, label, "read" if q_len == 1 else "bf16" if fast else "f32", 4.0 * batch * q_heads * dim * seen, facts
-    )
-
-
-SHAPES = ((3584, 3584), (576, 576), (1536, 576), (576, 1536))
-A8 = (
-    ("q4_0_a8", 4, 32, False),
-    ("q4_1_a8", 4, 32, True),
-    ("i4_g128_a8", 4, 128, False),
-    ("i8_channel_a8", 8, 0, False),
-)
-OTHERS = (("q4_0", 4, 32, False), ("q4_1", 4, 32, True), ("i2_g64_a8", 2, 64, False))
-CONTEXTS = ((1024, 1), (4096, 1), (16384, 1), (1024, 8), (4096, 8))
-CURVES = {
-    "contexts": [
-        attention(cache, context, 1, fast=fast)
-        for fast in (True, False)
-        for cache in ("bf16", "f8e4m3fn", "i8", "i4")
-        for context in (256, 1024, 4096, 16384)
-    ],
-    "batches": [matmul("q4_0_a8", 4, 32, False, 3584, 3584, m) for m in (1, 2, 4, 8, 16)]
-    + [attention("bf16", 1024, batch, fast=True) for batch in (1, 2, 4, 8, 16)],
+GPU_SYSTEMS = {
+    OURS: System("operators_opsocket.py", None),
+    "opsocket triton": System("operators_opsocket.py", None, ("--provider", "triton")),
+    "torch": System("operators_torch.py", None),
+    "flashinfer": System("operators_flashinfer.py", None),
 }
-"""Cost against the length of a context, and against how many sequences there are."""
-SMOLLM2 = (9, 3, 64)
-MEASURED = [
-    *(matmul(*fmt, *shape, m) for shape in SHAPES for fmt in A8 for m in (1, 8, 128, 512)),
-    *(matmul(*fmt, 3584, 3584, m) for fmt in OTHERS for m in (1, 128)),
-    *(attention(cache, *context) for cache in ("bf16", "f8e4m3fn", "i8", "i4") for context in CONTEXTS),
-    *(attention(cache, *context, fast=True) for cache in ("bf16", "f8e4m3fn", "i8", "i4") for context in CONTEXTS),
-    *(attention("bf16", 1024, batch, heads=SMOLLM2) for batch in (1, 8)),
-    *(attention("bf16", n, 1, q_len=n, fast=fast) for n in (512, 2048) for fast in (True, False)),
-    *(attention("bf16", n, 1, q_len=n, heads=SMOLLM2, fast=fast) for n in (512, 2048) for fast in (True, False)),
-]  # fmt: skip
-CASES = MEASURED + [case for curve in CURVES.values() for case in curve if case not in MEASURED]
+"""Ours as it chooses by itself, and its own kernels where it would choose a vendor's."""
 
 
 @dataclass
@@ -135,8 +74,8 @@ class Samples:
         return self.rate / statistics.median(self.limit_rates)
 
 
-class Limits:
-    """What the machine can do at this moment."""
+class HostLimits:
+    """What the processor and its memory can do at this moment."""
 
     def __init__(self, threads: int) -> None:
         found = library()
@@ -151,21 +90,22 @@ class Limits:
         return operations_per_second(self._library, kind, self._threads) or float("nan")
 
 
-def chosen(wanted: list[str]) -> list[Case]:
-    """The cases of these kinds or curves, or with these texts in their labels, or with all that a + joins; all cases
-    where nothing is wanted."""
+class DeviceLimits:
+    """What a chip can do, measured anew from time to time: it slows down as it gets warm."""
 
-    def fits(case: Case, text: str) -> bool:
-        return case in CURVES[text] if text in CURVES else text == case.kind or text in case.label
+    def __init__(self, session: Session) -> None:
+        self._session, self._rates, self._until = session, {}, 0.0
 
-    return [
-        case
-        for case in CASES
-        if not wanted or any(all(fits(case, part) for part in text.split("+")) for text in wanted)
-    ]
+    def per_second(self, kind: str) -> float:
+        if time.monotonic() > self._until:
+            self._rates = {limit.name: limit.per_second for limit in self._session.limits()}
+            self._until = time.monotonic() + FRESH_SECONDS
+        return self._rates[kind]
 
 
-def measure(case: Case, workers: list[Worker], limits: Limits, rounds: int, seconds: float) -> list[Samples]:
+def measure(
+    case: Case, workers: list[Worker], limits: HostLimits | DeviceLimits, rounds: int, seconds: float
+) -> list[Samples]:
     rows, calls = {}, {}
     for worker in workers:
         try:
@@ -202,9 +142,20 @@ def report(results: list[Samples]) -> str:
     return "\n".join(lines)
 
 
+def place(backend: str, threads: int) -> tuple[HostLimits | DeviceLimits, str, dict[str, System], list[Case]]:
+    """For a backend: its device's limits and name, who can be measured there, and the work."""
+    if backend == "cpu":
+        return HostLimits(threads), f"{host.cpu_name()}, {threads} threads", SYSTEMS, CPU
+    session = opsocket.open(backend)
+    if not session.limits():
+        raise SystemExit(f"{session.device}: no speed can be measured on it (numerics: {session.device.numerics})")
+    return DeviceLimits(session), f"{session.device.name} ({session.device.arch})", GPU_SYSTEMS, GPU
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--backend", default="cpu", help="cpu, cuda, rocm:1, ...")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the host")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.1, help="of calls in one sample")
     parser.add_argument(
@@ -212,31 +163,39 @@ def main() -> None:
         default="",
         help=f"matmul, decode, prefill, {', '.join(CURVES)} or a text of labels; + is and, a comma is or",
     )
-    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--systems", help="default: all; those that can't run are named")
     parser.add_argument("--json", type=Path)
     parser.add_argument(
         "--lock", type=Path, help="a file to lock (flock) while a case is measured, shared while a system loads"
     )
     args = parser.parse_args()
-    cases = chosen([text for text in args.only.split(",") if text])
+    limits, machine, systems, all_cases = place(args.backend, args.threads)
+    cases = chosen(all_cases, [text for text in args.only.split(",") if text])
     if not cases:
         parser.error(f"--only: no case is or has {args.only!r}")
     workers = []
-    for name in args.systems.split(","):
-        environment = SYSTEMS[name].environment
+    for name in args.systems.split(",") if args.systems else systems:
+        if name not in systems:
+            parser.error(f"--systems: {name!r} is none of {', '.join(systems)}")
+        environment = systems[name].environment
         if environment is not None and not install.installed(environment):
             print(f"{name}: not installed (make bench-peers)", file=sys.stderr)
             continue
         with held(args.lock, fcntl.LOCK_SH):
-            workers.append(Worker(name, SYSTEMS[name], args.threads))
-    limits, results = Limits(args.threads), []
+            try:
+                workers.append(Worker(name, systems[name], args.threads, ("--backend", args.backend)))
+            except RuntimeError as error:
+                if name == OURS:
+                    raise
+                print(f"{name}: not measured: {error}", file=sys.stderr)
+    results = []
     for number, case in enumerate(cases):
         print(f"{number + 1}/{len(cases)} {case.label}", end="\x1b[K\r", file=sys.stderr, flush=True)
         with held(args.lock, fcntl.LOCK_EX):
             results += measure(case, workers, limits, args.rounds, args.seconds)
     for worker in workers:
         worker.close()
-    print(f"{host.cpu_name()}, {args.threads} threads; medians of {args.rounds} samples (least-most)\n")
+    print(f"{machine}; medians of {args.rounds} samples (least-most)\n")
     print(report(results))
     for worker in workers:
         print(f"\n- {worker.name}: {', '.join(worker.facts['versions'])}", end="")
@@ -244,6 +203,8 @@ def main() -> None:
     if args.json:
         rows = [asdict(row) | {"rate": row.rate, "share": row.share} for row in results]
         facts = {"cpu": host.cpu_name(), "threads": args.threads, "systems": {w.name: w.facts for w in workers}}
+        if args.backend != "cpu":
+            facts["device"] = machine
         args.json.write_text(json.dumps({**facts, "rows": rows}, indent=1))
 
 

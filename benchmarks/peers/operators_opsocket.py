@@ -1,11 +1,13 @@
-"""This project's CPU backend, by its plans."""
+"""This project, by its plans."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from protocol import STREAMED_ROWS, Prepared, arguments, copies, serve_operators
+from protocol import GPU_STREAMED_ROWS, STREAMED_ROWS, Prepared, arguments, copies, serve_operators
 
 import opsocket
 from opsocket.operators import (
@@ -25,8 +27,16 @@ from opsocket_engine.options import parse_kv_format
 
 args = arguments(__doc__ or "", model=False, provider={"default": None})
 pins = {} if args.provider is None else {"matmul": args.provider, "attention": args.provider}
-session = opsocket.open("cpu", threads=args.threads, operators=pins)
+session = opsocket.open(args.backend, threads=args.threads, operators=pins)
 generator = np.random.default_rng(0)
+ON_GPU = session.device.backend != "cpu"
+
+
+def permitted(dtype: str) -> Numerics:
+    """Numbers of 16 bits: what matrix units do."""
+    if dtype == "f32":
+        return Numerics()
+    return Numerics(dtype, "approx", "approx", "f32_truncating", dequantized=dtype)
 
 
 def prepare(case: dict[str, Any]) -> Prepared | str:
@@ -35,14 +45,21 @@ def prepare(case: dict[str, Any]) -> Prepared | str:
 
 def matmul(case: dict[str, Any]) -> Prepared | str:
     m, n, k = case["m"], case["n"], case["k"]
-    request = Request(MatmulSpec(case["format"], n, k), bounds=Bounds(max_tokens=m))
+    dtype = case.get("dtype", "f32")
+    spec = MatmulSpec(case["format"], n, k, dtype, dtype, numerics=permitted(dtype))
+    request = Request(spec, bounds=Bounds(max_tokens=m))
     plan = session.plan(request)
-    tensors = quantize(get_format(case["format"]), generator.standard_normal((n, k), np.float32))
+    tensors = quantized(case["format"], n, k)
     first = session.prepare_weight(request, tensors)
-    count = copies(first.nbytes) if m <= STREAMED_ROWS else 2
+    count = copies(first.nbytes) if m <= (GPU_STREAMED_ROWS if ON_GPU else STREAMED_ROWS) else 2
     weights = [first, *(session.prepare_weight(request, tensors) for _ in range(count - 1))]
-    x, y = session.upload(generator.standard_normal((m, k), np.float32)), session.empty((m, n), "f32")
+    x, y = session.upload(generator.standard_normal((m, k), np.float32), dtype), session.empty((m, n), dtype)
     return Prepared(lambda i: plan.run(x, weights[i], out=y), count, first.nbytes)
+
+
+@lru_cache(1)
+def quantized(fmt: str, n: int, k: int) -> Mapping[str, np.ndarray]:
+    return quantize(get_format(fmt), generator.standard_normal((n, k), np.float32))
 
 
 def attention(case: dict[str, Any]) -> Prepared | str:
@@ -51,7 +68,7 @@ def attention(case: dict[str, Any]) -> Prepared | str:
     fmt: KVFormat = parse_kv_format(case["cache"])
     pages = batch * -(-context // page)
     spec = CacheSpec(pages, page, kv_heads, dim, dim, fmt, fmt)
-    numerics = Numerics(probabilities=case["probabilities"])
+    numerics = permitted(dtype) if ON_GPU else Numerics(probabilities=case["probabilities"])
     request = Request(
         AttentionSpec(heads, kv_heads, dim, dim, dim**-0.5, q_dtype=dtype, out_dtype=dtype, numerics=numerics),
         spec,
@@ -74,4 +91,9 @@ def attention(case: dict[str, Any]) -> Prepared | str:
     return Prepared(lambda i: plan.run(q, caches[i], out=out), count, size)
 
 
-serve_operators("opsocket cpu", [f"opsocket {opsocket.__version__}"], prepare)
+serve_operators(
+    f"opsocket {session.device.backend}",
+    [f"opsocket {opsocket.__version__}"],
+    prepare,
+    session.synchronize if ON_GPU else None,
+)

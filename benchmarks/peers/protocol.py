@@ -6,10 +6,10 @@ the model, says `{"ready": ...}` with its name and versions, and answers each jo
 n + 1 tokens for each prompt, of which the first belongs to the prompt's time. decode_seconds are of n steps in which
 every sequence decodes. Every prompt is computed anew: no cache of an earlier job may serve a later one.
 
-A worker for single operators (`python peers/operators_SYSTEM.py --threads N`) answers `{"case": {...}}`, which it
-prepares, with `{"bytes": read by one call, "skip": why it can't, or null}`, and `{"calls": n}` with
-`{"seconds": [...]}`, one for each call. Calls take turns through copies of the data that together are larger than any
-cache.
+A worker for single operators (`python peers/operators_SYSTEM.py --threads N --backend B`) answers `{"case": {...}}`,
+which it prepares, with `{"bytes": read by one call, "skip": why it can't, or null}`, and `{"calls": n}` with
+`{"seconds": [...]}`, one for each call, or one for all where calls are enqueued. Calls take turns through copies of the
+data that together are larger than any cache.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple, TextIO
 
-ROTATED_BYTES = 640 << 20
-"""Of the copies together."""
+ROTATED_BYTES = int(os.environ.get("OPSOCKET_BENCH_ROTATED_BYTES") or 640 << 20)
+"""Of the copies together; less is for who wants to see that a case runs, and not how fast."""
 STREAMED_ROWS = 16
 """A product of at most so many rows reads its weights from memory; of more, it may find them in a cache."""
+GPU_STREAMED_ROWS = 64
+"""The same of a GPU, where an operation costs less beside a byte."""
 
 Run = Callable[[list[list[int]], int], tuple[float, float, list[list[int]]]]
 
@@ -39,6 +41,8 @@ def arguments(description: str, model: bool = True, **options: Any) -> argparse.
     if model:
         parser.add_argument("model")
     parser.add_argument("--threads", type=int, default=2)
+    if not model:
+        parser.add_argument("--backend", default="cpu", help="cpu, or a GPU's: cuda, rocm:1")
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--batch", type=int, default=8)
     for name, settings in options.items():
@@ -67,8 +71,14 @@ class Prepared(NamedTuple):
     size: int
 
 
-def serve_operators(name: str, versions: Sequence[str], prepare: Callable[[dict[str, Any]], Prepared | str]) -> None:
-    """Answer jobs on single operators. prepare: a case's call, or why there is none."""
+def serve_operators(
+    name: str,
+    versions: Sequence[str],
+    prepare: Callable[[dict[str, Any]], Prepared | str],
+    wait: Callable[[], object] | None = None,
+) -> None:
+    """Answer jobs on single operators. prepare: a case's call, or why there is none. wait: until all calls have
+    finished, where they return before; then the calls of a job are timed together, and each has its share."""
     answers().write(json.dumps({"ready": name, "versions": list(versions)}) + "\n")
     prepared: Prepared | None = None
     at = 0
@@ -86,11 +96,17 @@ def serve_operators(name: str, versions: Sequence[str], prepare: Callable[[dict[
         else:
             assert prepared is not None
             seconds = []
+            if wait is not None:
+                wait()
+            began = time.perf_counter()
             for _ in range(job["calls"]):
                 at = (at + 1) % prepared.count
                 start = time.perf_counter()
                 prepared.call(at)
                 seconds.append(time.perf_counter() - start)
+            if wait is not None:
+                wait()
+                seconds = [(time.perf_counter() - began) / job["calls"]]
             answer = {"seconds": seconds}
         answers().write(json.dumps(answer) + "\n")
 

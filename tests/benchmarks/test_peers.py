@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import cases
 import install
 import protocol
 import pytest
 import whole_model
 from worker import held
 
-import operators
+PEERS = Path(protocol.__file__).parent
 
 
 @pytest.mark.parametrize("case", whole_model.CASES, ids=lambda case: case.label)
@@ -58,19 +60,58 @@ def test_only_builds_of_torch_and_extras_are_left_out(requirement, left_out):
 
 
 def test_a_curve_is_chosen_by_its_name_and_covers_its_axis():
-    contexts = operators.chosen(["contexts"])
+    contexts = cases.chosen(cases.CPU, ["contexts"])
     assert {case.facts["context"] for case in contexts} >= {1024, 4096, 16384}
     assert {case.kind for case in contexts} == {"decode"}
-    joined = operators.chosen(["contexts+i4 cache+all bf16", "no such"])
+    joined = cases.chosen(cases.CPU, ["contexts+i4 cache+all bf16", "no such"])
     assert {case.facts["context"] for case in joined} == {256, 1024, 4096, 16384}
     assert {(case.facts["cache"], case.facts["dtype"]) for case in joined} == {("i4", "bf16")}
-    batches = operators.chosen(["batches"])
+    batches = cases.chosen(cases.CPU, ["batches"])
     assert {case.facts["m"] for case in batches if case.kind == "matmul"} == {1, 2, 4, 8, 16}
 
 
 def test_no_case_is_measured_twice():
-    labels = [(case.kind, case.label) for case in operators.CASES]
-    assert len(labels) == len(set(labels))
+    for asked in (cases.CPU, cases.GPU):
+        labels = [(case.kind, case.label) for case in asked]
+        assert len(labels) == len(set(labels))
+
+
+def ask(script: str, *jobs: dict, **environment: str) -> list[dict]:
+    """A worker's answers, after its first line."""
+    result = subprocess.run(
+        [sys.executable, str(PEERS / script), "--threads", "1", "--backend", "cuda"],
+        input="".join(json.dumps(job) + "\n" for job in jobs),
+        capture_output=True, text=True, env=os.environ | environment, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()][1:]
+
+
+def test_a_gpu_is_asked_what_its_kernels_serve():
+    """On an interpreted device: what is timed there says nothing, but each kind of work of the list is prepared and
+    run, at a size that an interpreter can bear."""
+    small = [
+        cases.matmul("bf16", 16, 0, False, 64, 128, 4, dtype="bf16", limit="bf16"),
+        cases.matmul("i4_g128", 4, 128, False, 64, 128, 4, dtype="bf16", limit="bf16"),
+        cases.matmul("i4_g128_a8", 4, 128, False, 64, 128, 4, dtype="bf16"),
+        cases.attention("i8", 32, 1, heads=(2, 1, 64), fast=True),
+        cases.attention("bf16", 16, 1, q_len=16, heads=(2, 1, 64), fast=True),
+    ]
+    jobs = [job for case in small for job in ({"case": case.facts}, {"calls": 2})]
+    answers = ask("operators_opsocket.py", *jobs, OPSOCKET_INTERPRET="sm_90", OPSOCKET_BENCH_ROTATED_BYTES="1")
+    for prepared, timed in zip(answers[::2], answers[1::2], strict=True):
+        assert prepared["skip"] is None
+        assert prepared["bytes"] > 0
+        assert len(timed["seconds"]) == 1, "calls that are enqueued are timed together"
+
+
+def test_no_speed_is_told_of_an_interpreted_device():
+    command = [sys.executable, str(PEERS.parent / "operators.py"), "--backend", "cuda"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OPSOCKET_INTERPRET": "sm_90"}, timeout=120
+    )
+    assert result.returncode == 1
+    assert "no speed can be measured on it (numerics: interpreted)" in result.stderr
 
 
 def free_for(lock: Path, kind: int) -> bool:
