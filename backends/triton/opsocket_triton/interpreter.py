@@ -29,6 +29,7 @@ import triton.runtime.interpreter as base
 from triton.runtime.jit import JITFunction
 
 from opsocket_simulated import memory
+from opsocket_triton import interpreter_types
 
 TRITON: Final = "3.9"
 """The version whose private classes are patched here."""
@@ -59,6 +60,7 @@ def install() -> None:
     base.InterpreterBuilder.opsocket = True
     _interpret_library()
     _patch_once()
+    interpreter_types.install()
     _mend_arithmetic()
     _guard_memory()
     _refuse_narrow_reductions()
