@@ -20,12 +20,20 @@ INFERENCE = DeviceInfo("ascend", 0, "Ascend310P3", "Ascend310P3", 24 << 30)
 FAST = Numerics("bf16", "approx", "exact", "f32_truncating", dequantized="bf16")
 
 
+F16 = Numerics("f16", "approx", "exact", "f32_truncating", dequantized="f16")
+KINDS = ("q_dtype", "kv_dtype", "out_dtype")
+MLA = {"num_kv_heads": 1, "head_dim_qk": 576, "head_dim_vo": 512}
+
 BF16, I8 = KVFormat("bf16"), KVFormat("i8", "token_head")
 UNBOUNDED = Bounds()
 
 
 def cache(block_size=128, k=BF16, v=None, dim=64, heads=2):
     return CacheSpec(8, block_size, heads, dim, dim, k, v or k)
+
+
+def latent(dim=576, values=512, k=BF16):
+    return CacheSpec(8, 128, 1, dim, values, k, None, kind="latent")
 
 
 def attention(paged=None, bounds=UNBOUNDED, **fields):
@@ -37,7 +45,7 @@ def attention(paged=None, bounds=UNBOUNDED, **fields):
         "scale": 0.125,
         "numerics": FAST,
     }
-    spec |= dict.fromkeys(("q_dtype", "kv_dtype", "out_dtype"), "bf16") | fields
+    spec |= dict.fromkeys(KINDS, "bf16") | fields
     return Request(AttentionSpec(**spec), paged or cache(), bounds=bounds)
 
 
@@ -62,13 +70,21 @@ def test_attention_is_the_vendors_where_its_numerics_are_permitted():
         (attention(softcap=30.0), "softcap"),
         (attention(alibi=True), "alibi"),
         (attention(sinks=True), "sinks"),
-        (attention(window_left=7), "window_left"),
+        (attention(window_left=7, mask="full"), "window_left"),
+        (attention(cache(k=I8), window_left=7), "window_left"),
         (attention(mask="tree"), "mask"),
         (attention(cache(16)), "cache.block_size"),
         (attention(cache(k=KVFormat("f16"))), "cache.k.code"),
         (attention(cache(dim=72), head_dim_qk=72, head_dim_vo=72), "head_dim_qk"),
         (attention(num_q_heads=130), "num_kv_heads"),
-        (attention(cache(k=I8)), "bounds.max_q_len"),
+        (
+            attention(cache(k=I8), numerics=Numerics("bf16", "approx", accumulate="f32_truncating")),
+            "numerics.dequantized",
+        ),
+        (attention(latent(), **MLA, num_q_heads=5), "num_q_heads"),
+        (attention(latent(), **MLA, num_q_heads=16, window_left=7), "window_left"),
+        (attention(latent(k=I8), **MLA, num_q_heads=16), "cache.k.code"),
+        (attention(latent(80, 64), num_kv_heads=1, head_dim_qk=80), "head_dim_qk"),
         (attention(cache(k=I8, v=BF16), Bounds(max_q_len=1)), "cache.v.code"),
     ],
 )
@@ -79,20 +95,34 @@ def test_what_the_vendors_attention_can_not_do_goes_to_the_next_with_a_reason(re
     assert field in [reason.field for reason in reasons]
 
 
-def test_int8_pages_are_the_vendors_for_decode_alone():
+def test_int8_pages_windows_and_latent_pages_are_the_vendors():
     assert served(attention(cache(k=I8), Bounds(max_q_len=1))).provider == "torch_npu"
+    assert served(attention(cache(k=I8))).provider == "torch_npu"
+    assert served(attention(window_left=7)).provider == "torch_npu"
+    assert served(attention(latent(), **MLA, num_q_heads=16)).provider == "torch_npu"
+    assert served(Request(CacheWriteSpec("bf16"), latent())).provider == "torch_npu"
+
+
+def test_a_chip_that_lacks_an_operator_says_which():
+    support = served(attention(cache(k=KVFormat("f16")), numerics=F16, **dict.fromkeys(KINDS, "f16")), INFERENCE)
+    assert support.provider == "torch"
+    (reasons,) = (reasons for name, reasons in support.passed_over if name == "torch_npu")
+    assert {(r.field, r.got) for r in reasons} == {("device.arch", "Ascend310P3")}
 
 
 def test_matmul_by_format():
     def by(weight_format, **fields):
         return served(Request(MatmulSpec(weight_format, 256, 512, "f16", "f16", **fields))).provider
 
-    fast = Numerics("f16", "approx", "exact", "f32_truncating", dequantized="f16")
+    fast = F16
     assert by("f16", numerics=fast) == "torch_npu"
     assert by("f16") == "torch"
     assert by("i8_channel_a8", bias=True) == "torch_npu"
     assert by("gptq_v2_i4_g128", numerics=fast) == "torch_npu"
     assert by("gptq_v2_i4_g128") == "torch"
+    assert by("q8_0", numerics=fast) == "torch_npu"
+    assert by("i2_g64", numerics=fast) == "torch_npu"
+    assert by("i8_channel", numerics=fast) == "torch"
     assert by("q4_1", numerics=fast) == "torch"
 
 

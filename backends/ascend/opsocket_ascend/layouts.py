@@ -2,7 +2,8 @@
 
 Layout "pages": planes of order (block, token, head, dim), the one in which `npu_scatter_pa_kv_cache` writes by slot and
 `npu_fused_infer_attention_score` reads by block table. Scales of granularity token_head have a plane
-(block, head, token), as the vendor's int8 decode wants them.
+(block, head, token), as the vendor's int8 decode wants them. A latent cache has its values, the first head_dim_v
+channels, in plane "k" and the rest, the rotary key, in plane "k_rope": the operator wants two dense arrays.
 """
 
 from __future__ import annotations
@@ -35,12 +36,20 @@ def refusals(cache: CacheSpec, layout: CacheLayout | None = None) -> tuple[Reaso
 
 def pages(cache: CacheSpec) -> CacheLayout:
     """The planes of a cache that `refusals` has nothing against."""
-    planes = _planes("k", cache, cache.k, cache.head_dim_k)
+    planes = _planes("k", cache, cache.k, cache.head_dim_k - rotary_channels(cache))
+    if rotary_channels(cache):
+        shape = (cache.num_blocks, cache.block_size, cache.num_kv_heads, rotary_channels(cache))
+        planes += (Plane("k_rope", shape, cache.k.code, ("block", "token", "head", "dim")),)
     if cache.v is not None:
         planes += _planes("v", cache, cache.v, cache.head_dim_v)
     total = sum(math.prod(plane.shape) * dtype_info(plane.dtype).itemsize for plane in planes)
     kernel_block = KERNEL_BLOCK if cache.block_size % KERNEL_BLOCK == 0 else 1
     return CacheLayout("pages", planes, kernel_block, bytes_per_block=total // cache.num_blocks)
+
+
+def rotary_channels(cache: CacheSpec) -> int:
+    """Channels of a latent cache's keys that are no values; 0 of other caches."""
+    return cache.head_dim_k - cache.head_dim_v if cache.kind == "latent" else 0
 
 
 def _planes(name: str, cache: CacheSpec, fmt: KVFormat, dim: int) -> tuple[Plane, ...]:

@@ -2,6 +2,8 @@
 
 Families as the vendor's operator documentation names them. A2: Ascend 910B (Atlas 800I A2). A3: Ascend 910C, which its
 own runtime calls Ascend910_93xx (Atlas 800I A3). 310P: Atlas 300I Duo, without bf16 and without most of what is fused.
+That documentation, in the torch_npu wheel, states for each operator the families that have it, or have the form of it
+that is called here.
 """
 
 from __future__ import annotations
@@ -17,19 +19,36 @@ _GIB = 1 << 30
 @dataclass(frozen=True)
 class Soc:
     """name: as `aclrtGetSocName` says it. memory_bytes: of one device; of some chips there are several sizes, and this
-    is the smallest. has_bf16: in the matrix unit and in the fused operators."""
+    is the smallest. has_bf16: in the matrix unit and in the fused operators. lacks: operators of torch_npu."""
 
     name: str
     family: str
     memory_bytes: int
     has_bf16: bool = True
+    lacks: frozenset[str] = frozenset()
 
+
+_NOT_ON_310P: Final = frozenset(
+    {
+        "npu_fused_infer_attention_score",
+        "npu_fused_infer_attention_score_v2",
+        "npu_scatter_pa_kv_cache",
+        "npu_dynamic_quant",  # and npu_quant_matmul there takes no scale for each token
+        "npu_weight_quant_batchmatmul",  # it has it with one scale for each column
+        "npu_grouped_matmul",  # it has it with all weights in one array
+        "npu_swiglu",
+        "npu_rotary_mul",
+    }
+)
 
 SOCS: Final = (
     *(Soc(f"Ascend910B{suffix}", "A2", 64 * _GIB) for suffix in ("1", "2", "2C", "3")),
     *(Soc(f"Ascend910B{suffix}", "A2", size * _GIB) for suffix, size in (("4", 32), ("4-1", 64))),
     *(Soc(f"Ascend910_93{suffix}", "A3", 64 * _GIB) for suffix in ("91", "92", "72", "81", "82", "62")),
-    *(Soc(f"Ascend310P{suffix}", "310P", 24 * _GIB, has_bf16=False) for suffix in ("1", "3", "5", "7")),
+    *(
+        Soc(f"Ascend310P{suffix}", "310P", 24 * _GIB, has_bf16=False, lacks=_NOT_ON_310P)
+        for suffix in ("1", "3", "5", "7")
+    ),
 )
 
 

@@ -37,8 +37,23 @@ def attend(**changed):
     return strict.fused_infer_attention(**arguments | changed)
 
 
+def mask():
+    return torch.from_numpy(np.triu(np.ones((2048, 2048), np.int8), 1)).npu()
+
+
+def latent(**changed):
+    pages = zeros(BLOCKS, SIZE, 1, 512)
+    arguments = {"q": zeros(3, 16, 512), "keys": pages, "values": pages, "num_heads": 16, "num_kv_heads": 1}
+    arguments |= {"q_rope": zeros(3, 16, 64), "key_rope": zeros(BLOCKS, SIZE, 1, 64)}
+    return attend(**arguments | changed)
+
+
 def test_a_right_call_of_each_is_taken(opened):
     assert attend()[0].shape == (3, HEADS, DIM)
+    assert attend(sinks=zeros(HEADS))[0].shape == (3, HEADS, DIM)
+    assert attend(q_ends=[1, 1, 3], kv_lens=[5, 1, 130], mask=mask(), window=7)[0].shape == (3, HEADS, DIM)
+    assert latent()[0].shape == (3, 16, 512)
+    assert latent(q_ends=[1, 2, 3], kv_lens=[5, 130, 1])[0].shape == (3, 16, 512)
     codes, scale = strict.dynamic_quant(zeros(3, 64))
     y = strict.quant_matmul(codes, zeros(64, 32, dtype=I8), zeros(32).float(), scale, None, F16)
     assert y.shape == (3, 32)
@@ -61,6 +76,13 @@ def test_a_right_call_of_each_is_taken(opened):
         ("q_ends", lambda: {"q_ends": [1, 2, 2]}),
         ("q_ends", lambda: {"q_ends": [2, 1, 3]}),
         ("kv_lens", lambda: {"kv_lens": [5, 130]}),
+        ("kv_lens", lambda: {"kv_lens": [5, 130, 0]}),
+        ("kv_lens", lambda: {"q_ends": [1, 1, 3], "mask": mask()}),
+        ("mask", lambda: {"mask": mask()}),
+        ("window", lambda: {"window": -1}),
+        ("sinks", lambda: {"sinks": zeros(HEADS).float()}),
+        ("sinks", lambda: {"sinks": zeros(HEADS - 1)}),
+        ("q_rope", lambda: {"q_rope": zeros(3, HEADS, 64)}),
         ("mask", lambda: {"mask": zeros(3, 130, dtype=I8)}),
         (
             "key_scale",
@@ -72,6 +94,35 @@ def test_attention_that_the_vendor_takes_is_refused(argument, changed):
     with pytest.raises(ContractError, match=f"^{argument}: ") as caught:
         attend(**changed())
     assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("argument", "changed"),
+    [
+        ("q_rope", lambda: {"key_rope": None}),
+        ("q_rope", lambda: {"q_rope": zeros(3, 16, 32)}),
+        ("q_rope", lambda: {"q_rope": zeros(3, 16, 64).half()}),
+        ("key_rope", lambda: {"key_rope": zeros(BLOCKS, SIZE, 1, 32)}),
+        ("q", lambda: {"q": zeros(3, 5, 512), "num_heads": 5, "q_rope": zeros(3, 5, 64)}),
+        ("values", lambda: {"values": zeros(BLOCKS, SIZE, 1, 512)}),
+        ("window", lambda: {"window": 7}),
+        ("q_ends", lambda: {"q_ends": [1, 1, 3], "kv_lens": [5, 1, 130]}),
+        (
+            "q_ends",
+            lambda: {
+                "q": zeros(17, 16, 512),
+                "q_rope": zeros(17, 16, 64),
+                "q_ends": [17],
+                "kv_lens": [17],
+                "block_table": zeros(1, 2, dtype=I32),
+                "mask": mask(),
+            },
+        ),
+    ],
+)
+def test_latent_attention_that_the_vendor_takes_is_refused(argument, changed):
+    with pytest.raises(ContractError, match=f"^{argument}: "):
+        latent(**changed())
 
 
 def product(**changed):

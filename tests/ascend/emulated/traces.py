@@ -17,7 +17,7 @@ from opsocket_conformance.runner import run_case
 from opsocket_conformance.verdicts import Verdict
 
 FILE = Path(__file__).with_name("traces.json")
-_KEPT = ("fused", "products")
+_KEPT = ("attention", "fused", "products")
 
 _BF16 = "q=bf16,prob=bf16,exp=approx,acc=f32_truncating"
 _F16 = "q=f16,prob=f16,exp=approx,acc=f32_truncating"
@@ -30,6 +30,16 @@ CASES = (
     f"attention[hq=14,hkv=2,d=128,bs=256,batch=mixed,x=peaky,{_F16}]#0",
     f"attention[hq=14,hkv=2,d=64,bs=128,batch=chunk,x=normal,mask=full,{_F16}]#0",
     f"attention[hq=14,hkv=2,d=64,bs=128,batch=decode,x=needle,strided=1,fresh=1,{_BF16}]#0",
+    *(
+        f"attention[hq=14,hkv=2,d=64,bs=128,batch={batch},x=normal,left={left},{_BF16}]#0"
+        for batch, left in (("decode", 7), ("long", 40), ("mixed", 0))
+    ),
+    f"attention[hq=14,hkv=2,d=64,bs=128,kv=i8.token_head,batch=chunk,x=normal,deq=bf16,{_BF16}]#0",
+    *(
+        f"attention[hq=16,hkv=1,d=576,dv=512,latent=1,bs=128,batch={batch},x=normal,lse=1,{_BF16}]#0"
+        for batch in ("decode", "prefill", "verify")
+    ),
+    "cache_write[hkv=1,d=576,dv=512,latent=1,bs=128,dtype=bf16]#0",
     "cache_write[hkv=3,d=64,bs=16,dtype=bf16]#0",
     "cache_write[hkv=3,d=64,bs=128,dtype=f16]#0",
     "matmul[m=3,n=136,k=256,w=bf16,dtype=bf16,acc=f32_truncating]#0",
@@ -37,6 +47,7 @@ CASES = (
     f"matmul[m=5,n=136,k=256,w=gptq_v1_i4_g32_act,{_W4A16}]#0",
     f"matmul[m=3,n=136,k=256,w=awq_i4_g128,{_W4A16}]#0",
     f"matmul[m=3,n=136,k=256,w=i4_g64_z,{_W4A16}]#0",
+    f"matmul[m=3,n=136,k=256,w=q8_0,{_W4A16}]#0",
     "matmul[m=5,n=136,k=256,w=i8_channel_a8,dtype=bf16,bias=1]#0",
     "matmul[m=5,n=136,k=256,w=i8_channel_a8,dtype=f16]#0",
     "quantize_activation[m=5,k=256,dtype=bf16]#0",

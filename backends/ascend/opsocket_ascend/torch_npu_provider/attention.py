@@ -3,85 +3,57 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 
-from opsocket.cache import expand_block_table
-from opsocket.operators import AttentionBatch, Cache, Ragged
-from opsocket_ascend.torch_npu_provider import strict
-from opsocket_ascend.torch_provider.attention import TorchAttention
+from opsocket.operators import AttentionBatch, AttentionPlan, Cache, Ragged, Reason, Unsupported
+from opsocket_ascend.device_array import DeviceArray
+from opsocket_ascend.layouts import KERNEL_BLOCK
+from opsocket_ascend.torch_npu_provider import sequences, strict
+
+_ARRAYS: Final = ("given", "wanted", "written", "empty")
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """What the call is told of a batch. empty: rows of q that see no key, i64, None where there are none."""
+class NpuAttention(AttentionPlan):
+    """Layout TND over blocks of 128 tokens, lengths as lists on the host; `sequences` says how a batch is told.
 
-    q_ends: list[int]
-    kv_lens: list[int]
-    table: torch.Tensor
-    empty: torch.Tensor | None
-
-
-class NpuAttention(TorchAttention):
-    """Layout TND: q as it is, lengths as lists on the host, blocks of 128 tokens.
-
-    The operator aligns queries and keys at the end. Keys past the last query's position, which none of them sees, are
-    cut off; a batch with queries past the keys, or with positions of its own, is computed as provider torch does.
+    Over latent pages: the operator with the rotary part apart (`query_rope`, `key_rope`), at most 16 queries of a
+    sequence, more become several. Over int8 pages: one query of each, so that a request with n queries reads its keys n
+    times. What no sequences can say is Unsupported: lengths that are not exact, queries past their keys with a window.
     """
 
     def _setup(self) -> None:
-        side = strict.MASK_SIDE
+        side, bounds, cache = strict.MASK_SIDE, self.request.bounds, self.request.cache
+        assert cache is not None
         causal = self.spec.mask == "causal"
         self._mask = self.session.upload(np.triu(np.ones((side, side), np.int8), 1)) if causal else None
-        self._step: _Step | None = None
+        self._told: sequences.Sequences | None = None
+        tokens = bounds.max_tokens or 0
+        self._rows = {name: DeviceArray(self.session, "i64", tokens) for name in _ARRAYS}
+        width = -(-bounds.max_kv_len // KERNEL_BLOCK) if bounds.max_kv_len else 0
+        self._table = DeviceArray(self.session, "i32", min(tokens, bounds.max_batch or tokens) * width)
+        self._longest = None
+        if cache.k.is_quantized:
+            self._longest = 1
+        elif cache.kind == "latent":
+            self._longest = strict.MOST_LATENT_QUERIES if causal else 1
 
     def _update(self, batch: AttentionBatch) -> None:
-        lens = self._seen(batch)
-        if lens is None:
-            super()._update(batch)
-            self._step = None
-        else:
-            self._step = self._told(batch, lens)
-
-    def _seen(self, batch: AttentionBatch) -> np.ndarray | None:
-        """i64 [B]: keys of each request up to the last query's position; None where the operator can't be told."""
-        lens = np.asarray(batch.kv_lens, np.int64)
-        if not batch.host_exact or batch.q_positions is not None:
-            return None
-        if batch.q_start is None or self.spec.mask == "full":
-            return lens
-        ends = np.asarray(batch.q_start, np.int64) - batch.kv_start + np.diff(batch.q_indptr)
-        return None if np.any(ends > lens) else np.maximum(ends, 0) if np.all(ends >= 0) else None
-
-    def _told(self, batch: AttentionBatch, lens: np.ndarray) -> _Step:
-        cache = self.request.cache
-        assert cache is not None
-        assert batch.block_table is not None
-        starts = np.asarray(batch.q_indptr, np.int64)
-        here = np.flatnonzero(np.diff(starts))  # without a query: padding
-        q_lens, lens = np.diff(starts)[here], lens[here]
-        size = strict.BLOCK_MULTIPLE
-        used = -(-lens // size)
-        table = np.asarray(batch.block_table)[here]
-        # What is past a sequence's keys may be any number, which no kernel has to survive.
-        blocks = -(-lens // cache.block_size)
-        table = np.where(np.arange(table.shape[1]) < blocks[:, None], table, 0)
-        table = expand_block_table(table, cache.block_size, size)[:, : max(1, int(used.max(initial=0)))]
-        if not table.shape[1]:
-            table = np.zeros((len(here), 1), np.int32)
-        rows = [
-            np.arange(start, start + (n if count == 0 else max(0, n - count if self._mask is not None else 0)))
-            for start, n, count in zip(starts[here], q_lens, lens, strict=True)
-        ]
-        empty = np.concatenate([*rows, np.empty(0, np.int64)]).astype(np.int64)
-        return _Step(
-            np.cumsum(q_lens).tolist(),
-            lens.tolist(),
-            self.session.upload(np.ascontiguousarray(table)),
-            self.session.upload(empty) if len(empty) else None,
-        )
+        assert self.request.cache is not None
+        reasons = sequences.refusals(batch, self.spec)
+        told = None if reasons else sequences.sequences(batch, self.spec, self.request.cache, self._longest)
+        if told is not None and len(told.q_ends) > sequences.MOST_SEQUENCES:
+            want = f"at most {sequences.MOST_SEQUENCES} sequences, of {self._longest or 'any number of'} queries"
+            reasons = (Reason("sequences", "batch", len(told.q_ends), want),)
+        if told is None or reasons:
+            raise Unsupported(reasons, request=self.request, backend=str(self.session.device))
+        found = {name: getattr(told, name) for name in _ARRAYS if getattr(told, name) is not None}
+        self._table.write(told.table)
+        for name, values in found.items():
+            self._rows[name].write(values)
+        self._told = told
 
     def _run(
         self,
@@ -93,45 +65,66 @@ class NpuAttention(TorchAttention):
         out: torch.Tensor | None,
         lse_out: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self._step is None:
-            return super()._run(q, kv, sinks, alibi, tree_mask, out, lse_out)
         assert isinstance(kv, Cache)
-        spec, step = self.spec, self._step
+        spec, told = self.spec, self._told
+        assert told is not None
         if out is None:
             out = self.session.empty((len(q), spec.num_q_heads, spec.head_dim_vo), spec.out_dtype)
         if spec.want_lse and lse_out is None:
             lse_out = self.session.empty((len(q), spec.num_q_heads), "f32")
-        count = step.q_ends[-1] if step.q_ends else 0
-        if count:
-            got, lse = self._fused(q[:count].contiguous(), kv, step)
-            if step.empty is not None:
-                got.index_fill_(0, step.empty, 0)
-            out[:count] = got
+        if told.q_ends:
+            given = self._at("given")
+            rows = q[: told.q_ends[-1]] if given is None else q.index_select(0, given)
+            got, lse = self._fused(rows, kv, sinks, told)
+            self._keep(out, got)
             if lse_out is not None:
-                logs = lse.view(count, spec.num_q_heads)
-                lse_out[:count] = logs if step.empty is None else logs.index_fill_(0, step.empty, -math.inf)
+                self._keep(lse_out, lse.view(len(rows), spec.num_q_heads))
+        if told.empty.size:
+            empty = self._rows["empty"].take(told.empty.shape)
+            out.index_fill_(0, empty, 0)
+            if lse_out is not None:
+                lse_out.index_fill_(0, empty, -math.inf)
         return out, lse_out
 
-    def _fused(self, q: torch.Tensor, kv: Cache, step: _Step) -> tuple[torch.Tensor, torch.Tensor]:
+    def _at(self, name: str) -> torch.Tensor | None:
+        """Rows on the device; None where a batch needs none of that kind."""
+        assert self._told is not None
+        values = getattr(self._told, name)
+        return None if values is None else self._rows[name].take(values.shape)
+
+    def _keep(self, out: torch.Tensor, got: torch.Tensor) -> None:
+        wanted, written = self._at("wanted"), self._at("written")
+        if wanted is not None:
+            got = got.index_select(0, wanted)
+        if written is None:
+            out[: len(got)] = got
+        else:
+            out.index_copy_(0, written, got)
+
+    def _fused(
+        self, q: torch.Tensor, kv: Cache, sinks: torch.Tensor | None, told: sequences.Sequences
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         spec = self.spec
         pages = {
-            name: plane.view(-1, strict.BLOCK_MULTIPLE, *plane.shape[2:])
-            for name, plane in kv.planes.items()
-            if plane.dim() > 3
+            name: plane.view(-1, KERNEL_BLOCK, *plane.shape[2:]) for name, plane in kv.planes.items() if plane.dim() > 3
         }
-        scales = (kv.planes.get("k_scale"), kv.planes.get("v_scale"))
+        is_latent = kv.spec.kind == "latent"
         return strict.fused_infer_attention(
-            q,
+            q[..., : spec.head_dim_vo].contiguous(),
             pages["k"],
-            pages["v"],
+            pages["k" if is_latent else "v"],
             num_heads=spec.num_q_heads,
             num_kv_heads=spec.num_kv_heads,
             scale=spec.scale,
-            q_ends=step.q_ends,
-            kv_lens=step.kv_lens,
-            block_table=step.table,
-            mask=self._mask,
+            q_ends=told.q_ends,
+            kv_lens=told.kv_lens,
+            block_table=self._table.take(told.table.shape),
+            mask=self._mask if told.is_masked else None,
             want_lse=spec.want_lse,
-            key_scale=scales[0],
-            value_scale=scales[1],
+            window=spec.window_left,
+            key_scale=kv.planes.get("k_scale"),
+            value_scale=kv.planes.get("v_scale"),
+            q_rope=q[..., spec.head_dim_vo :].contiguous() if is_latent else None,
+            key_rope=pages["k_rope"] if is_latent else None,
+            sinks=sinks,
         )

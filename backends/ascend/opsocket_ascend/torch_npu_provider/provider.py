@@ -26,23 +26,38 @@ from opsocket.operators import (
 )
 from opsocket.quantization import get_format
 from opsocket_ascend import layouts
+from opsocket_ascend.socs import soc_of
 from opsocket_ascend.torch_npu_provider import refusals
 from opsocket_ascend.torch_provider.refusals import dtype_refusals
 
 
 @dataclass(frozen=True)
 class _Kernel:
+    """operators: of torch_npu, which the chip has to have."""
+
     module: str
     plan: str
     refusals: Callable[[Request], tuple[Reason, ...]]
+    operators: tuple[str, ...] = ()
 
 
+_FLOAT_MATMUL: Final = _Kernel("matmul", "NpuMatmul", refusals.matmul)
+_W8A8: Final = _Kernel("matmul", "NpuMatmulW8A8", refusals.matmul, ("npu_dynamic_quant", "npu_quant_matmul"))
+_WEIGHT_ONLY: Final = _Kernel("weight_only", "NpuMatmulWeightOnly", refusals.matmul, ("npu_weight_quant_batchmatmul",))
+_ATTENTION: Final = _Kernel(
+    "attention",
+    "NpuAttention",
+    refusals.attention,
+    ("npu_fused_infer_attention_score", "npu_fused_infer_attention_score_v2"),
+)
 _KERNELS: Final[dict[type[Spec], _Kernel]] = {
-    AttentionSpec: _Kernel("attention", "NpuAttention", refusals.attention),
-    CacheWriteSpec: _Kernel("cache_write", "NpuCacheWrite", refusals.cache_write),
-    MatmulSpec: _Kernel("matmul", "NpuMatmul", refusals.matmul),
-    QuantizeActivationSpec: _Kernel("matmul", "NpuQuantizeActivation", refusals.quantize_activation),
-    RMSNormSpec: _Kernel("rms_norm", "NpuRMSNorm", refusals.rms_norm),
+    AttentionSpec: _ATTENTION,
+    CacheWriteSpec: _Kernel("cache_write", "NpuCacheWrite", refusals.cache_write, ("npu_scatter_pa_kv_cache",)),
+    MatmulSpec: _FLOAT_MATMUL,
+    QuantizeActivationSpec: _Kernel(
+        "matmul", "NpuQuantizeActivation", refusals.quantize_activation, ("npu_dynamic_quant",)
+    ),
+    RMSNormSpec: _Kernel("rms_norm", "NpuRMSNorm", refusals.rms_norm, ("npu_rms_norm",)),
 }
 
 
@@ -52,10 +67,14 @@ class TorchNpuProvider(Provider):
     name = "torch_npu"
 
     def pick(self, device: DeviceInfo, request: Request) -> Pick | tuple[Reason, ...]:
-        kernel = _KERNELS.get(type(request.spec))
+        kernel = _kernel(request.spec)
         if kernel is None:
             return (Reason("operator", "op", request.op, sorted(spec.op for spec in _KERNELS)),)
         reasons = dtype_refusals(device, request)
+        soc = soc_of(device.arch)
+        for operator in kernel.operators if soc is not None else ():
+            if operator in soc.lacks:
+                reasons += (Reason("chip", "device.arch", soc.name, f"a chip that has {operator}"),)
         if request.cache is not None:
             reasons += layouts.refusals(request.cache, request.layout)
         reasons = reasons or kernel.refusals(request)
@@ -64,15 +83,16 @@ class TorchNpuProvider(Provider):
         if reasons:
             return reasons
         module = importlib.import_module(f"opsocket_ascend.torch_npu_provider.{kernel.module}")
-        plan: type[Plan] = getattr(module, kernel.plan + _variant(request.spec))
+        plan: type[Plan] = getattr(module, kernel.plan)
         return Pick(plan)
 
     def layouts(self, device: DeviceInfo, cache: CacheSpec) -> tuple[CacheLayout, ...]:
         return () if layouts.refusals(cache) else (layouts.pages(cache),)
 
 
-def _variant(spec: Spec) -> str:
-    """Which of the products, by the weight's format."""
+def _kernel(spec: Spec) -> _Kernel | None:
+    """Of the products, the one for the weight's format."""
+    kernel = _KERNELS.get(type(spec))
     if not isinstance(spec, MatmulSpec) or get_format(spec.weight_format).is_float:
-        return ""
-    return "W8A8" if get_format(spec.weight_format).activation != "none" else "W4A16"
+        return kernel
+    return _W8A8 if get_format(spec.weight_format).activation != "none" else _WEIGHT_ONLY

@@ -19,13 +19,15 @@ from opsocket.operators import (
     Request,
 )
 from opsocket.quantization import get_format
-from opsocket_ascend.layouts import KERNEL_BLOCK
+from opsocket_ascend.layouts import KERNEL_BLOCK, rotary_channels
 
 HALVES = ("f16", "bf16")
 MOST_GROUP, MOST_HEADS, MOST_HEAD_DIM, MOST_ROW = 64, 256, 512, 65535
 HEAD_DIM_MULTIPLE, INT8_HEAD_DIM_MULTIPLE = 16, 32
+LATENT_DIM, ROPE_DIM = 512, 64
+LATENT_HEADS = (1, 2, 4, 8, 16, 32, 64, 128)
 MOST_COLUMNS = 65535
-INT4_GROUP_MULTIPLE = 32
+GROUP_MULTIPLE = 32
 INT4_COLUMNS = 8
 
 
@@ -35,13 +37,14 @@ def rms_norm(request: Request) -> tuple[Reason, ...]:
 
 
 def cache_write(request: Request) -> tuple[Reason, ...]:
-    """npu_scatter_pa_kv_cache copies elements of one dtype, of keys together with values."""
+    """npu_scatter_pa_kv_cache copies elements of one dtype, of two arrays at once: keys and values, or the two parts of
+    latent vectors."""
     spec, cache = request.spec, request.cache
     assert isinstance(spec, CacheWriteSpec)
     assert cache is not None
-    if cache.v is None:
-        return (Reason("cache", "cache.kind", cache.kind, "kv: keys are written together with values"),)
-    codes = {"cache.k.code": cache.k.code, "cache.v.code": cache.v.code}
+    if cache.v is None and not rotary_channels(cache):
+        return (Reason("cache", "cache.head_dim_k", cache.head_dim_k, "more channels than values: two arrays"),)
+    codes = {"cache.k.code": cache.k.code} | ({} if cache.v is None else {"cache.v.code": cache.v.code})
     return tuple(Reason("kv_format", n, c, f"{spec.dtype}, as k comes") for n, c in codes.items() if c != spec.dtype)
 
 
@@ -60,25 +63,21 @@ def attention(request: Request) -> tuple[Reason, ...]:
             reasons.append(Reason("knob", name, getattr(spec, name), off))
     if spec.mask == "tree":
         reasons.append(Reason("mask", "mask", spec.mask, ["causal", "full"]))
-    for name in ("window_left", "window_right"):
-        window = getattr(spec, name)
-        if window is not None and not (name == "window_right" and spec.mask == "causal"):
-            reasons.append(Reason("window", name, window, "None: windows are not served where q_len is 1"))
+    if spec.mask != "causal":
+        for name in ("window_left", "window_right"):
+            if getattr(spec, name) is not None:
+                want = "None: a band ends at the last key, wherever the queries are"
+                reasons.append(Reason("window", name, getattr(spec, name), want))
     if spec.num_q_heads > MOST_HEADS:
         reasons.append(Reason("heads", "num_q_heads", spec.num_q_heads, f"at most {MOST_HEADS}"))
-    if spec.group > MOST_GROUP:
-        reasons.append(Reason("heads", "num_kv_heads", spec.num_kv_heads, f"at least num_q_heads / {MOST_GROUP}"))
-    if spec.head_dim_qk != spec.head_dim_vo:
-        reasons.append(Reason("head_dim", "head_dim_vo", spec.head_dim_vo, f"head_dim_qk={spec.head_dim_qk}"))
     if cache is None:
         return (*reasons, Reason("cache", "cache", None, "a paged cache"))
-    return (*reasons, *_paged(spec, cache, request))
+    reasons += _paged(spec, cache)
+    return (*reasons, *(_latent(spec, cache) if cache.kind == "latent" else _heads(spec, cache)))
 
 
-def _paged(spec: AttentionSpec, cache: CacheSpec, request: Request) -> list[Reason]:
+def _paged(spec: AttentionSpec, cache: CacheSpec) -> list[Reason]:
     reasons = []
-    if cache.kind != "kv" or cache.v is None:
-        return [Reason("cache", "cache.kind", cache.kind, "kv")]
     if cache.block_size % KERNEL_BLOCK:
         reasons.append(Reason("block_size", "cache.block_size", cache.block_size, f"a multiple of {KERNEL_BLOCK}"))
     pairs = (
@@ -86,7 +85,35 @@ def _paged(spec: AttentionSpec, cache: CacheSpec, request: Request) -> list[Reas
         ("head_dim_qk", spec.head_dim_qk, cache.head_dim_k),
         ("head_dim_vo", spec.head_dim_vo, cache.head_dim_v),
     )
-    reasons += [Reason("cache", name, got, f"{want}, as the cache has it") for name, got, want in pairs if got != want]
+    return reasons + [
+        Reason("cache", name, got, f"{want}, as the cache has it") for name, got, want in pairs if got != want
+    ]
+
+
+def _latent(spec: AttentionSpec, cache: CacheSpec) -> list[Reason]:
+    """Version 2 with query_rope and key_rope."""
+    reasons = []
+    dims = (spec.head_dim_vo, spec.head_dim_qk - spec.head_dim_vo)
+    if dims != (LATENT_DIM, ROPE_DIM):
+        want = f"{LATENT_DIM + ROPE_DIM}, of which {LATENT_DIM} are values"
+        reasons.append(Reason("head_dim", "head_dim_qk", f"{spec.head_dim_qk}, of which {dims[0]}", want))
+    if spec.num_q_heads not in LATENT_HEADS:
+        reasons.append(Reason("heads", "num_q_heads", spec.num_q_heads, list(LATENT_HEADS)))
+    if cache.k.code != spec.q_dtype:
+        reasons.append(Reason("kv_format", "cache.k.code", cache.k.code, f"{spec.q_dtype}, as q"))
+    if spec.window_left is not None:
+        reasons.append(Reason("window", "window_left", spec.window_left, "None over latent pages"))
+    return reasons
+
+
+def _heads(spec: AttentionSpec, cache: CacheSpec) -> list[Reason]:
+    """Keys and values apart, as they come or in int8."""
+    assert cache.v is not None
+    reasons = []
+    if spec.head_dim_qk != spec.head_dim_vo:
+        reasons.append(Reason("head_dim", "head_dim_vo", spec.head_dim_vo, f"head_dim_qk={spec.head_dim_qk}"))
+    if spec.group > MOST_GROUP:
+        reasons.append(Reason("heads", "num_kv_heads", spec.num_kv_heads, f"at least num_q_heads / {MOST_GROUP}"))
     quantized = cache.k.is_quantized or cache.v.is_quantized
     multiple = INT8_HEAD_DIM_MULTIPLE if quantized else HEAD_DIM_MULTIPLE
     if spec.head_dim_qk % multiple or spec.head_dim_qk > MOST_HEAD_DIM:
@@ -103,9 +130,9 @@ def _paged(spec: AttentionSpec, cache: CacheSpec, request: Request) -> list[Reas
             got = f"{fmt.granularity} {fmt.scale_dtype}"
             reasons.append(Reason("kv_format", f"cache.{name}.granularity", got, "token_head f32: no other keeps f32"))
     if quantized:
-        if request.bounds.max_q_len != 1:
-            got = request.bounds.max_q_len
-            reasons.append(Reason("q_len", "bounds.max_q_len", got, "1: int8 pages serve one query of each sequence"))
+        if spec.window_left is not None:
+            want = "None over int8 pages, where sequences have one query, and the operator no mask then"
+            reasons.append(Reason("window", "window_left", spec.window_left, want))
         if spec.numerics.dequantized != spec.q_dtype:
             reasons.append(Reason("numerics", "numerics.dequantized", spec.numerics.dequantized, spec.q_dtype))
     return reasons
@@ -141,25 +168,29 @@ def matmul(request: Request) -> tuple[Reason, ...]:
         if fmt.id != spec.x_dtype:
             reasons.append(Reason("dtype", "weight_format", fmt.id, f"{spec.x_dtype}, as x"))
         return tuple(reasons)
-    return (*reasons, *_int4(spec))
+    return (*reasons, *_codes(spec))
 
 
-def _int4(spec: MatmulSpec) -> list[Reason]:
-    """W4A16: codes of 4 bits, a scale of x's own dtype for each group, whole-number zero points."""
+def _codes(spec: MatmulSpec) -> list[Reason]:
+    """npu_weight_quant_batchmatmul: codes of up to 8 bits, a scale of x's dtype for each group, whole-number zero
+    points."""
     fmt, reasons = get_format(spec.weight_format), []
-    if fmt.bits != 4 or fmt.zero not in ("none", "int") or fmt.super_block:
-        want = "4-bit codes in one level of groups, without minimums"
+    if fmt.zero not in ("none", "int") or fmt.super_block or not fmt.block_k:
+        want = "codes in one level of groups, without minimums"
         return [Reason("weight_format", "weight_format", fmt.id, want)]
     if fmt.scale_dtype != spec.x_dtype:
         got = f"{fmt.scale_dtype} scales, {spec.x_dtype} activations"
         reasons.append(Reason("weight_format", "weight_format", got, "scales of the activations' dtype"))
     if spec.numerics.dequantized != spec.x_dtype:
         reasons.append(Reason("numerics", "numerics.dequantized", spec.numerics.dequantized, spec.x_dtype))
-    if fmt.block_k % INT4_GROUP_MULTIPLE or not 0 < fmt.block_k < spec.k:
-        want = f"a multiple of {INT4_GROUP_MULTIPLE} below k={spec.k}"
+    if fmt.block_k % GROUP_MULTIPLE or not 0 < fmt.block_k < spec.k:
+        want = f"a multiple of {GROUP_MULTIPLE} below k={spec.k}"
         reasons.append(Reason("group", "weight_format", fmt.block_k, want))
-    if spec.n % INT4_COLUMNS:
+    if fmt.bits <= 4 and spec.n % INT4_COLUMNS:
         reasons.append(Reason("shape", "n", spec.n, f"a multiple of {INT4_COLUMNS}"))
+    for name, width in (("n", spec.n), ("k", spec.k)):
+        if width > MOST_COLUMNS:
+            reasons.append(Reason("shape", name, width, f"at most {MOST_COLUMNS}"))
     return reasons
 
 

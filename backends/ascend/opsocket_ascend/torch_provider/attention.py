@@ -13,15 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from opsocket.operators import AttentionBatch, AttentionPlan, AttentionSpec, Cache, Ragged, Reason, Unsupported
+from opsocket.operators import AttentionBatch, AttentionPlan, AttentionSpec, Cache, Ragged, Reason, Session, Unsupported
 from opsocket.operators.torch_session import TORCH_DTYPES
-from opsocket_ascend.torch_provider.cache import Rows, decode, static
+from opsocket_ascend.device_array import DeviceArray
+from opsocket_ascend.torch_provider.cache import Rows, SlotArrays, decode, static
 
 
 @dataclass(frozen=True, eq=False)
 class _Sequence:
     """rows: of q and out. keys: where the seen keys are, slots of a cache or rows of contiguous k and v. hidden:
-    bool [n, S], None where every query sees every key. distance: f32 [n, S] of positions, for ALiBi. bits: of a tree
+    u8 [n, S], None where every query sees every key. distance: f32 [n, S] of positions, for ALiBi. bits: of a tree
     mask, the byte i64 and the bit i32 [n * q_len] of each new token, which are the last q_len keys."""
 
     rows: slice
@@ -31,8 +32,30 @@ class _Sequence:
     bits: tuple[torch.Tensor, torch.Tensor] | None
 
 
+class _Parts:
+    """What sequences need on the device, in one array of a dtype each, at an address that stays."""
+
+    def __init__(self, session: Session) -> None:
+        kinds = {"hidden": "u8", "distance": "f32", "byte": "i64", "bit": "i32"}
+        self._arrays = {name: DeviceArray(session, dtype) for name, dtype in kinds.items()}
+
+    def write(self, parts: dict[str, list[np.ndarray]]) -> dict[str, list[torch.Tensor]]:
+        """The parts of each name, on the device and in their shapes."""
+        joined = {name: np.concatenate([part.reshape(-1) for part in some]) for name, some in parts.items() if some}
+        found: dict[str, list[torch.Tensor]] = {}
+        for name, values in joined.items():
+            pieces = self._arrays[name].write(values).split([part.size for part in parts[name]])
+            found[name] = [piece.view(part.shape) for piece, part in zip(pieces, parts[name], strict=True)]
+        return found
+
+
 class TorchAttention(AttentionPlan):
     """f32 inside whatever the types outside, the output rounded once. `batch.host_exact=False` is Unsupported."""
+
+    def _setup(self) -> None:
+        cache = self.request.cache
+        self._parts = _Parts(self.session)
+        self._slots = None if cache is None else SlotArrays(self.session, cache)
 
     def _update(self, batch: AttentionBatch) -> None:
         if not batch.host_exact:
@@ -41,42 +64,60 @@ class TorchAttention(AttentionPlan):
         starts = np.asarray(batch.q_indptr).tolist()
         # Those without a query are padding.
         here = [at for at in range(len(starts) - 1) if starts[at + 1] > starts[at]]
-        self._sequences = [self._sequence(batch, at, starts[at], starts[at + 1]) for at in here]
+        seen = [self._seen(batch, at) for at in here]
+        slots = [self._slots_of(batch, at, first, last) for at, (first, last, _) in zip(here, seen, strict=True)]
+        joined = np.concatenate([*slots, np.empty(0, np.int64)])
+        parts: dict[str, list[np.ndarray]] = {"hidden": [], "distance": [], "byte": [], "bit": []}
+        for at, (first, last, sees) in zip(here, seen, strict=True):
+            if not sees.all():
+                parts["hidden"].append((~sees).astype(np.uint8))
+            if self.spec.alibi:
+                keys = _of(batch.kv_start, at) + np.arange(first, last)
+                parts["distance"].append(np.abs(query_positions(batch, at)[:, None] - keys).astype(np.float32))
+            if self.spec.mask == "tree":
+                byte, bit = _bits(batch, at, starts[at + 1] - starts[at])
+                parts["byte"].append(byte)
+                parts["bit"].append(bit)
+        on_device = {name: iter(some) for name, some in self._parts.write(parts).items()}
+        rows = None if self._slots is None else self._slots.write(joined)
+        self._sequences, begin = [], 0
+        for at, (first, last, sees) in zip(here, seen, strict=True):
+            keys: Rows | slice
+            if rows is not None:
+                keys, begin = rows.part(begin, begin + last - first), begin + last - first
+            else:
+                assert batch.kv_indptr is not None
+                keys = slice(int(batch.kv_indptr[at]) + first, int(batch.kv_indptr[at]) + last)
+            sequence = _Sequence(
+                slice(starts[at], starts[at + 1]),
+                keys,
+                None if sees.all() else next(on_device["hidden"]),
+                next(on_device["distance"]) if self.spec.alibi else None,
+                (next(on_device["byte"]), next(on_device["bit"])) if self.spec.mask == "tree" else None,
+            )
+            self._sequences.append(sequence)
 
-    def _sequence(self, batch: AttentionBatch, at: int, start: int, stop: int) -> _Sequence:
-        spec, kv_len = self.spec, int(batch.kv_lens[at])
-        sees = visible(batch, spec, at, kv_len)
-        tree = spec.mask == "tree"
+    def _seen(self, batch: AttentionBatch, at: int) -> tuple[int, int, np.ndarray]:
+        """First and last of the keys that some query sees, and bool [n, S] which query sees which of them."""
+        kv_len, q_len = int(batch.kv_lens[at]), int(batch.q_indptr[at + 1] - batch.q_indptr[at])
+        sees = visible(batch, self.spec, at, kv_len)
         seen = np.flatnonzero(sees.any(0))
-        # The new tokens of a tree stay: their mask is on the device.
         first, last = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0)
-        if tree:
-            first, last = min(first, kv_len - (stop - start)), kv_len
-        sees = sees[:, first:last]
-        distance = None
-        if spec.alibi:
-            apart = np.abs(query_positions(batch, at)[:, None] - (_of(batch.kv_start, at) + np.arange(first, last)))
-            distance = self.session.upload(apart.astype(np.float32))
-        hidden = None if sees.all() else self.session.upload((~sees).astype(np.uint8)).bool()
-        bits = self._bits(batch, at, stop - start) if tree else None
-        return _Sequence(slice(start, stop), self._keys(batch, at, first, last), hidden, distance, bits)
+        if self.spec.mask == "tree":
+            # The new tokens of a tree stay: their mask is on the device.
+            first, last = min(first, kv_len - q_len), kv_len
+        return first, last, sees[:, first:last]
 
-    def _keys(self, batch: AttentionBatch, at: int, first: int, last: int) -> Rows | slice:
+    def _slots_of(self, batch: AttentionBatch, at: int, first: int, last: int) -> np.ndarray:
+        """i64 [S]: slots of the seen keys in a cache; none without one."""
         cache = self.request.cache
         if cache is None:
-            assert batch.kv_indptr is not None
-            row = int(batch.kv_indptr[at])
-            return slice(row + first, row + last)
+            return np.empty(0, np.int64)
         assert batch.block_table is not None
         tokens = np.arange(first, last)
         blocks = np.asarray(batch.block_table[at], np.int64)[tokens // cache.block_size]
-        return Rows(self.session, cache, blocks * cache.block_size + tokens % cache.block_size)
-
-    def _bits(self, batch: AttentionBatch, at: int, q_len: int) -> tuple[torch.Tensor, torch.Tensor]:
-        assert batch.mask_indptr is not None
-        bit = np.arange(q_len * q_len)
-        bytes_at = int(batch.mask_indptr[at]) + (bit >> 3)
-        return self.session.upload(bytes_at.astype(np.int64)), self.session.upload((bit & 7).astype(np.int32))
+        slots: np.ndarray = blocks * cache.block_size + tokens % cache.block_size
+        return slots
 
     def _run(
         self,
@@ -159,21 +200,22 @@ class TorchAttention(AttentionPlan):
         fmt, scale = (cache.spec.k, cache.k_scale) if name == "k" else (cache.spec.v, cache.v_scale)
         assert fmt is not None
         if not keys.count:
-            return cache.planes[name][:0].float().flatten(0, 1)
+            return keys.codes(cache, name).float()
         stored = cache.planes.get(f"{name}_scale")
-        codes = keys.read(cache.planes[name])
+        codes = keys.codes(cache, name)
         return decode(codes, fmt, None if stored is None else keys.read(stored), static(scale, fmt)).float()
 
     @staticmethod
     def _hidden(sequence: _Sequence, tree_mask: torch.Tensor | None, n: int, count: int) -> torch.Tensor | None:
         """bool [n, S] where something is hidden."""
+        own = None if sequence.hidden is None else sequence.hidden.bool()
         if sequence.bits is None or tree_mask is None:
-            return sequence.hidden
+            return own
         at, bit = sequence.bits
         unseen = ((tree_mask.index_select(0, at).int() >> bit) & 1) == 0
         hidden = torch.zeros(n, count, dtype=torch.bool, device=tree_mask.device)
         hidden[:, count - n :] = unseen.view(n, n)
-        return hidden if sequence.hidden is None else hidden | sequence.hidden
+        return hidden if own is None else hidden | own
 
 
 def weigh(weights: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
@@ -192,6 +234,13 @@ def weigh(weights: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor | No
         met = torch.bmm(seen, is_it.float()) > 0
         product = torch.where(met, product + value, product)
     return product
+
+
+def _bits(batch: AttentionBatch, at: int, q_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Byte i64 and bit i32 [q_len * q_len] of a tree mask, of each query and new token of one request."""
+    assert batch.mask_indptr is not None
+    bit = np.arange(q_len * q_len)
+    return (int(batch.mask_indptr[at]) + (bit >> 3)).astype(np.int64), (bit & 7).astype(np.int32)
 
 
 def query_positions(batch: AttentionBatch, at: int) -> np.ndarray:

@@ -20,33 +20,62 @@ from opsocket.operators import (
     SlotBatch,
 )
 from opsocket.operators.torch_session import TORCH_DTYPES
+from opsocket_ascend.device_array import DeviceArray
 from opsocket_ascend.scales import check_same
 
 
 class Rows:
     """Where some slots are: rows of a plane of codes, and elements of a plane of scales (block, head, token)."""
 
-    def __init__(self, session: Session, cache: CacheSpec, slots: np.ndarray) -> None:
-        slots = np.asarray(slots, np.int64)
-        heads, size = cache.num_kv_heads, cache.block_size
+    def __init__(self, slots: torch.Tensor, places: torch.Tensor | None) -> None:
         self.count = len(slots)
-        self.slots: torch.Tensor = session.upload(slots)
-        block, offset = slots // size, slots % size
-        places = (block[:, None] * heads + np.arange(heads)) * size + offset[:, None]
-        self._heads = heads
-        self._places: torch.Tensor = session.upload(places.reshape(-1))
+        self._slots, self._places = slots, places
+
+    def part(self, start: int, stop: int) -> Rows:
+        """Those of some of the slots."""
+        return Rows(self._slots[start:stop], None if self._places is None else self._places[start:stop])
 
     def read(self, plane: torch.Tensor) -> torch.Tensor:
         """Rows [S, Hkv, D] of a plane of codes, or scales [S, Hkv]."""
         if plane.dim() == 3:
-            return plane.view(-1).index_select(0, self._places).view(self.count, self._heads)
-        return _by_slot(plane).index_select(0, self.slots)
+            assert self._places is not None
+            return plane.view(-1).index_select(0, self._places.view(-1)).view(self._places.shape)
+        return _by_slot(plane).index_select(0, self._slots)
 
     def write(self, plane: torch.Tensor, values: torch.Tensor) -> None:
         if plane.dim() == 3:
-            plane.view(-1).index_copy_(0, self._places, values.reshape(-1))
+            assert self._places is not None
+            plane.view(-1).index_copy_(0, self._places.view(-1), values.reshape(-1))
         else:
-            _by_slot(plane).index_copy_(0, self.slots, values)
+            _by_slot(plane).index_copy_(0, self._slots, values)
+
+    def codes(self, cache: Cache, name: str) -> torch.Tensor:
+        """Codes [S, Hkv, D] of K or V, the rotary channels of a latent cache joined to the others."""
+        found = self.read(cache.planes[name])
+        rope = cache.planes.get(f"{name}_rope")
+        return found if rope is None else torch.cat([found, self.read(rope)], -1)
+
+    def write_codes(self, cache: Cache, name: str, codes: torch.Tensor) -> None:
+        plane, rope = cache.planes[name], cache.planes.get(f"{name}_rope")
+        self.write(plane, codes[..., : plane.shape[-1]])
+        if rope is not None:
+            self.write(rope, codes[..., plane.shape[-1] :])
+
+
+class SlotArrays:
+    """The slots of a plan's batches, at addresses that stay."""
+
+    def __init__(self, session: Session, cache: CacheSpec, room: int = 0) -> None:
+        self._heads, self._size = cache.num_kv_heads, cache.block_size
+        scaled = any(fmt is not None and fmt.granularity == "token_head" for fmt in (cache.k, cache.v))
+        self._slots = DeviceArray(session, "i64", room)
+        self._places = DeviceArray(session, "i64", room * self._heads) if scaled else None
+
+    def write(self, slots: np.ndarray) -> Rows:
+        slots = np.asarray(slots, np.int64)
+        block, offset = slots // self._size, slots % self._size
+        places = (block[:, None] * self._heads + np.arange(self._heads)) * self._size + offset[:, None]
+        return Rows(self._slots.write(slots), None if self._places is None else self._places.write(places))
 
 
 def _by_slot(plane: torch.Tensor) -> torch.Tensor:
@@ -84,12 +113,19 @@ def encode(values: torch.Tensor, fmt: KVFormat, scale: torch.Tensor | None) -> t
 class TorchCacheWrite(CacheWritePlan):
     """Quantizes the kept rows in f32 and scatters them by slot."""
 
+    def _setup(self) -> None:
+        room = self.request.bounds.max_tokens or 0
+        self._kept, self._slots = (
+            DeviceArray(self.session, "i64", room),
+            SlotArrays(self.session, self.cache_spec, room),
+        )
+
     def _update(self, batch: SlotBatch) -> None:
         slots = np.asarray(batch.slots)
         kept = np.flatnonzero(slots >= 0)
-        self._kept = None if len(kept) == len(slots) else self.session.upload(kept.astype(np.int64))
+        self._rows = self._slots.write(slots[kept])
         self._given = len(slots)
-        self._rows = Rows(self.session, self.cache_spec, slots[kept])
+        self._taken = None if len(kept) == len(slots) else self._kept.write(kept)
 
     def _run(self, cache: Cache, k: torch.Tensor, v: torch.Tensor | None) -> Cache:
         if self._rows.count:
@@ -99,9 +135,9 @@ class TorchCacheWrite(CacheWritePlan):
         return cache
 
     def _write(self, cache: Cache, name: str, fmt: KVFormat, scale: torch.Tensor | None, values: torch.Tensor) -> None:
-        values = values[: self._given] if self._kept is None else values.index_select(0, self._kept)
+        values = values[: self._given] if self._taken is None else values.index_select(0, self._taken)
         codes, stored = encode(values, fmt, static(scale, fmt))
-        self._rows.write(cache.planes[name], codes)
+        self._rows.write_codes(cache, name, codes)
         if stored is not None:
             self._rows.write(cache.planes[f"{name}_scale"], stored)
 
@@ -109,8 +145,11 @@ class TorchCacheWrite(CacheWritePlan):
 class TorchCacheRead(CacheReadPlan):
     """Gathers rows by slot and dequantizes them."""
 
+    def _setup(self) -> None:
+        self._slots = SlotArrays(self.session, self.cache_spec, self.request.bounds.max_tokens or 0)
+
     def _update(self, batch: SlotBatch) -> None:
-        self._rows = Rows(self.session, self.cache_spec, batch.slots)
+        self._rows = self._slots.write(batch.slots)
 
     def _run(self, cache: Cache) -> tuple[torch.Tensor, torch.Tensor | None]:
         k = self._read(cache, "k", cache.spec.k, cache.k_scale)
@@ -120,7 +159,7 @@ class TorchCacheRead(CacheReadPlan):
         spec = self.request.spec
         assert isinstance(spec, CacheReadSpec)
         stored = cache.planes.get(f"{name}_scale")
-        codes = self._rows.read(cache.planes[name])
+        codes = self._rows.codes(cache, name)
         values = decode(codes, fmt, None if stored is None else self._rows.read(stored), static(scale, fmt))
         return values.to(TORCH_DTYPES[spec.dtype])
 
@@ -128,9 +167,13 @@ class TorchCacheRead(CacheReadPlan):
 class TorchCacheMove(CacheMovePlan):
     """Copies codes and scales, gathered before anything is scattered."""
 
+    def _setup(self) -> None:
+        room = self.request.bounds.max_tokens or 0
+        self._from, self._to = (SlotArrays(self.session, self.cache_spec, room) for _ in range(2))
+
     def _update(self, batch: MoveBatch) -> None:
-        self._src = Rows(self.session, self.cache_spec, batch.src_slots)
-        self._dst = Rows(self.session, self.cache_spec, batch.dst_slots)
+        self._src = self._from.write(batch.src_slots)
+        self._dst = self._to.write(batch.dst_slots)
 
     def _run(self, src: Cache, dst: Cache) -> Cache:
         check_same(src, dst)
@@ -143,15 +186,15 @@ class TorchCacheMove(CacheMovePlan):
 class TorchCacheCopyBlocks(CacheCopyBlocksPlan):
     """Copies whole blocks of every plane, gathered before anything is scattered."""
 
+    def _setup(self) -> None:
+        self._pairs = DeviceArray(self.session, "i64")
+
     def _update(self, batch: BlockPairs) -> None:
-        pairs = np.asarray(batch.pairs, np.int64)
-        self._count = len(pairs)
-        self._src = self.session.upload(pairs[:, 0].copy())
-        self._dst = self.session.upload(pairs[:, 1].copy())
+        self._src, self._dst = self._pairs.write(np.asarray(batch.pairs, np.int64).T)
 
     def _run(self, src: Cache, dst: Cache) -> Cache:
         check_same(src, dst)
-        if self._count:
+        if len(self._src):
             for name, plane in src.planes.items():
                 dst.planes[name].index_copy_(0, self._dst, plane.index_select(0, self._src))
         return dst
