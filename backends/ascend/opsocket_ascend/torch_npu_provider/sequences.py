@@ -29,7 +29,7 @@ class Sequences:
 
     given i64[R]: the rows of q that the operator gets; None: the first q_ends[-1]. wanted i64[T]: which of the rows
     that it returns count; None: all. written i64[T]: the rows of the output that these are; None: the first. empty
-    i64[E]: rows of queries that see no key. is_masked: whether a sequence has several queries, which see different ones.
+    i64[E]: rows of queries that see no key. is_masked: whether some sequence has several queries, under a mask.
     """
 
     q_ends: list[int]
