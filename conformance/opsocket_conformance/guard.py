@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
 
 from opsocket.operators import Plan, Session
-from opsocket.quantization import GroupedWeight, QuantFormat
+from opsocket.quantization import GroupedWeight, QuantFormat, ScaledFloats
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -104,7 +104,7 @@ def _close_other_backends() -> None:
     Plan.launch = launched  # type: ignore[assignment, method-assign]
 
 
-_CLOSED: Final = ((QuantFormat, "reference"), (GroupedWeight, "dequantize"))
+_CLOSED: Final = ((QuantFormat, "reference"), (GroupedWeight, "dequantize"), (ScaledFloats, "dequantize"))
 for _owner, _name in _CLOSED:
     _close(_owner, _name)
 _close_other_backends()

@@ -51,7 +51,9 @@ _ATTENTION = ("op:attention", "cache:same", *_ANY_DTYPE)
 
 
 def _weights(bits: int) -> Patterns:
-    return tuple(f"weight:{f.id}" for f in FORMATS if f.bits == bits and f.activation == "none" and not f.is_float)
+    return tuple(
+        f"weight:{f.id}" for f in FORMATS if f.bits == bits and f.base == f and f.code in ("signed", "unsigned")
+    )
 
 
 def _with_int8_activations(weights: Patterns) -> Patterns:
@@ -88,6 +90,20 @@ PROFILES: Final[tuple[Profile, ...]] = (
         (_ANY_DTYPE,),
     ),
     Profile("quant-w2", "2-bit weights", ("op:matmul", *_ANY_DTYPE), _weights(2), (_ANY_DTYPE, ("weight:*",))),
+    Profile(
+        "quant-f8",
+        "8-bit float weights",
+        ("op:matmul", *_ANY_DTYPE),
+        ("weight:f8e4m3fn_*",),
+        (_ANY_DTYPE, ("weight:*",)),
+    ),
+    Profile(
+        "quant-mxfp4",
+        "4-bit float weights with power-of-two scales",
+        ("op:matmul", *_ANY_DTYPE),
+        ("weight:mxfp4*",),
+        (_ANY_DTYPE, ("weight:*",)),
+    ),
     _kv("kv-int8", "8-bit integer cache", "i8"),
     _kv("kv-int4", "4-bit integer cache", "i4"),
     _kv("kv-fp8", "8-bit float cache", "f8e4m3fn"),

@@ -115,7 +115,7 @@ def decoder_requests(
     def product_format(name: str) -> str:
         """The format that a matrix is multiplied in. One of floats, or that states int8 activations itself, is kept."""
         stored = get_format(format_of(name))
-        if options.activations == "none" or stored.is_float or stored.activation != "none":
+        if options.activations == "none" or not stored.has_integer_codes or stored.activation != "none":
             return stored.id
         return with_activation(stored.id, options.activations)
 

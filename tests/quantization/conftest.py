@@ -49,8 +49,13 @@ def random_tensors() -> Callable[[QuantFormat, int, int, np.random.Generator], T
                 tensors[name] = (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
             elif dtype == "i32":
                 tensors[name] = rng.integers(-(1 << 31), 1 << 31, shape, dtype=np.int32)
+            elif dtype == "f8e4m3fn":
+                tensors[name] = rng.choice([c for c in range(256) if c & 0x7F != 0x7F], shape).astype(np.uint8)
             else:
                 tensors[name] = rng.integers(0, 256, shape, dtype=np.uint8).view(np.int8 if dtype == "i8" else np.uint8)
+        if format.scale_dtype == "e8m0":  # 2^125 times the largest code is finite
+            exponents = tensors["blocks"].reshape(n, -1, format.block_bytes)[..., 0]
+            exponents[...] = rng.integers(0, 253, exponents.shape)
         for offset in _HALVES_IN_BLOCK.get(format.base.id, ()):
             block = tensors["blocks"].reshape(n, -1, format.block_bytes)
             block[..., offset : offset + 2] = _finite_f16(rng, (*block.shape[:2], 1)).view(np.uint8)

@@ -10,7 +10,7 @@ import pytest
 from opsocket.operators import ContractError
 from opsocket.quantization import FORMATS, WeightTensor, concatenate, get_format, rows_join
 
-JOINING = [format for format in FORMATS if not format.g_idx]
+JOINING = [format for format in FORMATS if not format.g_idx and format.block_n == 1]
 
 
 @pytest.mark.parametrize("format", JOINING, ids=lambda format: format.id)
@@ -33,6 +33,10 @@ def test_what_does_not_join_is_refused(random_tensors):
     def weight(name: str, k: int = 64) -> WeightTensor:
         return WeightTensor(get_format(name), 8, k, random_tensors(get_format(name), 8, k, np.random.default_rng(1)))
 
+    for shared in (weight("f8e4m3fn_tensor"), weight("f8e4m3fn_128x128")):
+        assert not rows_join(shared.format)
+        with pytest.raises(ContractError, match="no scales of several rows"):
+            concatenate([shared, shared])
     ordered, own = weight("gptq_v1_i4_g32_act"), weight("f32")
     foreign = replace(own, format=replace(own.format, packing="elsewhere"))
     assert not rows_join(ordered.format)

@@ -44,7 +44,7 @@ def test_block_sizes_are_ggmls(format):
     assert (format.super_block or format.block_k, format.block_bytes) == (block, block_bytes)
 
 
-QUANTIZED = [format for format in FORMATS if format.activation == "none" and not format.is_float]
+QUANTIZED = [format for format in FORMATS if format.activation == "none" and format.has_integer_codes]
 
 
 @pytest.mark.parametrize(("suffix", "activation"), [("_a8", "i8_token"), ("_a8g32", "i8_g32")])
@@ -59,7 +59,7 @@ def test_activation_precision_is_part_of_the_format(base, suffix, activation):
     assert get_format(with_activation(format.id, other)).activation == other
 
 
-@pytest.mark.parametrize("id", ["q4_1", "q4_K", "i2_g32_z", "gptq_v1_i4_g64_act", "awq_i4_g32", "i8_channel"])
+@pytest.mark.parametrize("id", ["q4_1", "q4_K", "i2_g32_z", "gptq_v1_i4_g64_act", "awq_i4_g32", "i8_channel", "mxfp4"])
 def test_the_stored_weight_is_the_same_whatever_the_activations(id):
     weight = np.random.default_rng(0).standard_normal((8, 256)).astype(np.float32)
     base, format = get_format(id), get_format(id + "_a8g32")
@@ -71,7 +71,20 @@ def test_the_stored_weight_is_the_same_whatever_the_activations(id):
     np.testing.assert_array_equal(dequantize(base, tensors, 8, 256), dequantize(format, tensors, 8, 256))
 
 
-@pytest.mark.parametrize("id", ["f32_a8", "bf16_a8g32", "q4_1_a8_a8", "q4_1_a8g64", "q4_1_a16", "_a8", "i4_g20_a8"])
+@pytest.mark.parametrize(
+    "id",
+    [
+        "f32_a8",
+        "bf16_a8g32",
+        "q4_1_a8_a8",
+        "q4_1_a8g64",
+        "q4_1_a16",
+        "_a8",
+        "i4_g20_a8",
+        "f8e4m3fn_tensor_a8",
+        "f8e4m3fn_64x128",
+    ],
+)
 def test_ids_that_name_no_activation_of_a_quantized_format(id):
     with pytest.raises(ContractError) as error:
         get_format(id)
@@ -79,8 +92,9 @@ def test_ids_that_name_no_activation_of_a_quantized_format(id):
 
 
 def test_floats_have_no_int8_activations():
-    assert with_activation("bf16", "none") == without_activation("bf16") == "bf16"
-    for id, activation in (("bf16", "i8_token"), ("q4_1", "i8"), ("q4_1_a8", "")):
+    for id in ("bf16", "f8e4m3fn_128x128"):
+        assert with_activation(id, "none") == without_activation(id) == id
+    for id, activation in (("bf16", "i8_token"), ("f8e4m3fn_channel", "i8_g32"), ("q4_1", "i8"), ("q4_1_a8", "")):
         with pytest.raises(ContractError) as error:
             with_activation(id, activation)
         assert error.value.argument == "activation"
@@ -114,6 +128,9 @@ def test_validate_names_the_tensor_at_fault(format):
         ("awq_i4_g32", 12, 64, "n"),
         ("f32", 0, 4, "n"),
         ("i8_channel", 4, 0, "k"),
+        ("mxfp4", 4, 48, "k"),
+        ("f8e4m3fn_128x128", 4, 136, "k"),
+        ("f8e4m3fn_tensor", 0, 16, "n"),
         ("i4_g16_a8g32", 4, 48, "k"),
         ("i8_channel_a8g32", 4, 40, "k"),
     ],

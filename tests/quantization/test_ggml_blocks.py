@@ -32,10 +32,13 @@ def test_packed_weights(format):
     expected = by_gguf(format, tensors["blocks"])
     np.testing.assert_array_max_ulp(dequantize(format, tensors, 24, 768), expected, maxulp=1)
     # The packed bytes mean the weight to ggml too: a misplaced field would leave no correlation.
-    assert np.corrcoef(expected.ravel(), weight.ravel())[0, 1] > {2: 0.9, 4: 0.995, 5: 0.999}.get(format.bits, 0.9995)
+    least = 0.99 if format.code == "e2m1" else {2: 0.9, 4: 0.995, 5: 0.999}.get(format.bits, 0.9995)
+    assert np.corrcoef(expected.ravel(), weight.ravel())[0, 1] > least
 
 
-@pytest.mark.parametrize("format", [f for f in GGML if f.id in ("q4_0", "q4_1", "q5_0", "q8_0")], ids=lambda f: f.id)
+@pytest.mark.parametrize(
+    "format", [f for f in GGML if f.id in ("q4_0", "q4_1", "q5_0", "q8_0", "mxfp4")], ids=lambda f: f.id
+)
 def test_bytes_packed_by_gguf(format):
     weight = np.random.default_rng(8).standard_normal((5, 320)).astype(np.float32)
     blocks = gguf.quants.quantize(weight, gguf.GGMLQuantizationType[format.base.id.upper()])

@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opsocket.quantization import FORMATS, dequantize, get_format
+from opsocket.operators.errors import ContractError
+from opsocket.quantization import FORMATS, dequantize, f8e4m3fn_to_f32, get_format, quantize
 
 QUANTIZED = [format for format in FORMATS if not format.is_float]
+INTEGERS = [format for format in FORMATS if format.has_integer_codes]
+SCALED_FLOATS = [format for format in QUANTIZED if not format.has_integer_codes]
 
 
 def fitting_shapes(format):
     unit_n = 8 if format.packing in ("gptq_v1", "gptq_v2", "awq") else 1
-    unit_k = format.super_block or format.block_k or 1
+    unit_k = 16 if format.block_n == 128 else format.super_block or format.block_k or 1
     return st.tuples(
         st.integers(1, 24 // unit_n).map(lambda m: m * unit_n),
         st.integers(1, max(1, 512 // unit_k)).map(lambda m: m * unit_k),
@@ -39,7 +42,7 @@ def test_dequantize_is_the_reference_to_one_ulp(format, random_tensors):
     law()
 
 
-@pytest.mark.parametrize("format", QUANTIZED, ids=lambda format: format.id)
+@pytest.mark.parametrize("format", INTEGERS, ids=lambda format: format.id)
 def test_canonical_form_means_what_it_says(format, random_tensors):
     n, k = 16, 512
     tensors = random_tensors(format, n, k, np.random.default_rng(11))
@@ -60,6 +63,36 @@ def test_canonical_form_means_what_it_says(format, random_tensors):
         assert weight.input_permutation.dtype == np.int64
         reference = reference[:, weight.input_permutation]
     np.testing.assert_array_equal(value, reference)  # exact: nothing was rounded on the way
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (130, 576), (256, 128), (257, 144)])
+@pytest.mark.parametrize("format", SCALED_FLOATS, ids=lambda format: format.id)
+def test_canonical_form_of_8_bit_floats_means_what_it_says(format, shape, random_tensors):
+    n, k = shape
+    tensors = random_tensors(format, n, k, np.random.default_rng(12))
+    weight = format.scale_floats(tensors, n, k)
+    assert (weight.n, weight.k, weight.group_size) == (n, k, format.group_size(k))
+    assert (weight.codes.dtype, weight.codes.shape) == (np.uint8, (n, k))
+    assert (weight.scale.dtype, weight.scale.shape) == (np.float32, (n, k // weight.group_size))
+    value = np.repeat(weight.scale.astype(np.float64), weight.group_size, axis=1) * f8e4m3fn_to_f32(weight.codes)
+    np.testing.assert_array_equal(value, format.reference(tensors, n, k))
+
+
+@pytest.mark.parametrize("format", SCALED_FLOATS, ids=lambda format: format.id)
+def test_a_code_that_is_no_number_is_a_weight_that_is_none(format):
+    tensors = quantize(format, np.ones((4, 32), np.float32))
+    tensors["weight"][[0, 3], [1, 31]] = 0x7F, 0xFF
+    for values in (format.reference(tensors, 4, 32), dequantize(format, tensors, 4, 32)):
+        assert np.argwhere(np.isnan(values)).tolist() == [[0, 1], [3, 31]]
+
+
+def test_each_canonical_form_is_of_its_own_formats():
+    with pytest.raises(ContractError, match="a format with integer codes"):
+        get_format("f8e4m3fn_tensor").group(
+            quantize(get_format("f8e4m3fn_tensor"), np.ones((2, 16), np.float32)), 2, 16
+        )
+    with pytest.raises(ContractError, match="a format of 8-bit floats"):
+        get_format("mxfp4").scale_floats(quantize(get_format("mxfp4"), np.ones((2, 32), np.float32)), 2, 32)
 
 
 def test_g_idx_in_order_needs_no_permutation(random_tensors):

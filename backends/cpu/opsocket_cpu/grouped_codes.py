@@ -23,8 +23,8 @@ def refusals(request: Request, activations: Mapping[str, tuple[int, ...]]) -> tu
     if not isinstance(spec, MatmulSpec):
         return (Reason("operator", "op", request.op, [MatmulSpec.op]),)
     fmt, reasons = get_format(spec.weight_format), []
-    if fmt.is_float or fmt.bits not in (4, 8) or fmt.zero != "none" or fmt.g_idx or fmt.block_k not in GROUPS:
-        want = f"4- or 8-bit codes without zero points or minimums, in groups of {list(GROUPS)}"
+    if fmt.code != "signed" or fmt.bits not in (4, 8) or fmt.zero != "none" or fmt.g_idx or fmt.block_k not in GROUPS:
+        want = f"4- or 8-bit integers without zero points or minimums, in groups of {list(GROUPS)}"
         reasons.append(Reason("weight_format", "weight_format", fmt.id, want))
     elif fmt.block_k not in activations.get(fmt.activation, ()):
         want = "; ".join(f"activations {kind} with groups of {list(groups)}" for kind, groups in activations.items())

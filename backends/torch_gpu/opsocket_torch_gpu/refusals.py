@@ -5,7 +5,7 @@ Not served, since nothing that a request permits covers it:
 - `torch._weight_int4pack_mm` takes scales rounded to bf16, and formats have theirs in f16 and f32.
 - `torch._int_mm` leaves i32 [M, N] in memory, and takes more than 16 rows, so that quantization, product and scales are
   three passes where one kernel of `opsocket_triton` makes one.
-- `torch._scaled_mm` multiplies f8, which no weight format has yet.
+- `torch._scaled_mm` multiplies f8 activations, which no weight format has.
 - `scaled_dot_product_attention` takes one rectangle of queries and keys at a time, aligns causal masks at the top left,
   and returns no LSE.
 """

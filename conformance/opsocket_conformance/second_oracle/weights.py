@@ -76,6 +76,9 @@ def _sorted() -> Graph:
 
 def _terms(g: Writer, fmt: QuantFormat) -> _Terms:
     match fmt.packing:
+        case "dense" if fmt.code == "f8e4m3fn":
+            weight = g.input("weight", "u8")
+            return _Terms(_of_blocks(weight, fmt), _e4m3(weight))
         case "dense":
             scale = g.input("scale", fmt.scale_dtype).cast("f64").unsqueeze(1)
             return _Terms(scale, g.input("weight", "i8").cast("f64"))
@@ -93,6 +96,30 @@ def _floats(g: Writer, dtype: str) -> Tensor:
     if dtype != "bf16":
         return g.input("weight", dtype).cast("f64")
     return (g.input("weight", "u16").cast("u32") << 16).bits_as("f32").cast("f64")
+
+
+def _small(bits: Tensor, magnitude: int, fraction: int, bias: int) -> Tensor:
+    """A float of a sign, then `magnitude` bits of which `fraction` are its fraction: its bits, as those of an f32 with
+    another bias, give it but for a power of two, subnormal numbers included."""
+    size = (bits & ((1 << magnitude) - 1)).cast("u32") << (23 - fraction)
+    value = size.bits_as("f32").cast("f64") * 2.0 ** (127 - bias)
+    return value * (1.0 - (bits >> magnitude).cast("f64") * 2.0)
+
+
+def _e4m3(bits: Tensor) -> Tensor:
+    g = bits.writer
+    return g("Where", (bits & 127).equals(127), g.constant(np.nan, "f64"), _small(bits, 7, 3, 7))
+
+
+def _of_blocks(weight: Tensor, fmt: QuantFormat) -> Tensor:
+    """[N, K] from scales of blocks of rows and columns, or what broadcasts to it."""
+    g = weight.writer
+    scale = g.input("scale", fmt.scale_dtype).cast("f64")
+    if not fmt.block_k:
+        return scale.unsqueeze(1)
+    n, k = (g("Squeeze", g("Shape", weight, dtype="i64", start=axis, end=axis + 1)) for axis in (0, 1))
+    of_rows = g("Gather", scale, g("Range", n * 0, n, 1) // fmt.block_n, axis=0)
+    return g("Gather", of_rows, g("Range", k * 0, k, 1) // fmt.block_k, axis=1)
 
 
 def _fields(words: Tensor, bits: int, shifts: Sequence[int], inner: int = 0) -> Tensor:
@@ -210,6 +237,15 @@ def _q6_k(block: Tensor) -> _Terms:
     return _Terms(scale.unsqueeze(3), codes, zero=32.0)
 
 
+def _mxfp4(block: Tensor) -> _Terms:
+    """An e8m0 is the exponent of an f32, whose lowest two would be 0 and a subnormal number's, and highest infinity."""
+    g, exponent = block.writer, block.part(2, 0, 1)
+    normal = (exponent.cast("u32") << 23).bits_as("f32").cast("f64")
+    scale = g("Where", exponent.equals(0), g.constant(2.0**-127, "f64"), normal)
+    scale = g("Where", exponent.equals(255), g.constant(np.nan, "f64"), scale)
+    return _Terms(scale, _small(_nibbles(block, 1), 3, 1, 1))
+
+
 _BLOCKS: Final[Mapping[str, Callable[[Tensor], _Terms]]] = {
     "q4_0": _q4_0,
     "q4_1": _q4_1,
@@ -218,4 +254,5 @@ _BLOCKS: Final[Mapping[str, Callable[[Tensor], _Terms]]] = {
     "q2_K": _q2_k,
     "q4_K": _q4_k,
     "q6_K": _q6_k,
+    "mxfp4": _mxfp4,
 }

@@ -19,8 +19,8 @@ _ROWS_AXIS: Final = {"dense": 0, "ggml": 0, "nibble_lo": 0, "gptq_v1": 1, "gptq_
 
 def rows_join(format: QuantFormat) -> bool:
     """Whether weights of this format can be joined whatever they hold. Not where each has an order of its columns
-    (`g_idx`), nor in a packing that opsocket does not know."""
-    return format.packing in _ROWS_AXIS and not format.g_idx
+    (`g_idx`), nor where rows share scales, nor in a packing that opsocket does not know."""
+    return format.packing in _ROWS_AXIS and not format.g_idx and format.block_n == 1
 
 
 def concatenate(weights: Sequence[WeightTensor]) -> WeightTensor:
@@ -35,7 +35,11 @@ def concatenate(weights: Sequence[WeightTensor]) -> WeightTensor:
         raise ContractError("weights", "at least one, all of one format and one k", got)
     format, k = weights[0].format, weights[0].k
     if not rows_join(format):
-        raise ContractError("format", "one whose rows join: no g_idx, and a packing that opsocket knows", format.id)
+        raise ContractError(
+            "format",
+            "one whose rows join: no g_idx, no scales of several rows, a packing that opsocket knows",
+            format.id,
+        )
     axis = _ROWS_AXIS[format.packing]
     tensors = {name: np.concatenate([weight.tensors[name] for weight in weights], axis) for name in weights[0].tensors}
     return WeightTensor(format, sum(weight.n for weight in weights), k, tensors)

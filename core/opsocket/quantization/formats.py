@@ -2,15 +2,18 @@
 
 A `QuantFormat` is a hashable record; everything that computes dispatches on its `packing`:
 
-- ``dense``: one array element per weight. ``f32 f16 bf16``, and ``i8_channel`` (one scale per row).
-- ``ggml``: rows of self-contained blocks, scales inside, as llama.cpp has them. ``q4_0 q4_1 q5_0 q8_0 q2_K q4_K q6_K``.
+- ``dense``: one array element per weight. ``f32 f16 bf16``; ``i8_channel`` (one scale per row); and
+  ``f8e4m3fn_tensor f8e4m3fn_channel f8e4m3fn_128x128`` (one scale for all, per row, per 128 rows by 128 columns).
+- ``ggml``: rows of self-contained blocks, scales inside, as llama.cpp has them. ``q4_0 q4_1 q5_0 q8_0 q2_K q4_K q6_K``,
+  and ``mxfp4``: 4-bit floats (e2m1) with a power of two (e8m0) per 32, as OCP Microscaling has them.
 - ``nibble_lo``: codes packed along K, lowest bits first. ``i4_g{G} i2_g{G}``, with ``_z`` for a zero point per group.
 - ``gptq_v1``, ``gptq_v2``: codes packed along K into i32 words, lowest bits first, stored [K, N]. The two differ by one
   in the zero point: v1 stores ``zero - 1``, v2 stores ``zero``. ``_act``: column k belongs to group ``g_idx[k]``.
 - ``awq``: codes packed along N into i32 words in AWQ's interleaved order, stored [K, N].
 
-Every format that has codes also comes with int8 activations: ``<base>_a8`` quantizes each row of x with one scale,
-``<base>_a8g32`` each 32 consecutive columns of a row with one of their own. Tensors and meaning are the base's. Where
+Every format whose codes are integers (`has_integer_codes`) also comes with int8 activations: ``<base>_a8`` quantizes
+each row of x with one scale, ``<base>_a8g32`` each 32 consecutive columns of a row with one of their own. Tensors and
+meaning are the base's. Where
 ``g_idx`` permutes columns, x is permuted first (`GroupedWeight.input_permutation`), and the 32 are counted after that.
 
 A format from elsewhere subclasses `QuantFormat` and overrides `tensor_specs`, `reference` and `group`.
@@ -19,6 +22,7 @@ A format from elsewhere subclasses `QuantFormat` and overrides `tensor_specs`, `
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opsocket.operators.errors import ContractError
-from opsocket.quantization import grouped, reference
+from opsocket.quantization import grouped, reference, scaled_floats
 
 Array = npt.NDArray[Any]
 Specs = dict[str, tuple[str, tuple[int, ...]]]
@@ -38,6 +42,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(np.uint16),  # NumPy has no bfloat16: bit patterns
+    "f8e4m3fn": np.dtype(np.uint8),  # the same
     "u8": np.dtype(np.uint8),
     "i8": np.dtype(np.int8),
     "i32": np.dtype(np.int32),
@@ -48,16 +53,20 @@ _SUFFIXES: Mapping[str, str] = {"none": "", "i8_token": "_a8", "i8_g32": "_a8g32
 ACTIVATION_GROUP = 32
 """Columns that share a scale under activation "i8_g32"."""
 
+LEAST_GROUP = 16
+"""Group sizes are multiples of this, as are the widths of weights whose last block of columns may be a part of one."""
+
 
 @dataclass(frozen=True)
 class QuantFormat:
     """How one weight [N, K] is stored.
 
-    bits: width of a code. code: ``float``, ``signed`` (the code is the integer, or the integer plus 2^(bits-1)) or
-    ``unsigned``. block_k: columns that share a scale, 0 for a whole row. super_block: columns that share the scale of
-    the scales (256 for K-quants), else 0. scale_dtype: of the stored scale, "" for float formats. zero: ``none``,
-    ``int`` (w = scale * (code - zero)) or ``float_min`` (w = scale * code - minimum). block_bytes: of one ggml block,
-    else 0.
+    bits: width of a code. code: ``float``, ``signed`` (the code is the integer, or the integer plus 2^(bits-1)),
+    ``unsigned``, or a small float by its name: ``f8e4m3fn``, ``e2m1`` (of which twice the value is an integer).
+    block_k: columns that share a scale, 0 for a whole row. block_n: rows that share it, 0 for all. super_block: columns
+    that share the scale of the scales (256 for K-quants), else 0. scale_dtype: of the stored scale, "" for float
+    formats; ``e8m0`` is 2^(byte - 127), and 255 is NaN. zero: ``none``, ``int`` (w = scale * (code - zero)) or
+    ``float_min`` (w = scale * code - minimum). block_bytes: of one ggml block, else 0.
 
     activation: what x is multiplied as. ``none``: as it is. ``i8_token``: per row, s = amax / 127 in f32, codes
     clamp(round_half_even(x / s), -127, 127), and 0 with s = 0 where amax = 0. ``i8_g32``: the same for each 32
@@ -75,11 +84,18 @@ class QuantFormat:
     activation: str = "none"
     g_idx: bool = False
     block_bytes: int = 0
+    block_n: int = 1
 
     @property
     def is_float(self) -> bool:
         """Whether the weight is stored as floats, with neither codes nor scales."""
         return self.code == "float"
+
+    @property
+    def has_integer_codes(self) -> bool:
+        """Whether the weight is integers times scales: what `group` gives, and int8 activations multiply. Of the others
+        a float is the weight itself, and `scale_floats` gives an 8-bit float with its scales."""
+        return self.code in ("signed", "unsigned", "e2m1")
 
     @property
     def base(self) -> QuantFormat:
@@ -91,13 +107,19 @@ class QuantFormat:
     def tensor_specs(self, n: int, k: int) -> Specs:
         """Name -> (dtype, shape) of the tensors of a weight [n, k]. ContractError where n or k does not fit."""
         self._check_multiple("n", n, 8 if self.packing in ("gptq_v1", "gptq_v2", "awq") else 1)
-        self._check_multiple("k", k, self.super_block or self.block_k or 1)
+        # A block of columns may be a part of one at the end of a row where the blocks are not in the stored elements.
+        unit = LEAST_GROUP if self.block_k and self.block_n != 1 else self.super_block or self.block_k or 1
+        self._check_multiple("k", k, unit)
         if self.activation == "i8_g32":
             self._check_multiple("k", k, ACTIVATION_GROUP)
         if self.is_float:
             return {"weight": (self.id, (n, k))}
         groups = k // (self.block_k or k)
         match self.packing:
+            case "dense" if self.code == "f8e4m3fn":
+                down = -(-n // (self.block_n or n))
+                shape = (down, -(-k // self.block_k)) if self.block_k else (down,)
+                return {"weight": (self.code, (n, k)), "scale": (self.scale_dtype, shape)}
             case "dense":
                 return {"weight": ("i8", (n, k)), "scale": (self.scale_dtype, (n,))}
             case "ggml":
@@ -152,9 +174,19 @@ class QuantFormat:
         return reference.dequantize(self, tensors, n, k)
 
     def group(self, tensors: Mapping[str, Array], n: int, k: int) -> grouped.GroupedWeight:
-        """The weight in canonical form, from which backends repack. ContractError for a float format."""
+        """The weight in canonical form, from which backends repack. ContractError unless it `has_integer_codes`."""
         self.validate(tensors, n, k)
         return grouped.unpack(self, tensors, n, k)
+
+    def scale_floats(self, tensors: Mapping[str, Array], n: int, k: int) -> scaled_floats.ScaledFloats:
+        """The same for a format of 8-bit floats, which integers of 8 bits do not hold. ContractError for any other."""
+        self.validate(tensors, n, k)
+        return scaled_floats.unpack(self, tensors, n, k)
+
+    def group_size(self, k: int) -> int:
+        """Columns that share a scale in the canonical form of a weight [n, k]: a whole row, a block, or as much of one
+        as fits into a row a whole number of times."""
+        return math.gcd(k, self.block_k) if self.block_k else k
 
     def _check_multiple(self, argument: str, value: int, unit: int) -> None:
         if value < 1 or value % unit:
@@ -184,6 +216,11 @@ def _float(id: str, bits: int) -> QuantFormat:
     return QuantFormat(id, bits, "float", 0, 0, "", "none", "dense")
 
 
+def _f8(granularity: str, block_n: int, block_k: int) -> QuantFormat:
+    id = f"f8e4m3fn_{granularity}"
+    return QuantFormat(id, 8, "f8e4m3fn", block_k, 0, "f32", "none", "dense", block_n=block_n)
+
+
 def _ggml(id: str, bits: int, block_k: int, block_bytes: int, zero: str = "none", super_block: int = 0) -> QuantFormat:
     code = "unsigned" if zero == "float_min" else "signed"
     return QuantFormat(id, bits, code, block_k, super_block, "f16", zero, "ggml", block_bytes=block_bytes)
@@ -194,6 +231,9 @@ _FIXED = (
     _float("f16", 16),
     _float("bf16", 16),
     QuantFormat("i8_channel", 8, "signed", 0, 0, "f32", "none", "dense"),
+    _f8("tensor", 0, 0),
+    _f8("channel", 1, 0),
+    _f8("128x128", 128, 128),
     _ggml("q4_0", 4, 32, 18),
     _ggml("q4_1", 4, 32, 20, "float_min"),
     _ggml("q5_0", 5, 32, 22),
@@ -201,6 +241,7 @@ _FIXED = (
     _ggml("q2_K", 2, 16, 84, "float_min", 256),
     _ggml("q4_K", 4, 32, 144, "float_min", 256),
     _ggml("q6_K", 6, 16, 210, "none", 256),
+    QuantFormat("mxfp4", 4, "e2m1", 32, 0, "e8m0", "none", "ggml", block_bytes=17),
 )
 
 _PARAMETRIC = re.compile(
@@ -215,8 +256,8 @@ def _parse(id: str) -> QuantFormat | None:
     if match is None:
         return None
     group = int(match["plain"] or match["gptq_group"] or match["awq_group"])
-    if group % 16:
-        raise ContractError("format", "a group size that is a multiple of 16", id)
+    if group % LEAST_GROUP:
+        raise ContractError("format", f"a group size that is a multiple of {LEAST_GROUP}", id)
     if match["plain"]:
         code, zero = ("unsigned", "int") if match["zero"] else ("signed", "none")
         return QuantFormat(id, int(match["bits"]), code, group, 0, "f16", zero, "nibble_lo")
@@ -233,7 +274,7 @@ def get_format(id: str) -> QuantFormat:
     """
     base_id, activation = _split(id)
     base = next((format for format in _FIXED if format.id == base_id), None) or _parse(base_id)
-    if base is None or (base.is_float and activation != "none"):
+    if base is None or not (base.has_integer_codes or activation == "none"):
         near = difflib.get_close_matches(id, [format.id for format in FORMATS], n=4, cutoff=0.0)
         raise ContractError("format", f"a known format, the nearest being {', '.join(near)}", repr(id))
     return replace(base, id=id, activation=activation)
@@ -242,13 +283,14 @@ def get_format(id: str) -> QuantFormat:
 def with_activation(id: str, activation: str) -> str:
     """The id of that format with another activation: "none", "i8_token" or "i8_g32".
 
-    Raises ContractError for an id or an activation that does not exist, and for int8 activations of a float format.
+    Raises ContractError for an id or an activation that does not exist, and for int8 activations of a format without
+    integer codes.
     """
     base = get_format(id).base
     if activation not in _SUFFIXES:
         raise ContractError("activation", f"one of {', '.join(_SUFFIXES)}", repr(activation))
-    if base.is_float and activation != "none":
-        raise ContractError("activation", f"'none': {base.id} has no codes to multiply int8 codes with", activation)
+    if activation != "none" and not base.has_integer_codes:
+        raise ContractError("activation", f"'none': {base.id} has no integers to multiply int8 codes with", activation)
     return base.id + _SUFFIXES[activation]
 
 
@@ -292,6 +334,8 @@ FORMATS: tuple[QuantFormat, ...] = _PLAIN + tuple(
         "q8_0_a8",
         "q4_K_a8",
         "q6_K_a8g32",
+        "mxfp4_a8",
+        "mxfp4_a8g32",
         "i4_g64_a8",
         "i4_g64_a8g32",
         "i2_g64_a8",
@@ -299,4 +343,4 @@ FORMATS: tuple[QuantFormat, ...] = _PLAIN + tuple(
     )
 )
 """Every stored weight there is, the parametric families with group sizes 32, 64 and 128; then some of those with int8
-activations, which any of them but the floats can have."""
+activations, which any of them with integer codes can have."""

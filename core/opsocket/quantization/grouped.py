@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 
 _CHUNK = 1 << 20  # weights dequantized at a time: the temporaries stay in cache
+_TWICE_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 _AWQ_NIBBLE_OF_COLUMN = np.array([0, 4, 1, 5, 2, 6, 3, 7], np.uint32)
 
 
@@ -30,8 +31,8 @@ class GroupedWeight:
 
     codes: i8 [N, K], an integer zero point already subtracted. scale, minimum: f32 [N, K / group_size], exact.
     input_permutation: i64 [K] or None: column j of codes multiplies x[:, input_permutation[j]].
-    group_size == k means one scale per row. bits: width of the stored codes; with a zero point subtracted a code may
-    take one bit more.
+    group_size == k means one scale per row. bits: width of the stored codes; with a zero point subtracted, or as twice
+    an e2m1, a code may take one bit more.
     """
 
     n: int
@@ -62,8 +63,8 @@ class GroupedWeight:
 
 def unpack(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> GroupedWeight:
     """Canonical form of validated tensors. Called through `QuantFormat.group`."""
-    if format.is_float:
-        raise ContractError("format", "a quantized format: a float weight has no codes", format.id)
+    if not format.has_integer_codes:
+        raise ContractError("format", "a format with integer codes", format.id)
     match format.packing:
         case "dense":
             return GroupedWeight(n, k, k, tensors["weight"], tensors["scale"][:, None], None, None, format.bits)
@@ -145,6 +146,11 @@ def _unpack_ggml(format: QuantFormat, rows: Bytes, n: int, k: int) -> GroupedWei
             high = _planes(blocks[:, 128:192].reshape(-1, 2, 1, 32), 2)
             codes = (low.reshape(high.shape) | high << np.int8(4)) - np.int8(32)
             scale = _f16(blocks, 208) * blocks[:, 192:208].view(np.int8)
+        case "mxfp4":
+            codes = _TWICE_E2M1[_halves(blocks[:, 1:17])]
+            # Halved, as the codes are doubled; 2^-128 is a subnormal number, and exact.
+            scale = np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)
+            scale[blocks[:, :1] == 255] = np.nan
         case _:
             raise ContractError("format.id", "a ggml format that opsocket knows", format.id)
     return GroupedWeight(

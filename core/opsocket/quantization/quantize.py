@@ -16,6 +16,7 @@ import numpy.typing as npt
 from opsocket.operators.errors import ContractError
 from opsocket.quantization import quantize_ggml
 from opsocket.quantization.bfloat16 import bf16_to_f32, f32_to_bf16
+from opsocket.quantization.float8 import F8E4M3FN_MAX, f32_to_f8e4m3fn
 from opsocket.quantization.formats import QuantFormat
 from opsocket.quantization.rounding import divide, f16_at_least
 
@@ -40,8 +41,12 @@ def quantize(format: QuantFormat, weight: Float32) -> dict[str, Array]:
     if not np.isfinite(weight).all():
         raise ContractError("weight", "finite values", "infinity or NaN")
     match format.packing:
+        case "dense" if format.is_float:
+            tensors = {"weight": _to_float(format, weight)}
+        case "dense" if format.code == "f8e4m3fn":
+            tensors = _f8e4m3fn(format, weight)
         case "dense":
-            tensors = _channel(weight) if not format.is_float else {"weight": _to_float(format, weight)}
+            tensors = _channel(weight)
         case "ggml":
             packer = quantize_ggml.PACKERS[format.base.id]
             block_k = format.super_block or format.block_k
@@ -60,8 +65,10 @@ def quantize(format: QuantFormat, weight: Float32) -> dict[str, Array]:
 
 def dequantize(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Float32:
     """The weight f32 [N, K]: the format's reference rounded to f32, to one unit in the last place."""
-    if not format.is_float:
+    if format.has_integer_codes:
         return format.group(tensors, n, k).dequantize()
+    if not format.is_float:
+        return format.scale_floats(tensors, n, k).dequantize()
     format.validate(tensors, n, k)
     return bf16_to_f32(tensors["weight"]) if format.id == "bf16" else tensors["weight"].astype(np.float32)
 
@@ -81,6 +88,21 @@ def _channel(weight: Float32) -> dict[str, Array]:
 
     codes, scale = _by_rows(weight, pack)
     return {"weight": codes, "scale": scale}
+
+
+def _f8e4m3fn(format: QuantFormat, weight: Float32) -> dict[str, Array]:
+    n, k = weight.shape
+    height, width = format.block_n or n, format.block_k or k
+    whole = np.pad(np.abs(weight), ((0, -n % height), (0, -k % width)))
+    largest = whole.reshape(len(whole) // height, height, -1, width).max(axis=(1, 3))
+    scale = largest / np.float32(F8E4M3FN_MAX)
+    of_weight = np.repeat(scale, height, axis=0)[:n]
+    codes = np.empty(weight.shape, np.uint8)
+    step = max(1, _CHUNK // k)
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        codes[rows] = f32_to_f8e4m3fn(divide(weight[rows], np.repeat(of_weight[rows], width, axis=1)[:, :k]))
+    return {"weight": codes, "scale": scale.reshape(format.tensor_specs(n, k)["scale"][1])}
 
 
 def _lowest_bits_first(format: QuantFormat, weight: Float32) -> dict[str, Array]:

@@ -122,6 +122,27 @@ def _q6_K(blocks: Float32) -> Bytes:  # noqa: N802
     return np.concatenate((low, high, scales, _as_bytes(d)), axis=1)
 
 
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+_BETWEEN = (_E2M1[1:] + _E2M1[:-1]) / 2
+
+
+def _mxfp4(blocks: Float32) -> Bytes:
+    """The least power of two under which the largest weight is within a half step of 6, where the codes end: at most 7.
+
+    The Microscaling specification takes the power of two below a quarter of it, which cuts 7 to 8 down to 6.
+    """
+    largest = np.abs(blocks).max(axis=1)
+    _, exponent = np.frexp(largest / 7)  # largest <= 7 * 2^exponent, and by the next lower only where it is equal
+    exponent = np.where(np.ldexp(np.float32(7), exponent - 1) >= largest, exponent - 1, exponent).clip(-127, 127)
+    size = np.abs(np.ldexp(blocks, -exponent[:, None]))
+    # Ties to the even code: those below a middle, and the middle itself where the code above it is odd.
+    codes = np.searchsorted(_BETWEEN, size, side="right").astype(np.uint8)
+    at_middle = (codes > 0) & (size == _BETWEEN[np.maximum(codes, 1) - 1])
+    codes -= (at_middle & (codes & 1 == 1)).astype(np.uint8)
+    codes |= np.signbit(blocks).astype(np.uint8) << np.uint8(3)
+    return np.concatenate(((exponent + 127).astype(np.uint8)[:, None], _nibbles(codes)), axis=1)
+
+
 PACKERS: Mapping[str, Callable[[Float32], Bytes]] = {
     "q4_0": _q4_0,
     "q4_1": _q4_1,
@@ -130,5 +151,6 @@ PACKERS: Mapping[str, Callable[[Float32], Bytes]] = {
     "q2_K": _q2_K,
     "q4_K": _q4_K,
     "q6_K": _q6_K,
+    "mxfp4": _mxfp4,
 }
 """Packer of every ggml format, by format id."""

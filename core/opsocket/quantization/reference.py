@@ -4,7 +4,8 @@ Written to be checked by eye against the format's description, one weight positi
 shares no code with `grouped`. Everything here is exact in float64: a 16-bit float times small integers.
 
 Sources of the layouts: ``ggml-quants.c`` (ggml formats), AutoGPTQ's and GPTQModel's ``pack`` (GPTQ v1 and v2),
-AutoAWQ's ``WQLinear_GEMM.from_linear`` (AWQ). ``i4_g i2_g i8_channel`` are defined here.
+AutoAWQ's ``WQLinear_GEMM.from_linear`` (AWQ), the OCP's 8-bit Floating Point Specification (e4m3) and Microscaling
+Formats Specification (e2m1, e8m0), DeepSeek-V3's ``weight_dequant`` (128 by 128). The others are defined here.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def dequantize(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int
             return _bfloat16(tensors["weight"])
         case "dense" if format.is_float:
             return tensors["weight"].astype(np.float64)
+        case "dense" if format.code == "f8e4m3fn":
+            return _f8e4m3fn(tensors["weight"]) * _of_blocks(format, tensors["scale"], n, k)
         case "dense":
             return tensors["weight"].astype(np.float64) * tensors["scale"].astype(np.float64)[:, None]
         case "nibble_lo":
@@ -57,6 +60,21 @@ def _bfloat16(bits: Array) -> Float64:
     subnormal = np.ldexp(fraction, -126)
     special = np.where(fraction == 0, np.inf, np.nan)
     return sign * np.where(exponent == 0xFF, special, np.where(exponent == 0, subnormal, normal))
+
+
+def _f8e4m3fn(bits: Array) -> Float64:
+    """Sign, four exponent bits (bias 7), three fraction bits; no infinities, and all ones of the seven is NaN."""
+    sign = np.where(bits >> 7, -1.0, 1.0)
+    exponent = (bits >> 3 & 0xF).astype(np.int64)
+    fraction = (bits & 0x7) / 8.0
+    value = np.where(exponent == 0, np.ldexp(fraction, -6), np.ldexp(1.0 + fraction, exponent - 7))
+    return sign * np.where(bits & 0x7F == 0x7F, np.nan, value)
+
+
+def _of_blocks(format: QuantFormat, scale: Array, n: int, k: int) -> Float64:
+    """Of weight [i, j] the scale of block i // block_n, j // block_k; the last blocks may be parts of one."""
+    down, across = np.arange(n) // (format.block_n or n), np.arange(k) // (format.block_k or k)
+    return scale.astype(np.float64).reshape(down[-1] + 1, across[-1] + 1)[down[:, None], across]
 
 
 def _lowest_bits_first(format: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Float64:
@@ -197,6 +215,20 @@ def _q6_K(block: Array, j: int) -> Float64:  # noqa: N802
     return _half(block, 208) * _signed(block, 192 + j // 16) * (low + 16 * pair - 32)
 
 
+def _mxfp4(block: Array, j: int) -> Float64:
+    """Scale: byte @0, 2^(byte - 127), and 255 is NaN. Code: nibbles as q4_0 @1: sign, two exponent bits (bias 1), one
+    fraction bit; no infinities, no NaN."""
+    byte, shift = 1 + j % 16, 4 * (j // 16)
+    sign, exponent, fraction = (
+        _bits(block, byte, shift + 3, 1),
+        _bits(block, byte, shift + 1, 2),
+        _bits(block, byte, shift, 1),
+    )
+    size = np.where(exponent == 0, fraction / 2, (1 + fraction / 2) * 2.0 ** (exponent - 1))
+    scale = np.where(block[..., 0] == 255, np.nan, 2.0 ** (_bits(block, 0, 0, 8) - 127))
+    return scale * np.where(sign == 1, -size, size)
+
+
 _GGML_BLOCKS: Mapping[str, Callable[[Array, int], Float64]] = {
     "q4_0": _q4_0,
     "q4_1": _q4_1,
@@ -205,4 +237,5 @@ _GGML_BLOCKS: Mapping[str, Callable[[Array, int], Float64]] = {
     "q2_K": _q2_K,
     "q4_K": _q4_K,
     "q6_K": _q6_K,
+    "mxfp4": _mxfp4,
 }

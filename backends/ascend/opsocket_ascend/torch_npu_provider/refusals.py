@@ -175,8 +175,8 @@ def _codes(spec: MatmulSpec) -> list[Reason]:
     """npu_weight_quant_batchmatmul: codes of up to 8 bits, a scale of x's dtype for each group, whole-number zero
     points."""
     fmt, reasons = get_format(spec.weight_format), []
-    if fmt.zero not in ("none", "int") or fmt.super_block or not fmt.block_k:
-        want = "codes in one level of groups, without minimums"
+    if fmt.code not in ("signed", "unsigned") or fmt.zero not in ("none", "int") or fmt.super_block or not fmt.block_k:
+        want = "integer codes in one level of groups, without minimums"
         return [Reason("weight_format", "weight_format", fmt.id, want)]
     if fmt.scale_dtype != spec.x_dtype:
         got = f"{fmt.scale_dtype} scales, {spec.x_dtype} activations"

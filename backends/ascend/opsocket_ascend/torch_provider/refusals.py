@@ -68,6 +68,8 @@ def _weight(spec: MatmulSpec | EmbeddingSpec) -> list[Reason]:
         fmt.tensor_specs(spec.n, spec.k)
     except ContractError as error:
         return [Reason("shape", error.argument, error.got, error.want)]
+    if not fmt.is_float and not fmt.has_integer_codes:
+        return [Reason("weight_format", "weight_format", fmt.id, "floats of 16 or 32 bits, or integer codes")]
     if isinstance(spec, MatmulSpec) and fmt.activation != "none":
         return [Reason("activation", "weight_format", fmt.id, "a format whose activations are not quantized")]
     return []

@@ -1,6 +1,7 @@
 """Weights as this provider keeps them: compact, and widened to f32 a few rows at a time.
 
-Layouts: "dense", the floats as they came; "codes", integer codes with an f32 scale, and perhaps minimum, per group.
+Layouts: "dense", the floats as they came; "codes", integer codes or 8-bit floats with an f32 scale, and perhaps
+minimum, per group.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class DenseWeight:
 class CodedWeight:
     """W[n, p] = scale[n, g] * code[n, j] - minimum[n, g], g = j // group size, p = permutation[j] (or j).
 
-    codes: i8 [N, K], or u8 [N, K * bits / 8] with 8 / bits fields in a byte, field f of byte j being column
-    f * K * bits / 8 + j, so that each field unpacks to consecutive columns. scale, minimum: [N, K / group size], f16
-    where that is exact, else f32.
+    codes: i8 [N, K], u8 [N, K] that are 8-bit floats of type `small_float`, or u8 [N, K * bits / 8] with 8 / bits
+    fields in a byte, field f of byte j being column f * K * bits / 8 + j, so that each field unpacks to consecutive
+    columns. scale, minimum: [N, K / group size], f16 where that is exact, else f32.
     """
 
     codes: torch.Tensor
@@ -62,6 +63,7 @@ class CodedWeight:
     scale: torch.Tensor
     minimum: torch.Tensor | None
     permutation: torch.Tensor | None
+    small_float: torch.dtype | None = None
 
     def widen(self, rows: slice | torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
         """[R, K] of the rows asked for, columns as stored, f32 or in `into` and its type: scale times code rounded
@@ -69,7 +71,7 @@ class CodedWeight:
         packed, fields = _rows(self.codes, rows), 8 // self.bits
         values = _shaped(into, (len(packed), fields, packed.shape[1]))
         if fields == 1:
-            values[:, 0] = packed
+            values[:, 0] = packed if self.small_float is None else packed.view(self.small_float)
         else:
             field_codes = torch.empty_like(packed)
             for field in range(fields):
@@ -88,7 +90,8 @@ class CodedWeight:
     @property
     def is_integer_by_row(self) -> bool:
         """Whether a row is int8 codes times one scale."""
-        return self.bits == 8 and self.scale.shape[1] == 1 and self.minimum is None
+        has_integers = self.bits == 8 and self.small_float is None
+        return has_integers and self.scale.shape[1] == 1 and self.minimum is None
 
     @property
     def nbytes(self) -> int:
@@ -125,6 +128,10 @@ def prepare(session: Session, spec: Any, tensors: Mapping[str, np.ndarray]) -> P
     if fmt.is_float:
         fmt.validate(tensors, spec.n, spec.k)
         layout, content = "dense", DenseWeight(session.upload(tensors["weight"], fmt.id))
+    elif not fmt.has_integer_codes:
+        floats = fmt.scale_floats(tensors, spec.n, spec.k)
+        codes, scale = torch.from_numpy(floats.codes.copy()), _narrowest(floats.scale)
+        layout, content = "codes", CodedWeight(codes, 8, scale, None, None, torch.float8_e4m3fn)
     else:
         layout, content = "codes", _coded(fmt.group(tensors, spec.n, spec.k))
     return PackedWeight(fmt.id, spec.n, spec.k, layout, content, content.nbytes)

@@ -66,6 +66,8 @@ def cases() -> Iterator[Case]:
     for w in FORMATS:
         yield Case(Dequantize(w=w), 0, "smoke" if w in SMOKE else "default")
         yield Case(Dequantize(w=w, op="embedding"))
+        if get_format(w).block_n > 1:
+            yield Case(Dequantize(w=w, n=200, k=336))
     for w in INT8:
         n, k = 40, 384 if get_format(w).block_k == 48 else 512
         yield Case(Dequantize(w=w, n=n, k=k))

@@ -65,6 +65,8 @@ def cases() -> Iterator[Case]:
     for w in FORMATS:
         for dtype in DTYPES:
             yield Case(Embedding(w=w, dtype=dtype), 0, "smoke" if w == dtype else "default")
+            if get_format(w).block_n > 1:
+                yield Case(Embedding(n=300, k=144, w=w, dtype=dtype))
     for dtype in DTYPES:
         for w in SMOKE_INT8:
             yield Case(Embedding(w=w, dtype=dtype))

@@ -88,7 +88,10 @@ class GroupedMatmul(Check):
 
 def cases() -> Iterator[Case]:
     for dtype in DTYPES:
-        for w in (dtype, "q8_0", "q4_K", "i4_g64", "i8_channel_a8", "q4_1_a8", "q4_K_a8g32", "i4_g64_a8g32"):
+        for w in (
+            dtype, "q8_0", "q4_K", "i4_g64", "f8e4m3fn_128x128", "mxfp4", "i8_channel_a8", "q4_1_a8", "q4_K_a8g32",
+            "i4_g64_a8g32",
+        ):  # fmt: skip
             yield Case(GroupedMatmul(w=w, dtype=dtype), 0, "smoke" if w == dtype else "default")
             yield Case(GroupedMatmul(experts=17, m=9, n=24, k=512, w=w, dtype=dtype, bias=True))
         yield Case(GroupedMatmul(experts=1, m=1, w=dtype, dtype=dtype))

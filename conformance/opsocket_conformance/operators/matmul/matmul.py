@@ -120,6 +120,11 @@ def _cases(w: str, dtype: str) -> Iterator[Case]:
     if get_format(w).zero != "none" and get_format(w).activation == "none":
         # One group, or one block of them, is all of K: a scale of a whole row, and still a zero point or minimum.
         yield Case(Matmul(m=2, n=40, k=get_format(w).super_block or get_format(w).block_k, w=w, dtype=dtype))
+    if get_format(w).block_n > 1:
+        # The last block of rows, of columns, or of both, is a part of one.
+        yield Case(Matmul(m=3, n=200, k=576, w=w, dtype=dtype))
+        yield Case(Matmul(m=17, n=130, k=144, w=w, dtype=dtype))
+        yield Case(Matmul(m=1, n=260, k=336, w=w, dtype=dtype))
     if get_format(w).is_float:
         yield Case(Matmul(m=3, n=37, k=101, w=w, dtype=dtype))
         yield Case(Matmul(m=1, n=1, k=1, w=w, dtype=dtype))

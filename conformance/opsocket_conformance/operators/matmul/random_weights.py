@@ -1,4 +1,5 @@
-"""Random weights in any format: every code appears, neighbouring groups have scales that differ by up to 30 times."""
+"""Random weights in any format: every code appears but NaN, and neighbouring groups have scales that differ by up to 30
+times."""
 
 from __future__ import annotations
 
@@ -58,16 +59,22 @@ def _codes(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], extreme
         return np.full(shape, 127, np.int8) if extreme else rng.integers(-128, 128, shape).astype(np.int8)
     if dtype == "u8":
         return np.full(shape, 255, np.uint8) if extreme else rng.integers(0, 256, shape).astype(np.uint8)
+    if dtype == "f8e4m3fn":
+        codes = np.full(shape, 126) if extreme else rng.integers(0, 127, shape) + 128 * rng.integers(0, 2, shape)
+        return codes.astype(np.uint8)
     if dtype == "i32":
         words = np.full(shape, 2**32 - 1) if extreme else rng.integers(0, 2**32, shape)
         return words.astype(np.uint32).view(np.int32)
-    raise ContractError("dtype", "i8, u8 or i32 codes", dtype)
+    raise ContractError("dtype", "i8, u8, i32 or f8e4m3fn codes", dtype)
 
 
 def _blocks(
     rng: np.random.Generator, fmt: QuantFormat, shape: tuple[int, ...], k: int, size: float
 ) -> npt.NDArray[np.uint8]:
     blocks = rng.integers(0, 256, (shape[0], shape[1] // fmt.block_bytes, fmt.block_bytes)).astype(np.uint8)
+    if fmt.scale_dtype == "e8m0":
+        blocks[..., 0] = 127 + np.rint(np.log2(_scales(rng, blocks.shape[:2], k)))
+        return blocks.reshape(shape)
     for offset in _HALVES[fmt.base.id]:
         scale = (
             _scales(rng, blocks.shape[:2], k)

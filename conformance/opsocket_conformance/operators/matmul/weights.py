@@ -1,6 +1,7 @@
 """What a stored weight means: dequantizers of the suite's own, one table of bit positions per packing.
 
-Sources of the layouts: ggml's block definitions, AutoGPTQ and GPTQModel (GPTQ v1 and v2), AutoAWQ.
+Sources of the layouts: ggml's block definitions, AutoGPTQ and GPTQModel (GPTQ v1 and v2), AutoAWQ, DeepSeek-V3's model
+code (scales of 128 by 128).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opsocket.quantization import QuantFormat
+from opsocket_conformance.floats import fp8_magnitudes
 from opsocket_conformance.guard import judge_only
 
 Array = npt.NDArray[np.generic]
@@ -75,9 +77,16 @@ def _with_minimum(scale: Float64, codes: Int, minimum: Float64) -> Weight:
     return replace(of_floats(value), magnitude=magnitude, apart=np.broadcast_to(minimum, value.shape))
 
 
-def _channel(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
-    scale = tensors["scale"].astype(np.float64)[:, None]
-    return _signed(scale, tensors["weight"].astype(np.int64), 0)
+def _dense(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
+    scale = tensors["scale"].astype(np.float64)
+    if fmt.code == "signed":
+        return _signed(scale[:, None], tensors["weight"].astype(np.int64), 0)
+    bits = tensors["weight"].astype(np.int64)
+    sizes = np.append(fp8_magnitudes(fmt.code), np.nan)
+    value = np.where(bits >= 128, -sizes[bits & 127], sizes[bits & 127])
+    of_row = scale[np.arange(n) // fmt.block_n] if fmt.block_n else np.broadcast_to(scale, (n,))
+    of_weight = of_row[:, np.arange(k) // fmt.block_k] if fmt.block_k else of_row[:, None]
+    return of_floats(of_weight * value)
 
 
 def _grouped(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
@@ -181,6 +190,16 @@ def _q6_k(blocks: Int, j: Int) -> Weight:
     return _signed(scale, low | high << 4, 32)
 
 
+_TWICE_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12])
+
+
+def _mxfp4(blocks: Int, j: Int) -> Weight:
+    codes = _nibble_halves(blocks, j, 1)
+    value = np.where(codes >= 8, -1, 1) * _TWICE_E2M1[codes & 7]
+    scale = np.where(blocks[..., :1] == 255, np.nan, np.ldexp(0.5, blocks[..., :1] - 127))
+    return _signed(scale, value, 0)
+
+
 _BLOCKS: Mapping[str, Callable[[Int, Int], Weight]] = {
     "q4_0": _q4_0,
     "q4_1": _q4_1,
@@ -189,11 +208,12 @@ _BLOCKS: Mapping[str, Callable[[Int, Int], Weight]] = {
     "q2_K": _q2_k,
     "q4_K": _q4_k,
     "q6_K": _q6_k,
+    "mxfp4": _mxfp4,
 }
 
 
 _PACKINGS: Mapping[str, Callable[[QuantFormat, Mapping[str, Array], int, int], Weight]] = {
-    "dense": _channel,
+    "dense": _dense,
     "nibble_lo": _grouped,
     "gptq_v1": _gptq,
     "gptq_v2": _gptq,

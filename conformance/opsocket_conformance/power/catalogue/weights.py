@@ -116,6 +116,34 @@ def _zeros_plus(step: int) -> Callable[[Tensors, Request], Tensors]:
     return _tensor("qzeros", _words(lambda nibbles: nibbles + step))
 
 
+def _flushed(codes: Array, fmt: QuantFormat) -> Array:
+    return np.where(codes & 0x78, codes, codes & 0x80)
+
+
+def _without_subnormals(codes: Array, fmt: QuantFormat) -> Array:
+    """Exponent 0 as any other: 2^-7 (1 + f / 8) for f / 8 2^-6, as near as there is a code."""
+    return np.where(codes & 0x78, codes, codes & 0x80 | 8 + (codes & 7) >> 1)
+
+
+def _e2m1(change: Callable[[Array], Array]) -> Callable[[Tensors, Request], Tensors]:
+    """The codes of blocks of mxfp4, u8[..., 32] in the order of their columns, replaced."""
+
+    def changed(blocks: Array) -> None:
+        packed = blocks[..., 1:]
+        codes = change(np.concatenate((packed & 15, packed >> 4), axis=-1))
+        blocks[..., 1:] = codes[..., :16] | codes[..., 16:] << 4
+
+    return _blocks(changed)
+
+
+def _column_by_column(scale: Array, fmt: QuantFormat) -> Array:
+    return scale.T.reshape(scale.shape)
+
+
+def _of_whole_blocks(scale: Array, fmt: QuantFormat) -> Array:
+    return scale[np.minimum(np.arange(len(scale)), max(len(scale) - 2, 0))]
+
+
 def _grouped_by_128(scale: Array, fmt: QuantFormat) -> Array:
     group = np.arange(scale.shape[1]) * fmt.block_k // 128
     return scale[:, np.minimum(group, scale.shape[1] - 1)]
@@ -168,7 +196,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "nibbles of q4 swapped",
         "the halves of a block exchanged",
         _blocks(_set(slice(-16, None), lambda b: b[..., -16:] >> 4 | b[..., -16:] << 4)),
-        _of("q4_0", "q4_1"),
+        _of("q4_0", "q4_1", "mxfp4"),
     ),
     _fault("fields of 2 bits reversed", "the highest bits first", _tensor("codes", _fields_reversed), _of("i2_")),
     _fault(
@@ -182,6 +210,76 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "a symmetric range was assumed",
         _tensor("weight", lambda w, f: np.maximum(w, -127)),
         _of("i8_channel"),
+    ),
+    _fault("f8: FNUZ for FN", "half of each weight", _tensor("scale", lambda s, f: s / 2), _of("f8e4m3fn")),
+    _fault("f8: subnormal codes flushed", "zeros", _tensor("weight", _flushed), _of("f8e4m3fn")),
+    _fault(
+        "f8: subnormal codes as normal ones",
+        "exponent 0 is taken for one like others",
+        _tensor("weight", _without_subnormals),
+        _of("f8e4m3fn"),
+    ),
+    _fault("f8: signs lost", "bit 7 is masked off", _tensor("weight", lambda w, f: w & 127), _of("f8e4m3fn")),
+    _fault(
+        "f8: largest codes lost",
+        "448 is taken for the NaN next to it, and made 416",
+        _tensor("weight", lambda w, f: np.where(w & 127 == 126, w - 1, w)),
+        _of("f8e4m3fn"),
+    ),
+    _fault(
+        "f8: divided by the scale",
+        "the name weight_scale_inv taken by its word",
+        _tensor("scale", lambda s, f: 1 / s),
+        _of("f8e4m3fn"),
+    ),
+    _fault(
+        "f8: scales column by column",
+        "the grid of blocks is read in the other order",
+        _tensor("scale", _column_by_column),
+        _of("f8e4m3fn_128x128"),
+    ),
+    _fault(
+        "f8: scales of the block to the left",
+        "one index off",
+        _tensor("scale", lambda s, f: np.roll(s, 1, axis=1)),
+        _of("f8e4m3fn_128x128"),
+    ),
+    _fault(
+        "f8: last rows with the block before",
+        "n / 128 blocks, the part of one forgotten",
+        _tensor("scale", _of_whole_blocks),
+        _of("f8e4m3fn_128x128"),
+    ),
+    _fault(
+        "mxfp4: pairs of neighbours in a byte",
+        "the packing of other files for ggml's",
+        _e2m1(lambda c: np.stack((c[..., :16], c[..., 16:]), axis=-1).reshape(c.shape)),
+        _of("mxfp4"),
+    ),
+    _fault("mxfp4: signs lost", "three of four bits", _e2m1(lambda c: c & 7), _of("mxfp4")),
+    _fault(
+        "mxfp4: one half flushed",
+        "the subnormal code read as 0",
+        _e2m1(lambda c: np.where(c & 7 == 1, c & 8, c)),
+        _of("mxfp4"),
+    ),
+    _fault(
+        "mxfp4: codes in equal steps",
+        "3, 4 and 6 read as 5/2, 3 and 7/2, as near as there is a code",
+        _e2m1(lambda c: np.where(c & 7 > 5, c - 1, c)),
+        _of("mxfp4"),
+    ),
+    _fault(
+        "mxfp4: scales halved",
+        "ggml's halved scales for codes that are not doubled",
+        _blocks(_set(0, lambda b: b[..., 0] - 1)),
+        _of("mxfp4"),
+    ),
+    _fault(
+        "mxfp4: scales of the neighbour block",
+        "one index off",
+        _blocks(_set(0, lambda b: np.roll(b[..., 0], 1, axis=1))),
+        _of("mxfp4"),
     ),
     _fault(
         "codes as unsigned",
@@ -278,7 +376,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "channel scales in f16",
         "stored in half precision",
         _tensor("scale", lambda s, f: s.astype(np.float16)),
-        _of("i8_channel"),
+        _of("i8_channel", "f8e4m3fn"),
     ),
     _fault(
         "subnormal scales flushed",
