@@ -265,7 +265,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     _fault(
         "mxfp4: codes in equal steps",
-        "3, 4 and 6 read as 5/2, 3 and 7/2, as near as there is a code",
+        "the two largest codes continue the steps below them: 4 and 6 read as 3 and 4",
         _e2m1(lambda c: np.where(c & 7 > 5, c - 1, c)),
         _of("mxfp4"),
     ),
