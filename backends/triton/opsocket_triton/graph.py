@@ -9,37 +9,36 @@ from opsocket.operators import Graph
 
 class GpuGraph(Graph):
     """CUDA's or HIP's graph, by torch. Grids are those of the captured batch: a kernel says by its `capture_level`
-    which other batches its grid serves."""
+    which other batches its grid serves.
+
+    The block's runs are carried out as they come, and recorded by the vendor once it is left. So what may not happen
+    while a stream is being captured has happened before: kernels are compiled and loaded, libraries have their handles,
+    plans their workspaces, in memory that outlives the graph; and a block that raises leaves no half-made graph.
+    """
 
     def _begin(self) -> None:
         self._graph: Any = None
-        if getattr(self.session, "is_interpreted", False):
-            return
-        import torch
-
-        self._graph = torch.cuda.CUDAGraph()
-        self._stream = torch.cuda.Stream()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        self._within = torch.cuda.stream(self._stream)
-        self._within.__enter__()
-        self._graph.capture_begin()
 
     def _end(self) -> None:
-        if self._graph is None:
+        if self.broken or not self.calls or getattr(self.session, "is_interpreted", False):
             return
         import torch
 
-        try:
-            self._graph.capture_end()
-        finally:
-            self._within.__exit__(None, None, None)
-        torch.cuda.current_stream().wait_stream(self._stream)
-        self._graph.replay()
+        device = self.session.torch_device  # type: ignore[attr-defined]
+        with torch.cuda.device(device):
+            graph = torch.cuda.CUDAGraph()
+            # On a stream of its own: the default one can't be captured. It waits for the device before it begins.
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+                self._run_again()
+        self._graph = graph
 
     def _replay(self) -> None:
         if self._graph is not None:
             self._graph.replay()
-            return
+        else:
+            self._run_again()
+
+    def _run_again(self) -> None:
         for call in self.calls:
             _keep(call.result, call.plan.launch(call.kernel, call.args))
 

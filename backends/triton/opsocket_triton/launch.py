@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -131,7 +132,7 @@ def launch(
     """Start `kernel` on a grid of programs, its arguments by name; nothing where the grid is empty.
 
     stages: of software pipelining. reached: tensors that are no arguments, whose addresses the kernel reads on the
-    device. Enqueued on the current stream of the current device.
+    device. Enqueued on the current stream of the arguments' device.
     """
     if not all(grid):
         return
@@ -150,7 +151,16 @@ def launch(
         with interpreter.reached(reached):
             kernel[grid](**args, num_warps=warps, num_stages=stages)
     else:
-        kernel[grid](**args, num_warps=warps, num_stages=stages)
+        with _on_device_of(args):
+            kernel[grid](**args, num_warps=warps, num_stages=stages)
+
+
+def _on_device_of(args: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which is another where several sessions are open."""
+    on = next(value.device for value in args.values() if isinstance(value, torch.Tensor))
+    if on.type != "cuda" or on.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(on)
 
 
 def _record(folder: Path, made: Specialization) -> None:

@@ -57,7 +57,7 @@ class Graph(Checked, ABC):
     def __init__(self, session: Session) -> None:
         self.session = session
         self.calls: list[Call] = []
-        self._entered = self._recorded = False
+        self._entered = self._recorded = self.broken = False
         self._limits: dict[Plan, list[tuple[tuple[Any, ...], Any]]] = {}
 
     @classmethod
@@ -69,7 +69,8 @@ class Graph(Checked, ABC):
         """Hook: the first run is about to be recorded."""
 
     def _end(self) -> None:
-        """Hook: the last run has been recorded; when this returns, all have run or are enqueued."""
+        """Hook: the last run has been recorded, or `self.broken`: the block has raised. When this returns, all that was
+        recorded has run or is enqueued."""
 
     @abstractmethod
     def _replay(self) -> None:
@@ -124,9 +125,10 @@ class Graph(Checked, ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.broken = kind is not None
         try:
             self._end()
-            self._recorded = kind is None
+            self._recorded = not self.broken
         finally:
             self.session.capturing = None
 
