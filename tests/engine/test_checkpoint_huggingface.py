@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
 from safetensors.torch import save_file as save_torch_file
 
 from opsocket.operators.errors import ContractError, FormatError
@@ -109,6 +109,21 @@ def folder(tmp_path):
     return tmp_path
 
 
+def load_file(path) -> dict[str, np.ndarray]:
+    """A file's tensors; of 8-bit floats, which NumPy has not, a torch tensor."""
+    return {
+        name: tensor if tensor.dtype == torch.float8_e4m3fn else tensor.numpy()
+        for name, tensor in load_torch_file(path).items()
+    }
+
+
+def save_file(tensors, path) -> None:
+    def as_tensor(array):
+        return array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
+
+    save_torch_file({name: as_tensor(array).contiguous() for name, array in tensors.items()}, path)
+
+
 def rewrite(folder, change) -> None:
     """Change the folder's tensors in place."""
     tensors = load_file(folder / "model.safetensors")
@@ -177,6 +192,17 @@ COMPRESSED = {
     "ignore": ["lm_head"],
     "kv_cache_scheme": None,
 }
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+BLOCKS = FP8 | {"fmt": "e4m3", "weight_block_size": [128, 128]}
+FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True}
+
+
+def compressed_floats(**weights) -> dict:
+    activations = FLOAT8 | {"strategy": "token", "dynamic": True}
+    group = {"targets": ["Linear"], "weights": FLOAT8 | weights, "input_activations": activations}
+    return COMPRESSED | {"format": "float-quantized", "config_groups": {"group_0": group}}
+
+
 QUANTIZED = [
     ("gptq_v1_i4_g32", GPTQ),
     ("gptq_v1_i4_g32", GPTQ | {"checkpoint_format": "gptq"}),
@@ -185,6 +211,11 @@ QUANTIZED = [
     ("gptq_v1_i4_g64", GPTQ | {"group_size": 64}),
     ("awq_i4_g32", AWQ),
     ("i8_channel_a8", COMPRESSED),
+    ("f8e4m3fn_tensor", FP8),
+    ("f8e4m3fn_128x128", BLOCKS),
+    ("f8e4m3fn_tensor", compressed_floats(strategy="tensor")),
+    ("f8e4m3fn_channel", compressed_floats(strategy="channel")),
+    ("f8e4m3fn_128x128", compressed_floats(strategy="block", block_structure=[128, 128])),
 ]
 
 
@@ -198,8 +229,13 @@ def quantize_folder(folder, format_id: str, config: dict) -> dict[str, dict[str,
             module = name.removesuffix(".weight")
             stored[module] = quantize(format, tensors.pop(name))
             for part, array in stored[module].items():
-                if part == "scale":  # compressed-tensors keeps a second dimension
-                    tensors[f"{module}.weight_scale"] = array.reshape(-1, 1)
+                if part == "scale":
+                    suffix = "_inv" if "weight_block_size" in config else ""
+                    # compressed-tensors keeps a second dimension.
+                    shape = (-1, 1) if format.block_n == 1 else array.shape
+                    tensors[f"{module}.weight_scale{suffix}"] = array.reshape(shape)
+                elif format.code == "f8e4m3fn":
+                    tensors[f"{module}.{part}"] = torch.from_numpy(array).view(torch.float8_e4m3fn)
                 else:
                     tensors[f"{module}.{part}"] = array
             if format_id.startswith("gptq") and "g_idx" not in stored[module]:
@@ -272,7 +308,7 @@ def test_int8_weights_without_activations_and_with_bf16_scales(folder):
         (
             {"quant_method": "bitsandbytes"},
             "quantization_config.quant_method",
-            "wanted gptq, awq or compressed-tensors",
+            "wanted gptq, awq, compressed-tensors or fp8",
         ),
         ({}, "quantization_config.quant_method", "wanted a string, got nothing"),
         (GPTQ | {"bits": 3}, "quantization_config.bits", "wanted 4, got 3"),
@@ -282,6 +318,26 @@ def test_int8_weights_without_activations_and_with_bf16_scales(folder):
         (AWQ | {"version": "gemv"}, "quantization_config.version", "wanted 'gemm', got 'gemv'"),
         (AWQ | {"zero_point": False}, "quantization_config.zero_point", "wanted True, got False"),
         (COMPRESSED | {"format": "pack-quantized"}, "quantization_config.format", "got 'pack-quantized'"),
+        (COMPRESSED | {"format": 8}, "quantization_config.format", "wanted a string, got 8"),
+        (BLOCKS | {"weight_block_size": [64, 128]}, "quantization_config.weight_block_size", "got [64, 128]"),
+        (BLOCKS | {"weight_block_size": 128}, "quantization_config.weight_block_size", "got 128"),
+        (BLOCKS | {"fmt": "e5m2"}, "quantization_config.fmt", "wanted 'e4m3', got 'e5m2'"),
+        (FP8 | {"activation_scheme": "none"}, "quantization_config.activation_scheme", "wanted dynamic or static"),
+        (
+            compressed_floats(strategy="group"),
+            "quantization_config.config_groups.group_0.weights.strategy",
+            "wanted tensor, channel or block, got 'group'",
+        ),
+        (
+            compressed_floats(strategy="block", block_structure=[1, 128]),
+            "quantization_config.config_groups.group_0.weights.block_structure",
+            "got [1, 128]",
+        ),
+        (
+            compressed_floats(strategy="tensor", num_bits=4),
+            "quantization_config.config_groups.group_0.weights.num_bits",
+            "wanted 8, got 4",
+        ),
         (COMPRESSED | {"config_groups": {}}, "quantization_config.config_groups", "wanted one group, got 0"),
         (
             COMPRESSED | {"config_groups": {"group_0": {"weights": INT8 | {"strategy": "tensor"}}}},
@@ -320,6 +376,51 @@ def test_a_broken_part_of_a_quantized_matrix_is_named(folder, change, where, pro
     with pytest.raises(FormatError) as caught:
         open_folder(folder)
     assert (caught.value.where, problem in caught.value.problem) == (where, True), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "problem"),
+    [
+        (lambda t: t.pop(f"{Q_PROJ}.weight_scale_inv"), f"{Q_PROJ}.weight", "wanted f32, f16 or bf16, got f8e4m3fn"),
+        (lambda t: t.pop(f"{Q_PROJ}.weight"), f"{Q_PROJ}.weight", "no such tensor; wanted f8e4m3fn[64, 64]"),
+        (
+            lambda t: t.update({f"{Q_PROJ}.weight": np.zeros((64, 64), "i1")}),
+            f"{Q_PROJ}.weight",
+            "wanted f8e4m3fn[64, 64], got i8[64, 64]",
+        ),
+        (
+            lambda t: t.update({f"{Q_PROJ}.weight_scale_inv": np.ones((2, 1), "f4")}),
+            f"{Q_PROJ}.weight_scale_inv",
+            "wanted f32[1, 1], got f32[2, 1]",
+        ),
+        (
+            lambda t: t.update({f"{Q_PROJ}.weight_scale_inv": np.ones((1, 1), "i4")}),
+            f"{Q_PROJ}.weight_scale_inv",
+            "got i32[1, 1]",
+        ),
+        (lambda t: t.update({"model.norm.input_scale": np.ones(1, "f4")}), "model.norm.input_scale", "has no use for"),
+    ],
+)
+def test_a_broken_part_of_a_matrix_of_8_bit_floats_is_named(folder, change, where, problem):
+    quantize_folder(folder, "f8e4m3fn_128x128", BLOCKS)
+    rewrite(folder, change)
+    with pytest.raises(FormatError) as caught:
+        open_folder(folder)
+    assert (caught.value.where, problem in caught.value.problem) == (where, True), str(caught.value)
+
+
+def test_scales_of_8_bit_floats_without_dimensions_or_in_bf16_and_static_activations(folder):
+    stored = quantize_folder(folder, "f8e4m3fn_tensor", FP8 | {"activation_scheme": "static"})
+    tensors = load_torch_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(".weight_scale")]:
+        tensors[name] = tensors[name].reshape(()).to(torch.bfloat16)
+        tensors[name.removesuffix("weight_scale") + "input_scale"] = torch.tensor(0.5)
+    save_torch_file(tensors, folder / "model.safetensors")
+    weight = open_folder(folder).weight("layers.0.q_proj")
+    assert weight.format.id == "f8e4m3fn_tensor"
+    assert weight.tensors["scale"].shape == (1,)
+    want = torch.from_numpy(stored[Q_PROJ]["scale"]).to(torch.bfloat16).float().numpy()
+    assert np.array_equal(weight.tensors["scale"], want)
 
 
 def test_desc_act_without_g_idx_is_refused(folder):

@@ -1,7 +1,8 @@
 """Which tensors of a Hugging Face folder make up one matrix, by config.json's quantization_config.
 
-GPTQ as AutoGPTQ and GPTQModel write it, AWQ in AutoAWQ's gemm packing, and compressed-tensors' int-quantized 8-bit
-weights with one scale per row.
+GPTQ as AutoGPTQ and GPTQModel write it, AWQ in AutoAWQ's gemm packing, compressed-tensors' int-quantized 8-bit weights
+with one scale per row, and 8-bit floats: compressed-tensors' float-quantized, and `fp8` with blocks, as DeepSeek-V3 has
+them, or one scale per tensor, as AutoFP8 writes it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class StoredMatrix:
             if name not in names:
                 raise FormatError(source.path, name, f"no such tensor; wanted {dtype}{list(shape)}")
             got = source.shape(name)
-            if not (source.dtype(name) == dtype or _widens(source, name, dtype)) or got not in (shape, (*shape, 1)):
+            shapes = (shape, (*shape, 1), ()) if shape == (1,) else (shape, (*shape, 1))
+            if not (source.dtype(name) == dtype or _widens(source, name, dtype)) or got not in shapes:
                 problem = f"wanted {dtype}{list(shape)}, got {source.dtype(name)}{list(got)}"
                 raise FormatError(source.path, name, problem)
 
@@ -137,7 +139,28 @@ class Int8Channel:
         return StoredMatrix(format, n, k, {"weight": f"{module}.weight", "scale": f"{module}.weight_scale"})
 
 
-Scheme = GPTQ | AWQ | Int8Channel
+@dataclass(frozen=True)
+class Float8:
+    """`{module}.weight` f8e4m3fn[n, k] and its scales, `{module}.{scale}`.
+
+    granularity: that of the format, tensor, channel or 128x128. Activations are left as they are, whatever the config
+    says of theirs: more exact than what it asks for, and a static scale of theirs (`input_scale`) has no use then.
+    """
+
+    granularity: str
+    scale: str = "weight_scale"
+
+    def stored(
+        self, source: SafetensorsFile, names: frozenset[str], module: str, n: int, k: int
+    ) -> StoredMatrix | None:
+        """How the module is stored; None where it is not quantized."""
+        if f"{module}.{self.scale}" not in names:
+            return None
+        format = get_format(f"f8e4m3fn_{self.granularity}")
+        return StoredMatrix(format, n, k, {"weight": f"{module}.weight", "scale": f"{module}.{self.scale}"})
+
+
+Scheme = GPTQ | AWQ | Int8Channel | Float8
 
 
 def read_scheme(keys: Keys) -> Scheme | None:
@@ -160,7 +183,9 @@ def read_scheme(keys: Keys) -> Scheme | None:
         return AWQ(_group_size(section))
     if method == "compressed-tensors":
         return _compressed_tensors(section)
-    raise section.wrong("quant_method", f"wanted gptq, awq or compressed-tensors, got {method!r}")
+    if method == "fp8":
+        return _fp8(section)
+    raise section.wrong("quant_method", f"wanted gptq, awq, compressed-tensors or fp8, got {method!r}")
 
 
 def _packed(source: SafetensorsFile, id: str, n: int, k: int, module: str, parts: tuple[str, ...]) -> StoredMatrix:
@@ -179,8 +204,21 @@ def _group_size(section: Keys) -> int:
     return max(size, 0)
 
 
-def _compressed_tensors(section: Keys) -> Int8Channel:
-    section.only("format", "int-quantized", "not built")
+def _fp8(section: Keys) -> Float8:
+    section.only("fmt", "e4m3", "not built")
+    scheme = section.text("activation_scheme", "dynamic")
+    if scheme not in ("dynamic", "static"):
+        raise section.wrong("activation_scheme", f"wanted dynamic or static, got {scheme!r}")
+    if section.get("weight_block_size") is None:
+        return Float8("tensor")
+    section.only("weight_block_size", [128, 128], "not built")
+    return Float8("128x128", "weight_scale_inv")
+
+
+def _compressed_tensors(section: Keys) -> Int8Channel | Float8:
+    kind = section.text("format", "int-quantized")
+    if kind not in ("int-quantized", "float-quantized"):
+        raise section.wrong("format", f"wanted int-quantized or float-quantized, got {kind!r}")
     section.only("kv_cache_scheme", None, "not built")
     groups = section.section("config_groups")
     names: Mapping[str, object] = section.get("config_groups") or {}
@@ -190,6 +228,8 @@ def _compressed_tensors(section: Keys) -> Int8Channel:
     weights = None if group is None else group.section("weights")
     if group is None or weights is None:
         raise section.wrong("config_groups", "wanted a group with weights")
+    if kind == "float-quantized":
+        return _compressed_floats(group, weights)
     for key, wanted in {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}.items():
         weights.only(key, wanted, "not built")
     activations = group.section("input_activations")
@@ -198,3 +238,17 @@ def _compressed_tensors(section: Keys) -> Int8Channel:
     for key, wanted in {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}.items():
         activations.only(key, wanted, "not built")
     return Int8Channel(activations=True)
+
+
+def _compressed_floats(group: Keys, weights: Keys) -> Float8:
+    for values in (weights, group.section("input_activations")):
+        for key, wanted in {"num_bits": 8, "type": "float", "symmetric": True}.items():
+            if values is not None:
+                values.only(key, wanted, "not built")
+    strategy = weights.text("strategy")
+    if strategy == "block":
+        weights.only("block_structure", [128, 128], "not built")
+        return Float8("128x128")
+    if strategy not in ("tensor", "channel"):
+        raise weights.wrong("strategy", f"wanted tensor, channel or block, got {strategy!r}")
+    return Float8(strategy)

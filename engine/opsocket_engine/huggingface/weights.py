@@ -101,6 +101,10 @@ class HuggingFaceCheckpoint:
         if name.endswith(".g_idx"):
             # Checked where it was found to say no more than k // group.
             return name.removesuffix("g_idx") + "qweight" in names
+        if name.endswith(".input_scale"):
+            # Of activations that were to be rounded to 8-bit floats, and are not.
+            weight = name.removesuffix("input_scale") + "weight"
+            return weight in names and self._source.dtype(weight) == "f8e4m3fn"
         # AutoGPTQ once wrote a bias beside every matrix, all zeros where the model has none.
         is_float = self._source.dtype(name) in ("f32", "f16", "bf16")
         return name.endswith("_proj.bias") and is_float and not floats(self._source, name).any()
