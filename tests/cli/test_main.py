@@ -80,6 +80,7 @@ def test_the_version(run):
         (["generat"], 2, "No such command 'generat'. Did you mean 'generate'?"),
         (["backends", "--nonsense"], 2, "No such option"),
         (["explain"], 2, "give one of FILE, --request or --model"),
+        (["explain", "--request", "{}", "--kv-format", "i8"], 2, "--kv-format says how a model is run"),
         (["explain", "--request", "{}", "--backend", "tpu"], 3, "backend 'tpu': not discovered"),
         (["explain", "--request", "{}", "--backend", "cud"], 2, "did you mean 'cuda'?"),
         (["explain", "--request", "{}", "--backend", "no backend"], 2, "flag --backend: wanted a backend such as"),

@@ -160,3 +160,29 @@ def test_bench_prints_medians_beside_the_limit():
         keys = row["batch"] * (max(row["start"], 1) + 1.5) * 2 * 30 * 3 * 64 * 2
         assert row["bytes_per_step"] == pytest.approx(report["stored_weight_bytes"] + keys)
     assert all(0 < spread["low"] <= spread["median"] <= spread["high"] for spread in spreads)
+
+
+def test_explain_asks_for_a_model_as_it_would_be_run():
+    """Which kernels an absent GPU would take depends on what the numbers are and on what kernels may do inside."""
+    asked = ["explain", "--backend", "cuda", "--assume", "sm_90", "--model", "smollm2", "--json"]
+    plain = json.loads(opsocket(*asked).stdout)["requests"]
+    fast = json.loads(
+        opsocket(*asked, "--dtype", "bf16", "--numerics", "fast", "--kv-format", "i8", "--activations", "i8_g32").stdout
+    )["requests"]
+    assert len(plain) == len(fast)
+    (old,), (new,) = (
+        {json.dumps(p["request"]["spec"]["numerics"]) for p in found if p["request"]["op"] == "attention"}
+        for found in (plain, fast)
+    )
+    assert json.loads(old)["exp"] == "exact"
+    assert json.loads(new) == json.loads(old) | {
+        "exp": "approx", "tanh": "approx", "accumulate": "f32_truncating", "probabilities": "bf16",
+        "dequantized": "bf16",
+    }  # fmt: skip
+    caches = {p["request"]["cache"]["k"]["code"] for p in fast if p["request"]["op"] == "attention"}
+    assert caches == {"i8"}
+    formats = {p["request"]["spec"]["weight_format"] for p in fast if p["request"]["op"] == "matmul"}
+    assert formats == {"q4_1_a8g32", "q8_0_a8g32"}
+    result = opsocket(*asked, "--numerics", "quick")
+    assert result.exit_code == 2
+    assert "wanted 'exact' or 'fast', got 'quick'" in result.stderr

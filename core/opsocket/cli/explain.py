@@ -23,18 +23,24 @@ EXPLAIN_GROUP: Final = "opsocket.explain"
 @click.argument("file", type=click.File(encoding="utf-8"), required=False)
 @click.option("--request", "text", metavar="JSON", help="One request.")
 @click.option("--model", metavar="MODEL", help="The requests of a model: a file, a folder, or a name.")
+@click.option("--dtype", help="With --model: the type of its activations, f32, bf16 or f16.")
+@click.option("--activations", help="With --model: what they are multiplied as by quantized weights.")
+@click.option("--kv-format", help="With --model: how keys and values are stored.")
+@click.option("--numerics", help="With --model: what kernels may do inside, exact or fast.")
 @click.option("--assume", metavar="ARCH", help="Answer for an absent device of --backend, e.g. sm_90.")
 @backend_options
 @json_option
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     config: RuntimeConfig,
     file: IO[str] | None,
     text: str | None,
     model: str | None,
     assume: str | None,
     as_json: bool,
+    **engine: str | None,
 ) -> None:
     """Print which provider serves a request, and why not the others.
 
@@ -43,6 +49,11 @@ def command(
     """
     if (file is not None) + (text is not None) + (model is not None) != 1:
         raise click.UsageError("give one of FILE, --request or --model")
+    given = {f"engine.{name}": value for name, value in engine.items() if value is not None}
+    if given and model is None:
+        option = next(iter(given)).removeprefix("engine.").replace("_", "-")
+        raise click.UsageError(f"--{option} says how a model is run: it goes with --model")
+    config = config.override("flag", given)
     backend, device = _device(config, assume)
     if model is not None:
         requests = model_requests(model, config)
