@@ -97,7 +97,7 @@ class EngineOptions:
         if self.numerics == "exact":
             return Numerics()
         dtype = cast(Literal["f32", "f16", "bf16"], self.dtype)
-        return Numerics(dtype, "approx", "approx", "f32_truncating", dequantized=dtype)
+        return Numerics(dtype, "approx", "approx", "f32_truncating", dequantized=dtype, sinks=dtype)
 
     @classmethod
     def of(cls, config: EngineConfig, **settings: Any) -> EngineOptions:

@@ -1,5 +1,7 @@
 """What the vendor's operators are asked for, and what they are not: `supports` for chips that are absent."""
 
+from dataclasses import replace
+
 import pytest
 
 from opsocket.operators import (
@@ -8,10 +10,14 @@ from opsocket.operators import (
     CacheSpec,
     CacheWriteSpec,
     DeviceInfo,
+    GroupedMatmulSpec,
     KVFormat,
     MatmulSpec,
     Numerics,
     Request,
+    RopeScaling,
+    RopeSpec,
+    SiluMulSpec,
 )
 from opsocket_ascend.backend import AscendBackend
 
@@ -21,6 +27,7 @@ FAST = Numerics("bf16", "approx", "exact", "f32_truncating", dequantized="bf16")
 
 
 F16 = Numerics("f16", "approx", "exact", "f32_truncating", dequantized="f16")
+SINKS = replace(FAST, sinks="bf16")
 KINDS = ("q_dtype", "kv_dtype", "out_dtype")
 MLA = {"num_kv_heads": 1, "head_dim_qk": 576, "head_dim_vo": 512}
 
@@ -69,7 +76,9 @@ def test_attention_is_the_vendors_where_its_numerics_are_permitted():
         (attention(out_dtype="f32"), "out_dtype"),
         (attention(softcap=30.0), "softcap"),
         (attention(alibi=True), "alibi"),
-        (attention(sinks=True), "sinks"),
+        (attention(sinks=True), "numerics.sinks"),
+        (attention(sinks=True, want_lse=True, numerics=SINKS), "want_lse"),
+        (attention(cache(k=I8), sinks=True, numerics=SINKS), "cache"),
         (attention(window_left=7, mask="full"), "window_left"),
         (attention(cache(k=I8), window_left=7), "window_left"),
         (attention(mask="tree"), "mask"),
@@ -99,6 +108,7 @@ def test_int8_pages_windows_and_latent_pages_are_the_vendors():
     assert served(attention(cache(k=I8), Bounds(max_q_len=1))).provider == "torch_npu"
     assert served(attention(cache(k=I8))).provider == "torch_npu"
     assert served(attention(window_left=7)).provider == "torch_npu"
+    assert served(attention(window_left=7, sinks=True, numerics=SINKS)).provider == "torch_npu"
     assert served(attention(latent(), **MLA, num_q_heads=16)).provider == "torch_npu"
     assert served(Request(CacheWriteSpec("bf16"), latent())).provider == "torch_npu"
 
@@ -124,6 +134,25 @@ def test_matmul_by_format():
     assert by("i2_g64", numerics=fast) == "torch_npu"
     assert by("i8_channel", numerics=fast) == "torch"
     assert by("q4_1", numerics=fast) == "torch"
+
+
+def test_experts_by_format():
+    def by(weight_format, x_dtype="f16", numerics=F16, **fields):
+        return served(
+            Request(GroupedMatmulSpec(4, weight_format, 256, 512, x_dtype, x_dtype, numerics=numerics, **fields))
+        ).provider
+
+    assert by("f16") == by("i4_g64") == by("i8_channel_a8") == "torch_npu"
+    assert by("bf16", "bf16", FAST, bias=True) == "torch_npu"
+    assert by("f16", bias=True) == by("gptq_v1_i4_g64_act") == by("q8_0") == by("f16", numerics=Numerics()) == "torch"
+    assert by("i8_channel_a8", "bf16", FAST) == ""
+
+
+def test_gates_and_turns_are_the_vendors_in_f32():
+    assert served(Request(SiluMulSpec(128, "bf16"))).provider == "torch_npu"
+    assert served(Request(RopeSpec(3, 64, 64, 1e4, dtype="bf16"))).provider == "torch_npu"
+    stretched = RopeScaling("yarn", 16.0, 4096, attention_factor=1.28)
+    assert served(Request(RopeSpec(3, 64, 64, 1e4, scaling=stretched))).provider == "torch"
 
 
 def test_a_chip_without_bf16_refuses_it_and_serves_f16():

@@ -19,6 +19,7 @@ class Numerics:
     Mikaitis and Pranesh 2021). Each of them permits: a sum in f32 or f64 serves a request for "f32_truncating".
     dequantized: the type that weights, or keys and values of a quantized cache, are rounded to once dequantized and
     before they are multiplied. Codes and scales stay as their format has them.
+    sinks: the type that sink logits are rounded to before they join a softmax's denominator.
     """
 
     probabilities: Literal["f32", "f16", "bf16"] = "f32"
@@ -27,6 +28,7 @@ class Numerics:
     accumulate: Literal["f32", "f64", "f32_truncating"] = "f32"
     accumulate_step: int = 1
     dequantized: Literal["f32", "f16", "bf16"] = "f32"
+    sinks: Literal["f32", "f16", "bf16"] = "f32"
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():

@@ -169,6 +169,93 @@ def test_a_weight_only_product_that_the_vendor_takes_is_refused(argument, argume
         strict.weight_quant_matmul(*arguments())
 
 
+def experts(**changed):
+    arguments = {
+        "x": zeros(7, 64),
+        "weights": [zeros(64, 32), zeros(32, 64).t()],
+        "ends": torch.tensor([3, 7]).npu(),
+        "dtype": BF16,
+    }
+    return strict.grouped_matmul(**arguments | changed)
+
+
+def int8_experts(**changed):
+    arguments = {
+        "x": zeros(7, 64, dtype=I8),
+        "weights": [zeros(64, 32, dtype=I8)] * 2,
+        "dtype": F16,
+        "scale": [zeros(32).float()] * 2,
+        "per_token": zeros(7).float(),
+    }
+    return experts(**arguments | changed)
+
+
+def int4_experts(**changed):
+    arguments = {
+        "weights": [zeros(64, 4, dtype=I32)] * 2,
+        "group_scale": [zeros(2, 32)] * 2,
+        "group_offset": [zeros(2, 32)] * 2,
+    }
+    return experts(**arguments | changed)
+
+
+def test_right_products_of_experts_are_taken(opened):
+    assert experts().shape == experts(bias=[zeros(32).float()] * 2).shape == (7, 32)
+    assert int8_experts().dtype == F16
+    assert int4_experts().shape == (7, 32)
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("weights", lambda: experts(weights=[])),
+        ("weights", lambda: experts(weights=[zeros(64, 32)] * 129)),
+        (r"weights\[1\]", lambda: experts(weights=[zeros(64, 32), zeros(64, 31)])),
+        (r"weights\[1\]", lambda: experts(weights=[zeros(64, 32), zeros(32, 32)])),
+        (r"weights\[1\]", lambda: experts(weights=[zeros(64, 32), zeros(64, 32).half()])),
+        ("x", lambda: experts(x=zeros(7, 64).half())),
+        ("ends", lambda: experts(ends=zeros(2, dtype=I32))),
+        ("ends", lambda: experts(ends=zeros(3, dtype=I64))),
+        (r"bias\[0\]", lambda: experts(bias=[zeros(31).float()] * 2)),
+        (r"bias\[0\]", lambda: experts(bias=[zeros(32)] * 2)),
+        ("bias", lambda: experts(bias=[zeros(32).float()])),
+        ("dtype", lambda: experts(dtype=F16)),
+        ("dtype", lambda: int8_experts(dtype=BF16)),
+        ("scale", lambda: int8_experts(scale=None)),
+        (r"scale\[0\]", lambda: int8_experts(scale=[zeros(32)] * 2)),
+        ("per_token", lambda: int8_experts(per_token=None)),
+        ("per_token", lambda: int8_experts(per_token=zeros(6).float())),
+        ("bias", lambda: int8_experts(bias=[zeros(32).float()] * 2)),
+        ("group_scale", lambda: int4_experts(group_scale=None)),
+        (r"group_offset\[0\]", lambda: int4_experts(group_offset=[zeros(1, 32)] * 2)),
+        ("group_scale", lambda: int4_experts(group_scale=[zeros(3, 32)] * 2, group_offset=[zeros(3, 32)] * 2)),
+    ],
+)
+def test_a_product_of_experts_that_the_vendor_takes_is_refused(argument, call):
+    with pytest.raises(ContractError, match=f"^{argument}: "):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("joined", lambda: strict.swiglu(zeros(3, 63).float())),
+        ("joined", lambda: strict.swiglu(zeros(3, 64))),
+        ("joined", lambda: strict.swiglu(zeros(3, 128).float()[:, :64])),
+        ("x", lambda: strict.rotary_mul(zeros(3, 2, 64), zeros(3, 1, 64), zeros(3, 1, 64), False)),
+        ("x", lambda: strict.rotary_mul(zeros(3, 1000, 2).float(), *[zeros(3, 1, 2).float()] * 2, False)),
+        ("cos", lambda: strict.rotary_mul(zeros(3, 2, 64).float(), *[zeros(2, 1, 64).float()] * 2, False)),
+        (
+            "sin",
+            lambda: strict.rotary_mul(zeros(3, 2, 4).float(), zeros(3, 1, 4).float(), zeros(3, 1, 2).float(), True),
+        ),
+    ],
+)
+def test_a_gate_or_a_turn_that_the_vendor_takes_is_refused(argument, call):
+    with pytest.raises(ContractError, match=f"^{argument}: "):
+        call()
+
+
 def test_a_gamma_of_another_width_is_refused():
     with pytest.raises(ContractError, match=r"^gamma: "):
         strict.rms_norm(zeros(3, 64), zeros(32), 1e-5)

@@ -39,6 +39,17 @@ CASES = (
         f"attention[hq=16,hkv=1,d=576,dv=512,latent=1,bs=128,batch={batch},x=normal,lse=1,{_BF16}]#0"
         for batch in ("decode", "prefill", "verify")
     ),
+    *(
+        f"attention[hq=14,hkv=2,d=64,bs=128,batch={batch},x=normal,{knobs}sinks=1,snk=bf16,{_BF16}]#0"
+        for batch, knobs in (("decode", ""), ("chunk", ""), ("decode", "left=7,"))
+    ),
+    *(
+        f"grouped_matmul[experts=5,m=23,n=40,k=256,w={w},dtype={dtype},acc=f32_truncating,deq={dtype}]#0"
+        for w, dtype in (("bf16", "bf16"), ("f16", "f16"), ("i4_g64", "f16"), ("i8_channel_a8", "f16"))
+    ),
+    "silu_mul[t=7,dtype=bf16]#0",
+    "rope[t=7,dtype=bf16]#0",
+    "rope[t=7,dtype=f16,interleaved=1,rotary=32]#0",
     "cache_write[hkv=1,d=576,dv=512,latent=1,bs=128,dtype=bf16]#0",
     "cache_write[hkv=3,d=64,bs=16,dtype=bf16]#0",
     "cache_write[hkv=3,d=64,bs=128,dtype=f16]#0",

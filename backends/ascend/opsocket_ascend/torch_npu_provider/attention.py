@@ -126,5 +126,5 @@ class NpuAttention(AttentionPlan):
             value_scale=kv.planes.get("v_scale"),
             q_rope=q[..., spec.head_dim_vo :].contiguous() if is_latent else None,
             key_rope=pages["k_rope"] if is_latent else None,
-            sinks=sinks,
+            sinks=None if sinks is None else sinks.bfloat16(),
         )

@@ -14,6 +14,7 @@ from opsocket.operators import (
     CacheSpec,
     CacheWriteSpec,
     DeviceInfo,
+    GroupedMatmulSpec,
     MatmulSpec,
     Pick,
     Plan,
@@ -22,6 +23,8 @@ from opsocket.operators import (
     Reason,
     Request,
     RMSNormSpec,
+    RopeSpec,
+    SiluMulSpec,
     Spec,
 )
 from opsocket.quantization import get_format
@@ -41,9 +44,21 @@ class _Kernel:
     operators: tuple[str, ...] = ()
 
 
-_FLOAT_MATMUL: Final = _Kernel("matmul", "NpuMatmul", refusals.matmul)
-_W8A8: Final = _Kernel("matmul", "NpuMatmulW8A8", refusals.matmul, ("npu_dynamic_quant", "npu_quant_matmul"))
-_WEIGHT_ONLY: Final = _Kernel("weight_only", "NpuMatmulWeightOnly", refusals.matmul, ("npu_weight_quant_batchmatmul",))
+_W8A8: Final = {
+    MatmulSpec: _Kernel("matmul", "NpuMatmulW8A8", refusals.matmul, ("npu_dynamic_quant", "npu_quant_matmul")),
+    GroupedMatmulSpec: _Kernel(
+        "grouped_matmul",
+        "NpuGroupedMatmulW8A8",
+        refusals.grouped_matmul,
+        ("npu_dynamic_quant", "npu_grouped_matmul"),
+    ),
+}
+_WEIGHT_ONLY: Final = {
+    MatmulSpec: _Kernel("weight_only", "NpuMatmulWeightOnly", refusals.matmul, ("npu_weight_quant_batchmatmul",)),
+    GroupedMatmulSpec: _Kernel(
+        "grouped_matmul", "NpuGroupedMatmulWeightOnly", refusals.grouped_matmul, ("npu_grouped_matmul",)
+    ),
+}
 _ATTENTION: Final = _Kernel(
     "attention",
     "NpuAttention",
@@ -53,10 +68,13 @@ _ATTENTION: Final = _Kernel(
 _KERNELS: Final[dict[type[Spec], _Kernel]] = {
     AttentionSpec: _ATTENTION,
     CacheWriteSpec: _Kernel("cache_write", "NpuCacheWrite", refusals.cache_write, ("npu_scatter_pa_kv_cache",)),
-    MatmulSpec: _FLOAT_MATMUL,
+    MatmulSpec: _Kernel("matmul", "NpuMatmul", refusals.matmul),
+    GroupedMatmulSpec: _Kernel("grouped_matmul", "NpuGroupedMatmul", refusals.grouped_matmul, ("npu_grouped_matmul",)),
     QuantizeActivationSpec: _Kernel(
         "matmul", "NpuQuantizeActivation", refusals.quantize_activation, ("npu_dynamic_quant",)
     ),
+    RopeSpec: _Kernel("rope", "NpuRope", refusals.rope, ("npu_rotary_mul",)),
+    SiluMulSpec: _Kernel("silu_mul", "NpuSiluMul", refusals.silu_mul, ("npu_swiglu",)),
     RMSNormSpec: _Kernel("rms_norm", "NpuRMSNorm", refusals.rms_norm, ("npu_rms_norm",)),
 }
 
@@ -92,7 +110,6 @@ class TorchNpuProvider(Provider):
 
 def _kernel(spec: Spec) -> _Kernel | None:
     """Of the products, the one for the weight's format."""
-    kernel = _KERNELS.get(type(spec))
-    if not isinstance(spec, MatmulSpec) or get_format(spec.weight_format).is_float:
-        return kernel
-    return _W8A8 if get_format(spec.weight_format).activation != "none" else _WEIGHT_ONLY
+    if not isinstance(spec, MatmulSpec | GroupedMatmulSpec) or get_format(spec.weight_format).is_float:
+        return _KERNELS.get(type(spec))
+    return (_W8A8 if get_format(spec.weight_format).activation != "none" else _WEIGHT_ONLY)[type(spec)]

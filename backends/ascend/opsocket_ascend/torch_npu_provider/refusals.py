@@ -12,23 +12,30 @@ from opsocket.operators import (
     CacheSpec,
     CacheWriteSpec,
     ContractError,
+    GroupedMatmulSpec,
     MatmulSpec,
     Numerics,
     QuantizeActivationSpec,
     Reason,
     Request,
+    RopeSpec,
 )
+from opsocket.operators.rope_frequencies import magnitude
 from opsocket.quantization import get_format
 from opsocket_ascend.layouts import KERNEL_BLOCK, rotary_channels
+from opsocket_ascend.torch_provider.refusals import rope as torch_rope
 
 HALVES = ("f16", "bf16")
 MOST_GROUP, MOST_HEADS, MOST_HEAD_DIM, MOST_ROW = 64, 256, 512, 65535
 HEAD_DIM_MULTIPLE, INT8_HEAD_DIM_MULTIPLE = 16, 32
 LATENT_DIM, ROPE_DIM = 512, 64
+MOST_SINK_DIM = 128
 LATENT_HEADS = (1, 2, 4, 8, 16, 32, 64, 128)
 MOST_COLUMNS = 65535
 GROUP_MULTIPLE = 32
 INT4_COLUMNS = 8
+MOST_EXPERTS = 128
+MOST_ROTARY_HEADS, MOST_ROTARY_DIM = 1000, 896
 
 
 def rms_norm(request: Request) -> tuple[Reason, ...]:
@@ -58,9 +65,11 @@ def attention(request: Request) -> tuple[Reason, ...]:
     if spec.out_dtype != spec.q_dtype:
         reasons.append(Reason("dtype", "out_dtype", spec.out_dtype, f"{spec.q_dtype}, as q"))
     reasons += _permitted(spec.numerics, spec.q_dtype, softmax=True)
-    for name, off in (("softcap", None), ("alibi", False), ("sinks", False), ("deterministic", False)):
+    for name, off in (("softcap", None), ("alibi", False), ("deterministic", False)):
         if getattr(spec, name) != off:
             reasons.append(Reason("knob", name, getattr(spec, name), off))
+    if spec.sinks:
+        reasons += _sinks(spec, cache)
     if spec.mask == "tree":
         reasons.append(Reason("mask", "mask", spec.mask, ["causal", "full"]))
     if spec.mask != "causal":
@@ -74,6 +83,23 @@ def attention(request: Request) -> tuple[Reason, ...]:
         return (*reasons, Reason("cache", "cache", None, "a paged cache"))
     reasons += _paged(spec, cache)
     return (*reasons, *(_latent(spec, cache) if cache.kind == "latent" else _heads(spec, cache)))
+
+
+def _sinks(spec: AttentionSpec, cache: CacheSpec | None) -> list[Reason]:
+    """Version 2 with learnable_sink."""
+    reasons = []
+    if spec.q_dtype != "bf16":
+        reasons.append(Reason("sinks", "q_dtype", spec.q_dtype, "bf16: sinks are bf16"))
+    if spec.numerics.sinks != "bf16":
+        reasons.append(Reason("numerics", "numerics.sinks", spec.numerics.sinks, "bf16"))
+    if spec.want_lse:
+        reasons.append(Reason("sinks", "want_lse", True, "False: whether an LSE has the sink in it is not documented"))
+    if spec.head_dim_vo > MOST_SINK_DIM:
+        reasons.append(Reason("sinks", "head_dim_vo", spec.head_dim_vo, f"at most {MOST_SINK_DIM}"))
+    if cache is not None and (cache.kind == "latent" or cache.k.is_quantized):
+        got = "latent" if cache.kind == "latent" else cache.k.code
+        reasons.append(Reason("sinks", "cache", got, "keys and values as they come"))
+    return reasons
 
 
 def _paged(spec: AttentionSpec, cache: CacheSpec) -> list[Reason]:
@@ -143,19 +169,15 @@ def matmul(request: Request) -> tuple[Reason, ...]:
     spec = request.spec
     assert isinstance(spec, MatmulSpec)
     fmt = get_format(spec.weight_format)
-    reasons = []
-    try:
-        fmt.tensor_specs(spec.n, spec.k)
-    except ContractError as error:
-        return (Reason("shape", error.argument, error.got, error.want),)
+    reasons = _product(spec)
+    if reasons:
+        return tuple(reasons)
     if spec.x_dtype not in HALVES:
         reasons.append(Reason("dtype", "x_dtype", spec.x_dtype, list(HALVES)))
     if spec.out_dtype != spec.x_dtype:
         reasons.append(Reason("dtype", "out_dtype", spec.out_dtype, f"{spec.x_dtype}, as x"))
     if fmt.activation == "i8_token" and fmt.base.id == "i8_channel":
-        for name, width in (("n", spec.n), ("k", spec.k)):
-            if width > MOST_COLUMNS:
-                reasons.append(Reason("shape", name, width, f"at most {MOST_COLUMNS}"))
+        reasons += _columns(spec)
         if spec.numerics.accumulate == "f64":
             reasons.append(Reason("numerics", "numerics.accumulate", "f64", ["f32", "f32_truncating"]))
         return tuple(reasons)
@@ -164,14 +186,65 @@ def matmul(request: Request) -> tuple[Reason, ...]:
     reasons += _permitted(spec.numerics, spec.x_dtype, softmax=False)
     if spec.bias:
         reasons.append(Reason("bias", "bias", True, "False: it would be added to a rounded sum"))
-    if fmt.is_float:
-        if fmt.id != spec.x_dtype:
-            reasons.append(Reason("dtype", "weight_format", fmt.id, f"{spec.x_dtype}, as x"))
+    return (*reasons, *(_float(spec) if fmt.is_float else _codes(spec)))
+
+
+def grouped_matmul(request: Request) -> tuple[Reason, ...]:
+    """npu_grouped_matmul: one x, a list of weights, one result."""
+    spec = request.spec
+    assert isinstance(spec, GroupedMatmulSpec)
+    fmt = get_format(spec.weight_format)
+    reasons = _product(spec)
+    if reasons:
         return tuple(reasons)
+    if spec.x_dtype not in HALVES:
+        reasons.append(Reason("dtype", "x_dtype", spec.x_dtype, list(HALVES)))
+    if spec.out_dtype != spec.x_dtype:
+        reasons.append(Reason("dtype", "out_dtype", spec.out_dtype, f"{spec.x_dtype}, as x"))
+    if spec.num_experts > MOST_EXPERTS:
+        reasons.append(Reason("experts", "num_experts", spec.num_experts, f"at most {MOST_EXPERTS}"))
+    reasons += _columns(spec)
+    if fmt.activation == "i8_token" and fmt.base.id == "i8_channel":
+        if spec.x_dtype != "f16":
+            reasons.append(Reason("dtype", "x_dtype", spec.x_dtype, "f16: the scales of results in bf16 are bf16"))
+        if spec.bias:
+            reasons.append(Reason("bias", "bias", True, "False: it would be an int32"))
+        if spec.numerics.accumulate == "f64":
+            reasons.append(Reason("numerics", "numerics.accumulate", "f64", ["f32", "f32_truncating"]))
+        return tuple(reasons)
+    if fmt.activation != "none":
+        return (Reason("weight_format", "weight_format", fmt.id, "i8_channel_a8, of those with int8 activations"),)
+    reasons += _permitted(spec.numerics, spec.x_dtype, softmax=False)
+    if spec.bias and not (fmt.is_float and spec.x_dtype == "bf16"):
+        reasons.append(Reason("bias", "bias", True, "False but for bf16 weights: it would be rounded to f16"))
+    if fmt.is_float:
+        return (*reasons, *_float(spec))
+    if fmt.bits > 4 or fmt.g_idx:
+        want = "codes of up to 4 bits, with columns in their order"
+        return (*reasons, Reason("weight_format", "weight_format", fmt.id, want))
     return (*reasons, *_codes(spec))
 
 
-def _codes(spec: MatmulSpec) -> list[Reason]:
+def _product(spec: MatmulSpec | GroupedMatmulSpec) -> list[Reason]:
+    try:
+        get_format(spec.weight_format).tensor_specs(spec.n, spec.k)
+    except ContractError as error:
+        return [Reason("shape", error.argument, error.got, error.want)]
+    return []
+
+
+def _columns(spec: MatmulSpec | GroupedMatmulSpec) -> list[Reason]:
+    widths = (("n", spec.n), ("k", spec.k))
+    return [Reason("shape", name, width, f"at most {MOST_COLUMNS}") for name, width in widths if width > MOST_COLUMNS]
+
+
+def _float(spec: MatmulSpec | GroupedMatmulSpec) -> list[Reason]:
+    if spec.weight_format == spec.x_dtype:
+        return []
+    return [Reason("dtype", "weight_format", spec.weight_format, f"{spec.x_dtype}, as x")]
+
+
+def _codes(spec: MatmulSpec | GroupedMatmulSpec) -> list[Reason]:
     """npu_weight_quant_batchmatmul: codes of up to 8 bits, a scale of x's dtype for each group, whole-number zero
     points."""
     fmt, reasons = get_format(spec.weight_format), []
@@ -188,10 +261,27 @@ def _codes(spec: MatmulSpec) -> list[Reason]:
         reasons.append(Reason("group", "weight_format", fmt.block_k, want))
     if fmt.bits <= 4 and spec.n % INT4_COLUMNS:
         reasons.append(Reason("shape", "n", spec.n, f"a multiple of {INT4_COLUMNS}"))
-    for name, width in (("n", spec.n), ("k", spec.k)):
-        if width > MOST_COLUMNS:
-            reasons.append(Reason("shape", name, width, f"at most {MOST_COLUMNS}"))
-    return reasons
+    return reasons + _columns(spec)
+
+
+def rope(request: Request) -> tuple[Reason, ...]:
+    """npu_rotary_mul, in f32 whatever the request's dtype."""
+    spec = request.spec
+    assert isinstance(spec, RopeSpec)
+    reasons = list(torch_rope(spec))
+    if spec.num_heads >= MOST_ROTARY_HEADS:
+        reasons.append(Reason("heads", "num_heads", spec.num_heads, f"fewer than {MOST_ROTARY_HEADS}"))
+    if spec.rotary_dim >= MOST_ROTARY_DIM:
+        reasons.append(Reason("head_dim", "rotary_dim", spec.rotary_dim, f"less than {MOST_ROTARY_DIM}"))
+    if not reasons and magnitude(spec) != 1:
+        want = "1: cosines and sines in [-1, 1]"
+        reasons.append(Reason("scaling", "scaling.attention_factor", magnitude(spec), want))
+    return tuple(reasons)
+
+
+def silu_mul(request: Request) -> tuple[Reason, ...]:
+    """npu_swiglu is given f32, whatever the request's dtype: nothing is refused."""
+    return ()
 
 
 def quantize_activation(request: Request) -> tuple[Reason, ...]:

@@ -34,6 +34,11 @@ INT8_HEAD_DIM_MULTIPLE: Final = 32
 MOST_COLUMNS: Final = 65535
 GROUP_MULTIPLE: Final = 32
 CODES_PER_WORD: Final = 8
+MOST_EXPERTS: Final = 128
+MOST_ROTARY_HEADS, MOST_ROTARY_DIM = 1000, 896
+_ONE_RESULT, _GROUPS_OF_ROWS, _ENDS = 3, 0, 0
+"""Of npu_grouped_matmul: split_item, group_type, group_list_type."""
+
 _HALVES: Final = (torch.float16, torch.bfloat16)
 _HIGH_PRECISION: Final = 0
 """Of inner_precise; queries that see no key, which it leaves undefined, are not given."""
@@ -106,6 +111,100 @@ def weight_quant_matmul(
             _shape(name, values, (inner // group, columns) if group else (columns,))
     y: torch.Tensor = torch.ops.npu.npu_weight_quant_batchmatmul(x, weight, scale, offset, antiquant_group_size=group)
     return y
+
+
+def grouped_matmul(
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    ends: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    bias: Sequence[torch.Tensor] | None = None,
+    scale: Sequence[torch.Tensor] | None = None,
+    per_token: torch.Tensor | None = None,
+    group_scale: Sequence[torch.Tensor] | None = None,
+    group_offset: Sequence[torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """npu_grouped_matmul of one x [M, K], E weights [K, N] and one result [M, N]; ends i64[E]: rows up to the end of
+    each expert's, the last of them M.
+
+    Of x f16 or bf16, weights of its dtype (bias f32[N] each, for bf16), or int4 in i32 [K, N / 8] with group_scale and
+    group_offset [K / group, N] of its dtype. Of x i8, weights i8 with scale f32[N] and per_token f32[M], to f16.
+    """
+    import torch_npu
+
+    rows, inner = _matrix("x", x)
+    count = len(weights)
+    if not 0 < count <= MOST_EXPERTS:
+        raise ContractError("weights", f"1 to {MOST_EXPERTS}", count)
+    _dtype("ends", ends, (torch.int64,))
+    _shape("ends", ends, (count,))
+    per_word = CODES_PER_WORD if weights[0].dtype == torch.int32 else 1
+    columns = weights[0].shape[1] * per_word
+    coded = {torch.int32: _HALVES, torch.int8: (torch.int8,)}
+    for at, weight in enumerate(weights):
+        _dtype(f"weights[{at}]", weight, (weights[0].dtype,))
+        _dtype("x", x, coded.get(weight.dtype, (weight.dtype,)))
+        _shape(f"weights[{at}]", weight, (inner, columns // per_word))
+    if columns > MOST_COLUMNS or inner > MOST_COLUMNS:
+        raise ContractError("weights", f"at most {MOST_COLUMNS} rows and columns", [inner, columns])
+    _each("bias", bias, count, torch.float32, (columns,), x.dtype == torch.bfloat16 and per_word == 1)
+    _each("scale", scale, count, torch.float32, (columns,), x.dtype == torch.int8, wanted=x.dtype == torch.int8)
+    if (per_token is None) == (x.dtype == torch.int8):
+        raise ContractError("per_token", f"f32[{rows}] for int8 rows, and for these alone", per_token is not None)
+    if per_token is not None:
+        _dtype("per_token", per_token, (torch.float32,))
+        _shape("per_token", per_token, (rows,))
+    grouped = per_word > 1
+    shape = (group_scale[0].shape[0] if group_scale else None, columns)
+    _each("group_scale", group_scale, count, x.dtype, shape, grouped, wanted=grouped)
+    _each("group_offset", group_offset, count, x.dtype, shape, grouped, wanted=grouped)
+    if shape[0] is not None and inner % shape[0]:
+        raise ContractError("group_scale", f"groups that divide K={inner}", shape[0])
+    if dtype != (torch.float16 if x.dtype == torch.int8 else x.dtype):
+        raise ContractError("dtype", "x's, or f16 of int8", str(dtype))
+    y: torch.Tensor = torch_npu.npu_grouped_matmul(
+        [x],
+        list(weights),
+        bias=None if bias is None else list(bias),
+        scale=None if scale is None else list(scale),
+        per_token_scale=None if per_token is None else [per_token],
+        antiquant_scale=None if group_scale is None else list(group_scale),
+        antiquant_offset=None if group_offset is None else list(group_offset),
+        group_list=ends,
+        split_item=_ONE_RESULT,
+        group_type=_GROUPS_OF_ROWS,
+        group_list_type=_ENDS,
+        output_dtype=dtype,
+    )[0]
+    return y
+
+
+def swiglu(joined: torch.Tensor) -> torch.Tensor:
+    """silu of the first half of each row times the second: npu_swiglu of dense f32 [T, 2 N]."""
+    _, width = _matrix("joined", joined)
+    _dtype("joined", joined, (torch.float32,))
+    _dense("joined", joined)
+    if width % 2:
+        raise ContractError("joined", "rows of two halves", width)
+    y: torch.Tensor = torch.ops.npu.npu_swiglu(joined, -1)
+    return y
+
+
+def rotary_mul(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """npu_rotary_mul of dense f32 x [T, N, D] by cos and sin f32 [T, 1, D], each of a pair's channels with its own."""
+    tokens, heads, dim = _three("x", x)
+    _dense("x", x)
+    if heads >= MOST_ROTARY_HEADS or dim >= MOST_ROTARY_DIM or dim % 2:
+        want = f"fewer than {MOST_ROTARY_HEADS} heads of an even size below {MOST_ROTARY_DIM}"
+        raise ContractError("x", want, f"{heads} of {dim}")
+    for name, values in (("x", x), ("cos", cos), ("sin", sin)):
+        _dtype(name, values, (torch.float32,))
+    for name, values in (("cos", cos), ("sin", sin)):
+        _shape(name, values, (tokens, 1, dim))
+    mode = "interleave" if interleaved else "half"
+    y: torch.Tensor = torch.ops.npu.npu_rotary_mul(x.unsqueeze(0), cos.unsqueeze(0), sin.unsqueeze(0), mode)
+    return y.squeeze(0)
 
 
 def scatter_cache(
@@ -183,6 +282,7 @@ def fused_infer_attention(
             raise ContractError("window", "None over latent keys", window)
     if sinks is not None:
         _dtype("sinks", sinks, (torch.bfloat16,))
+        _dtype("q", q, (torch.bfloat16,))
         _shape("sinks", sinks, (num_heads,))
         if q.shape[2] > MOST_SINK_DIM:
             raise ContractError("q", f"heads of at most {MOST_SINK_DIM} with sinks", q.shape[2])
@@ -310,6 +410,29 @@ def _check_lengths(tokens: int, q_ends: Sequence[int], kv_lens: Sequence[int], i
     q_lens = [stop - start for start, stop in pairwise((0, *q_ends))]
     if is_masked and any(keys < queries for keys, queries in zip(kv_lens, q_lens, strict=True)):
         raise ContractError("kv_lens", f"at least the queries under a mask, {q_lens}", list(kv_lens))
+
+
+def _each(
+    name: str,
+    values: Sequence[torch.Tensor] | None,
+    count: int,
+    dtype: torch.dtype,
+    shape: Sequence[int | None],
+    allowed: bool,
+    wanted: bool = False,
+) -> None:
+    """One array for each weight, where such weights take them."""
+    if values is None:
+        if wanted:
+            raise ContractError(name, f"{count} arrays", None)
+        return
+    if not allowed:
+        raise ContractError(name, "None for these weights", f"{len(values)} arrays")
+    if len(values) != count:
+        raise ContractError(name, f"{count} arrays", len(values))
+    for at, array in enumerate(values):
+        _dtype(f"{name}[{at}]", array, (dtype,))
+        _shape(f"{name}[{at}]", array, shape)
 
 
 def _dtype(name: str, tensor: torch.Tensor, allowed: Sequence[torch.dtype]) -> None:

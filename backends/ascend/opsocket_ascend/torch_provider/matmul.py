@@ -6,13 +6,13 @@ group of columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from opsocket.operators import EmbeddingPlan, MatmulPlan, PackedWeight, Request, Session
+from opsocket.operators import EmbeddingPlan, GroupedMatmulPlan, MatmulPlan, PackedWeight, Request, Session
 from opsocket.operators.torch_session import TORCH_DTYPES, storage_bytes
 from opsocket.quantization import get_format
 
@@ -105,6 +105,45 @@ class TorchMatmul(MatmulPlan):
             if bias is not None:
                 product = product + bias[rows]
             out[:, rows] = product.to(TORCH_DTYPES[spec.out_dtype])
+        return out
+
+
+class TorchGroupedMatmul(GroupedMatmulPlan):
+    """Every row times every expert's weight, of which the rows of that expert are kept: where these lie only the device
+    knows. num_experts times the work that is needed."""
+
+    weight_layouts = LAYOUTS
+
+    @classmethod
+    def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
+        return prepare(session, request, tensors)
+
+    @classmethod
+    def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
+        return in_order(packed, widened(packed, slice(None)))
+
+    def _run(
+        self,
+        x: torch.Tensor,
+        packed: Sequence[PackedWeight],
+        expert_offsets: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        spec = self.spec
+        if out is None:
+            out = self.session.empty((len(x), spec.n), spec.out_dtype)
+        if len(x) == 0:
+            return out
+        wide, row = x.float(), torch.arange(len(x), device=x.device)
+        for expert, weight in enumerate(packed):
+            permutation = getattr(weight.content, "permutation", None)
+            columns = wide if permutation is None else wide.index_select(1, permutation)
+            product = columns @ widened(weight, slice(None)).t()
+            if bias is not None:
+                product = product + bias[expert]
+            mine = (row >= expert_offsets[expert]) & (row < expert_offsets[expert + 1])
+            out.copy_(torch.where(mine.unsqueeze(1), product.to(out.dtype), out))
         return out
 
 

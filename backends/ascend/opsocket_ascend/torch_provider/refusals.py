@@ -8,6 +8,7 @@ from opsocket.operators import (
     ContractError,
     DeviceInfo,
     EmbeddingSpec,
+    GroupedMatmulSpec,
     MatmulSpec,
     Reason,
     Request,
@@ -30,12 +31,12 @@ def refusals(device: DeviceInfo, request: Request) -> tuple[Reason, ...]:
         reasons += layouts.refusals(request.cache, request.layout)
     if isinstance(spec, AttentionSpec):
         reasons += _attention(spec, request.cache)
-    if isinstance(spec, AttentionSpec | MatmulSpec) and spec.numerics.accumulate == "f64":
+    if isinstance(spec, AttentionSpec | MatmulSpec | GroupedMatmulSpec) and spec.numerics.accumulate == "f64":
         reasons.append(Reason("accumulate", "numerics.accumulate", "f64", ["f32", "f32_truncating"]))
-    if isinstance(spec, MatmulSpec | EmbeddingSpec):
+    if isinstance(spec, MatmulSpec | GroupedMatmulSpec | EmbeddingSpec):
         reasons += _weight(spec)
     if isinstance(spec, RopeSpec):
-        reasons += _rope(spec)
+        reasons += rope(spec)
     return tuple(dict.fromkeys(reasons))
 
 
@@ -62,7 +63,7 @@ def _attention(spec: AttentionSpec, cache: CacheSpec | None) -> list[Reason]:
     return [Reason("cache", name, got, f"{want}, as the cache has it") for name, got, want in pairs if got != want]
 
 
-def _weight(spec: MatmulSpec | EmbeddingSpec) -> list[Reason]:
+def _weight(spec: MatmulSpec | GroupedMatmulSpec | EmbeddingSpec) -> list[Reason]:
     fmt = get_format(spec.weight_format)
     try:
         fmt.tensor_specs(spec.n, spec.k)
@@ -70,12 +71,13 @@ def _weight(spec: MatmulSpec | EmbeddingSpec) -> list[Reason]:
         return [Reason("shape", error.argument, error.got, error.want)]
     if not fmt.is_float and not fmt.has_integer_codes:
         return [Reason("weight_format", "weight_format", fmt.id, "floats of 16 or 32 bits, or integer codes")]
-    if isinstance(spec, MatmulSpec) and fmt.activation != "none":
+    if not isinstance(spec, EmbeddingSpec) and fmt.activation != "none":
         return [Reason("activation", "weight_format", fmt.id, "a format whose activations are not quantized")]
     return []
 
 
-def _rope(spec: RopeSpec) -> list[Reason]:
+def rope(spec: RopeSpec) -> list[Reason]:
+    """Why angles can't be had in whole numbers of a turn's fraction."""
     if reasons := undefined(spec):
         return list(reasons)
     if spec.factors and (most := float(frequencies(spec).max())) > MOST_RADIANS:

@@ -47,9 +47,7 @@ class TorchRope(RopePlan):
     def _run(
         self, x: torch.Tensor, positions: torch.Tensor, factors: torch.Tensor | None, out: torch.Tensor | None
     ) -> torch.Tensor:
-        frequency = self._frequency if factors is None else self._divided(factors)
-        phase = (positions.unsqueeze(-1) * frequency) >> 32
-        angle = (phase.float() * _RADIANS).unsqueeze(1)
+        angle = self._angles(positions, factors)
         cos, sin = angle.cos(), angle.sin()
         if self._magnitude != 1:
             cos, sin = cos * self._magnitude, sin * self._magnitude
@@ -63,6 +61,12 @@ class TorchRope(RopePlan):
         out[..., self._first] = turned_a.to(x.dtype)
         out[..., self._second] = turned_b.to(x.dtype)
         return out
+
+    def _angles(self, positions: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
+        """f32 [T, 1, rotary_dim / 2], less than a turn."""
+        frequency = self._frequency if factors is None else self._divided(factors)
+        phase = (positions.unsqueeze(-1) * frequency) >> 32
+        return (phase.float() * _RADIANS).unsqueeze(1)
 
     def _divided(self, factors: torch.Tensor) -> torch.Tensor:
         """F / factor: a long division of whole numbers, in two steps of `_FACTOR_BITS`."""

@@ -26,9 +26,9 @@ PADDING_ROWS = 3
 class Attention(Check):
     """hq, hkv, d, dv: heads and head sizes (dv 0: as d). bs: block size, 0 for contiguous keys and values. q, kv, out:
     types of activations, cache, output ("": as q). batch: a name in `BATCHES`, or rows (`rows_of`). x: a name in
-    `DISTRIBUTIONS`. left, right: window. cap: softcap. lse: ask for it. prob, exp, tanh, acc, step, deq: the request's
-    numerics. strided: rows of q are slices of wider ones. fresh: let the operator make its output. exact: the host's
-    lengths are. layout: which of the session's. latent: V is the first dv channels of K.
+    `DISTRIBUTIONS`. left, right: window. cap: softcap. lse: ask for it. prob, exp, tanh, acc, step, deq, snk: the
+    request's numerics. strided: rows of q are slices of wider ones. fresh: let the operator make its output. exact: the
+    host's lengths are. layout: which of the session's. latent: V is the first dv channels of K.
     """
 
     name: ClassVar[str] = "attention"
@@ -62,6 +62,7 @@ class Attention(Check):
     acc: str = "f32"
     step: int = 1
     deq: str = "f32"
+    snk: str = "f32"
 
     def __post_init__(self) -> None:
         rows_of(self.batch)

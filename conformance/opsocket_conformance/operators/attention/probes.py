@@ -77,6 +77,7 @@ def cases() -> Iterator[Case]:
     yield from _alone()
     yield from _laws()
     yield from _combined()
+    yield from _permitted()
     yield from _probes()
 
 
@@ -204,6 +205,27 @@ def _combined() -> Iterator[Case]:
         yield _attention("default", choice)
     for choice in cover({name: KNOBS[name] for name in TRIPLED}, feasible, strength=3):
         yield _attention("default", choice)
+
+
+def _permitted() -> Iterator[Case]:
+    """All at once that `Numerics` permits in the type of q, over pages of 128: what an engine asks of matrix units, and
+    kernels with fixed pages and limits of their own take."""
+    for q in ("bf16", "f16"):
+        permitted = {"q": q, "prob": q, "exp": "approx", "tanh": "approx", "acc": "f32_truncating", "deq": q, "bs": 128}
+        batches = (*BATCHES, "wide", "long")
+        for choice in cover({"batch": batches, "heads": HEADS[:2], "d": (64, 128), "x": ("normal", "peaky", "onehot")}):
+            yield _attention("default", choice | permitted)
+        for batch in ("decode", "mixed", "short", "verify"):
+            yield _attention("default", {"batch": batch, "lse": True} | permitted)
+            yield _attention("default", {"batch": batch, "mask": "full"} | permitted)
+            yield _attention("default", {"batch": batch, "kv": "i8.token_head"} | permitted)
+            yield _attention("default", {"batch": batch, "sinks": True, "snk": q} | permitted)
+        for left in (0, 7, 200):
+            for batch in ("decode", "chunk", "short", "long"):
+                yield _attention("default", {"batch": batch, "left": left, "x": "needle"} | permitted)
+        for batch in ("decode", "prefill", "verify", "long"):
+            latent = {"hq": 16, "hkv": 1, "d": 576, "dv": 512, "latent": True}
+            yield _attention("default", {"batch": batch, "lse": True} | latent | permitted)
 
 
 def _probes() -> Iterator[Case]:

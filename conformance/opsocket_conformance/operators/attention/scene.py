@@ -158,7 +158,7 @@ def _spec(check: Attention, dv: int) -> AttentionSpec:
         q_dtype=check.q,
         kv_dtype=check.kv or check.q if not check.bs else "f32",
         out_dtype=check.out or check.q,
-        numerics=Numerics(*cast(Any, (check.prob, check.exp, check.tanh, check.acc, check.step, check.deq))),
+        numerics=Numerics(*cast(Any, (check.prob, check.exp, check.tanh, check.acc, check.step, check.deq, check.snk))),
         want_lse=check.lse,
     )
 

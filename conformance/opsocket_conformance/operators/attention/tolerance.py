@@ -40,7 +40,10 @@ def _attention_rows(problem: Problem, row: Rows) -> tuple[Float64, Float64]:
     size = np.abs(row.values)
 
     delta = np.expm1(np.minimum(_logit_error(problem, row), 50.0))
-    delta_sink = 2 * U * np.abs(np.where(sink > 0, np.log(np.maximum(row.sink, 1e-300)), 0.0))
+    exponent = np.where(sink > 0, np.log(np.maximum(row.sink, 1e-300)), 0.0)
+    delta_sink = 2 * U * np.abs(exponent)
+    if numerics.sinks != "f32":
+        delta_sink = delta_sink + np.expm1(roundoff(numerics.sinks) * np.abs(exponent + row.top))
 
     # Moments of v - ref under p, the sink counting as a key whose value is 0.
     p_v, p_v2 = p @ size, p @ row.values**2

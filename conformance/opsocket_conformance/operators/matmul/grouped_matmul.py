@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from opsocket.operators import (
     GroupedMatmulSpec,
+    Numerics,
     Request,
 )
 from opsocket.quantization import get_format
@@ -39,6 +40,8 @@ class GroupedMatmul(Check):
     dtype: str = "bf16"
     out: str = ""
     bias: bool = False
+    acc: str = "f32"
+    deq: str = "f32"
 
     @property
     def operator(self) -> str:
@@ -50,7 +53,8 @@ class GroupedMatmul(Check):
 
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         fmt, out_dtype = get_format(self.w), self.out or self.dtype
-        spec = GroupedMatmulSpec(self.experts, self.w, self.n, self.k, self.dtype, out_dtype, self.bias)
+        numerics = Numerics(accumulate=cast(Any, self.acc), dequantized=cast(Any, self.deq))
+        spec = GroupedMatmulSpec(self.experts, self.w, self.n, self.k, self.dtype, out_dtype, self.bias, numerics)
         plan = bench.plan(Request(spec))
         tensors = [random_weight(rng, fmt, self.n, self.k) for _ in range(self.experts)]
         packed = [bench.prepare(plan, part) for part in tensors]
@@ -95,3 +99,8 @@ def cases() -> Iterator[Case]:
             yield Case(GroupedMatmul(w=w, dtype=dtype), 0, "smoke" if w == dtype else "default")
             yield Case(GroupedMatmul(experts=17, m=9, n=24, k=512, w=w, dtype=dtype, bias=True))
         yield Case(GroupedMatmul(experts=1, m=1, w=dtype, dtype=dtype))
+    for dtype in ("bf16", "f16"):
+        permitted: dict[str, Any] = {"dtype": dtype, "acc": "f32_truncating", "deq": dtype}
+        for w in (dtype, "i4_g64", "gptq_v2_i4_g64", "q8_0"):
+            yield Case(GroupedMatmul(w=w, **permitted))
+        yield Case(GroupedMatmul(experts=17, m=9, n=24, k=512, w=dtype, bias=True, **permitted))

@@ -102,6 +102,8 @@ def _cases(w: str, dtype: str) -> Iterator[Case]:
     yield Case(Matmul(m=0, n=40, k=256, w=w, dtype=dtype))
     if dtype != "f32":
         yield Case(Matmul(w=w, dtype=dtype, out="f32"))
+    if dtype != "f32" and get_format(w).activation == "none":
+        yield Case(Matmul(w=w, dtype=dtype, acc="f32_truncating", deq=dtype))
     if dtype != "f32" and w in SMOKE:
         yield Case(Matmul(w=w, dtype=dtype, out="f32", acc="f32_truncating", step=16))
         yield Case(Matmul(w=w, dtype=dtype, deq=dtype))

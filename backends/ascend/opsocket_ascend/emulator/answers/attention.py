@@ -171,6 +171,7 @@ class _Attention:
         sink = self._arguments.get("sink")
         if sink is not None:
             must(sink.dtype.name == "bf16" and sink.shape == (self.heads,), f"learnable_sink {sink}")
+            must(self.query.dtype.name == "bf16" and self.key.dtype.name == "bf16", f"sinks with query {self.query}")
             must(self.query.shape[2] <= _MOST_SINK_DIM and self.query_rope is None, f"sinks with query {self.query}")
 
     def run(self) -> None:

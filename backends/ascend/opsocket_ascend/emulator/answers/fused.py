@@ -3,8 +3,11 @@ error here, so that no answer hides it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from opsocket_ascend.emulator.answers.elementwise import silu
 from opsocket_ascend.emulator.answers.movement import numbers
 from opsocket_ascend.emulator.calls import answers
 from opsocket_ascend.emulator.handles import EmulationError, Tensor
@@ -125,6 +128,80 @@ def unpacked_int4(weight: Tensor) -> np.ndarray:
     words = weight.value().view(np.uint32)
     nibbles = (words[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 0xF
     return (nibbles.astype(np.int8).reshape(words.shape[0], -1).astype(np.float64) + 8) % 16 - 8
+
+
+_GROUPED = (
+    "x weight bias scale offset group_scale group_offset per_token ends act_in act_scale act_offset split:int "
+    "group_type:int list_type:int act:int tuning out act_out act_out_scale"
+)
+
+
+@answers("aclnnGroupedMatmulV5", _GROUPED)
+def _grouped_matmul(*arguments: object) -> None:
+    names = [word.partition(":")[0] for word in _GROUPED.split()]
+    a: dict[str, Any] = dict(zip(names, arguments, strict=True))
+    absent(**{name: a[name] for name in ("offset", "tuning", *(name for name in names if name.startswith("act_")))})
+    attributes = (a["split"], a["group_type"], a["list_type"], a["act"])
+    must(attributes == (3, 0, 0, 0), f"split, group type, list type, activation {attributes}: not emulated")
+    must(len(a["x"]) == len(a["out"]) == 1, "several x or results: not emulated")
+    x, out, weights, ends = a["x"][0], a["out"][0], a["weight"], a["ends"]
+    bounds = ends.value()
+    must(len(bounds) == len(weights) <= 128, f"ends {ends} of {len(weights)} weights")
+    must(bool(np.all(np.diff([0, *bounds]) >= 0)) and bounds[-1] == x.shape[0], f"ends {bounds} of {x}")
+    values, start, y = x.value().astype(np.float64), 0, np.zeros(out.shape)
+    for at, (weight, end) in enumerate(zip(weights, bounds, strict=True)):
+        product = values[start:end] @ _expert(a, at, weight, x)
+        if a["scale"] is not None:
+            scale, per_token = a["scale"][at], a["per_token"][0]
+            must(out.dtype.name == "f16" and scale.dtype.name == per_token.dtype.name == "f32", f"{scale} to {out}")
+            must(scale.shape == (out.shape[1],) and per_token.shape == (x.shape[0],), f"{scale}, {per_token}")
+            product *= scale.value() * per_token.value()[start:end, None]
+        if a["bias"] is not None:
+            bias = a["bias"][at]
+            must(x.dtype.name == "bf16" and bias.dtype.name == "f32" and bias.shape == (out.shape[1],), f"bias {bias}")
+            product += bias.value()
+        y[start:end], start = product, end
+    out.write(y)
+
+
+def _expert(a: dict[str, Any], at: int, weight: Tensor, x: Tensor) -> np.ndarray:
+    """f64 [K, N]."""
+    if weight.dtype.name != "i32":
+        must(weight.dtype == x.dtype and weight.shape[0] == x.shape[1], f"weight {weight} for {x}")
+        must((x.dtype.name == "i8") == (a["scale"] is not None), f"scales of {x}")
+        return weight.value().astype(np.float64)
+    scale, offset = a["group_scale"][at], a["group_offset"][at]
+    codes = unpacked_int4(weight)
+    must(scale.dtype == offset.dtype == x.dtype and scale.shape == offset.shape, f"{scale}, {offset} for {x}")
+    must(codes.shape[0] == x.shape[1] and codes.shape[0] % scale.shape[0] == 0, f"{weight} in groups of {scale}")
+    of_row = np.arange(codes.shape[0]) // (codes.shape[0] // scale.shape[0])
+    return (codes + offset.value()[of_row]) * scale.value()[of_row]
+
+
+@answers("aclnnSwiGlu", "x dim:int out")
+def _swiglu(x: Tensor, dim: int, out: Tensor) -> None:
+    gate, up = np.split(x.value(), 2, dim)
+    out.write(silu(gate) * up)
+
+
+@answers("aclnnRotaryPositionEmbeddingV2", "x cos sin mode:int rotate out")
+def _rotary(x: Tensor, cos: Tensor, sin: Tensor, mode: int, rotate: Tensor | None, out: Tensor) -> None:
+    absent(rotate=rotate)
+    half, interleave = 0, 1
+    must(mode in (half, interleave), f"mode {mode}: not emulated")
+    must(len(x.shape) == 4 and cos.shape == sin.shape and cos.dtype == sin.dtype == x.dtype, f"{x} by {cos}, {sin}")
+    must(x.shape[-1] % 2 == 0 and x.shape[-1] < 896 and cos.shape[-1] == x.shape[-1], f"{x} by {cos}")
+    must(x.shape[0] * x.shape[2] < 1000 and cos.shape[:3] == (1, x.shape[1], 1), f"{x} by {cos}: only 1S1D is emulated")
+    for part in (cos, sin):
+        must(bool(np.all(np.abs(part.value()) <= 1)), f"{part} beyond [-1, 1]")
+    values = x.value()
+    turned = np.empty_like(values)
+    if mode == half:
+        first, second = np.split(values, 2, -1)
+        turned = np.concatenate([-second, first], -1)
+    else:
+        turned[..., ::2], turned[..., 1::2] = -values[..., 1::2], values[..., ::2]
+    out.write(values * cos.value() + turned * sin.value())
 
 
 @answers(

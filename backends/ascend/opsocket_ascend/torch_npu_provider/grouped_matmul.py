@@ -1,0 +1,101 @@
+"""A product per expert by `npu_grouped_matmul`: rows sorted by expert in one array, a weight for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from opsocket.operators import GroupedMatmulPlan, PackedWeight, Request, Session
+from opsocket.operators.torch_session import TORCH_DTYPES
+from opsocket_ascend.torch_npu_provider import strict, weight_only
+from opsocket_ascend.torch_provider import matmul as general
+
+
+class NpuGroupedMatmul(GroupedMatmulPlan):
+    """16-bit weights; those of int8 codes with int8 activations, and of 4-bit groups, are subclasses.
+
+    The operator wants its last group to end at x's last row. So the last expert gets the rows of nobody as well, and
+    what it makes of them is not kept.
+    """
+
+    weight_layouts = ("dense",)
+
+    @classmethod
+    def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
+        return general.prepare(session, request, tensors)
+
+    @classmethod
+    def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
+        return general.widened(packed, slice(None))
+
+    def _run(
+        self,
+        x: torch.Tensor,
+        packed: Sequence[PackedWeight],
+        expert_offsets: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if not len(x):
+            return x.new_empty(0, self.spec.n, dtype=TORCH_DTYPES[self.spec.out_dtype]) if out is None else out
+        ends = expert_offsets[1:].clone()
+        ends[-1] = len(x)
+        biases = None if bias is None else list(bias.unbind(0))
+        y = self._product(x.contiguous(), [weight.content for weight in packed], ends, biases)
+        if out is None:
+            return y
+        kept = torch.arange(len(x), device=x.device) < expert_offsets[-1]
+        return out.copy_(torch.where(kept.unsqueeze(1), y, out))
+
+    def _product(
+        self, x: torch.Tensor, weights: list[Any], ends: torch.Tensor, biases: list[torch.Tensor] | None
+    ) -> torch.Tensor:
+        return strict.grouped_matmul(x, [weight.t() for weight in weights], ends, x.dtype, bias=biases)
+
+
+class NpuGroupedMatmulW8A8(NpuGroupedMatmul):
+    """`npu_dynamic_quant` of each row, and both scales in f32 in the product."""
+
+    weight_layouts = ("codes",)
+
+    def _product(
+        self, x: torch.Tensor, weights: list[Any], ends: torch.Tensor, biases: list[torch.Tensor] | None
+    ) -> torch.Tensor:
+        codes, per_token = strict.dynamic_quant(x)
+        return strict.grouped_matmul(
+            codes,
+            [weight.codes.t() for weight in weights],
+            ends,
+            x.dtype,
+            scale=[weight.scale.view(-1) for weight in weights],
+            per_token=per_token,
+        )
+
+
+class NpuGroupedMatmulWeightOnly(NpuGroupedMatmul):
+    """int4 codes with a scale and an offset of x's type per group."""
+
+    weight_layouts = (weight_only.LAYOUT,)
+
+    @classmethod
+    def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
+        return weight_only.prepare(session, request, tensors)
+
+    @classmethod
+    def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
+        return weight_only.dequantized(session, packed)
+
+    def _product(
+        self, x: torch.Tensor, weights: list[Any], ends: torch.Tensor, biases: list[torch.Tensor] | None
+    ) -> torch.Tensor:
+        return strict.grouped_matmul(
+            x,
+            [weight.codes for weight in weights],
+            ends,
+            x.dtype,
+            group_scale=[weight.scale for weight in weights],
+            group_offset=[weight.offset for weight in weights],
+        )
