@@ -78,6 +78,7 @@ def cases() -> Iterator[Case]:
     yield from _laws()
     yield from _combined()
     yield from _permitted()
+    yield from _permitted_alone()
     yield from _probes()
 
 
@@ -226,6 +227,30 @@ def _permitted() -> Iterator[Case]:
         for batch in ("decode", "prefill", "verify", "long"):
             latent = {"hq": 16, "hkv": 1, "d": 576, "dv": 512, "latent": True}
             yield _attention("default", {"batch": batch, "lse": True} | latent | permitted)
+
+
+def _permitted_alone() -> Iterator[Case]:
+    """The same for what backends have other kernels or tiles for: head sizes, formats of a cache, masks, functions."""
+    for q in ("bf16", "f16"):
+        fast: dict[str, Any] = {"q": q, "prob": q, "exp": "approx", "tanh": "approx", "acc": "f32_truncating", "deq": q}
+        fixed = {name: (value,) for name, value in fast.items()}
+        for batch in ("decode", "prefill"):
+            yield Case(Attention(9, 3, batch=batch, **fast), 0, "smoke")
+        yield from _every(
+            "default", **fixed, heads=HEADS[:3], d=(64, 128, 256, 80), bs=(16, 0), batch=("decode", "chunk", "mixed", "long"),
+            x=("normal", "peaky", "needle"),
+        )  # fmt: skip
+        yield from _every(
+            "default", **fixed, heads=HEADS[:2], d=(64, 128), kv=(*INT8[:2], INT4[0], *FP8[:2], FP8[4]),
+            batch=("decode", "chunk"), x=("normal", "peaky"),
+        )  # fmt: skip
+        knobs: tuple[dict[str, Any], ...] = (
+            {"mask": "tree", "batch": "verify"}, {"mask": "full", "right": 5}, {"alibi": True}, {"cap": 5.0},
+            {"strided": True, "out": "f32"},
+        )  # fmt: skip
+        for knob in knobs:
+            yield from (Case(Attention(**{"d": d, "batch": "chunk", **knob, **fast})) for d in (64, 128))
+        yield Case(Attention(16, 1, d=576, dv=512, latent=True, kv=FP8[0], batch="chunk", **fast))
 
 
 def _probes() -> Iterator[Case]:

@@ -98,6 +98,9 @@ def cases() -> Iterator[Case]:
         ):  # fmt: skip
             yield Case(GroupedMatmul(w=w, dtype=dtype), 0, "smoke" if w == dtype else "default")
             yield Case(GroupedMatmul(experts=17, m=9, n=24, k=512, w=w, dtype=dtype, bias=True))
+            if dtype != "f32" and get_format(w).activation == "none":
+                fast = GroupedMatmul(w=w, dtype=dtype, acc="f32_truncating", deq=dtype)
+                yield Case(fast, 0, "smoke" if w == dtype else "default")
         yield Case(GroupedMatmul(experts=1, m=1, w=dtype, dtype=dtype))
     for dtype in ("bf16", "f16"):
         permitted: dict[str, Any] = {"dtype": dtype, "acc": "f32_truncating", "deq": dtype}

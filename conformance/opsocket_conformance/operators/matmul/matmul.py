@@ -96,7 +96,7 @@ def _cases(w: str, dtype: str) -> Iterator[Case]:
     smoke = w == dtype or (w in SMOKE and dtype == "bf16")
     yield Case(Matmul(w=w, dtype=dtype), 0, "smoke" if smoke else "default")
     yield Case(Matmul(m=1, n=72, k=512, w=w, dtype=dtype, bias=True))
-    yield Case(Matmul(m=37, n=136, k=256, w=w, dtype=dtype, strided=True))
+    yield Case(Matmul(m=37, n=136, k=256, w=w, dtype=dtype, strided=True), 0, "smoke" if w == dtype else "default")
     yield Case(Matmul(m=5, n=8, k=1024, w=w, dtype=dtype, x="outliers"))
     yield Case(Matmul(m=67, n=264, k=768, w=w, dtype=dtype), 0, "full")
     yield Case(Matmul(m=0, n=40, k=256, w=w, dtype=dtype))
@@ -107,6 +107,12 @@ def _cases(w: str, dtype: str) -> Iterator[Case]:
     if dtype != "f32" and w in SMOKE:
         yield Case(Matmul(w=w, dtype=dtype, out="f32", acc="f32_truncating", step=16))
         yield Case(Matmul(w=w, dtype=dtype, deq=dtype))
+    if dtype != "f32" and get_format(w).activation == "none":
+        # What an engine permits for speed: matrix units, of which a dequantized weight takes rounded numbers.
+        yield Case(Matmul(m=37, w=w, dtype=dtype, acc="f32_truncating", deq=dtype), 0, "smoke" if smoke else "default")
+        if w in SMOKE:
+            yield Case(Matmul(m=1, w=w, dtype=dtype, acc="f32_truncating", deq=dtype))
+            yield Case(Matmul(m=130, n=72, w=w, dtype=dtype, acc="f32_truncating", deq=dtype, bias=True))
     if dtype == "f32" or get_format(w).activation != "none":
         yield Case(Matmul(m=2, n=24, k=4096, w=w, dtype=dtype, x="cancel"))
         yield Case(Matmul(m=2, n=24, k=4096, w=w, dtype=dtype, x="extreme"))
