@@ -16,7 +16,7 @@ from opsocket_triton.cache.write import formats
 from opsocket_triton.launch import launch
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "block_size"))
 def read_rows(
     table,
     k,

@@ -14,7 +14,7 @@ from opsocket_triton.cache.tables import DeviceTable, first_rows
 from opsocket_triton.launch import launch
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "block_size"))
 def write_rows(
     table,
     k,
