@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opsocket_triton.arches import ARCHES, find_arch
-from opsocket_triton.artifact import Measured, dots_of, dots_without_unit, judged, occupancy, problems
+from opsocket_triton.artifact import Accepted, Measured, dots_of, dots_without_unit, judged, occupancy, problems
 from opsocket_triton.compile import compile_all, main, read_records, rows
 from opsocket_triton.ladder import TritonLadder
 from opsocket_triton.specialization import Specialization
@@ -89,14 +89,22 @@ def test_a_compiler_that_dies_is_a_problem_of_its_kernel_alone(tmp_path, monkeyp
     assert made[2].problems == ()
 
 
-def test_a_written_reason_beside_the_kernel_accepts_a_spill_and_nothing_else() -> None:
-    found = {"spills": "3 to memory", "shared memory": "too much"}
-    reasons = {("wide", "gfx1100", "spills"): "half the tile reads V twice", ("wide", "gfx1100", "shared memory"): "no"}
-    wrong, accepted = judged(GFX1100, "module:wide", found, reasons)
-    assert wrong == ("shared memory: too much",)
-    assert accepted == ("spills: 3 to memory (half the tile reads V twice)",)
-    assert judged(GFX942, "module:wide", found, reasons)[1] == ()
-    assert judged(GFX1100, "module:other", found, reasons)[1] == ()
+def test_a_written_reason_beside_the_kernel_accepts_a_spill_of_so_many_bytes_and_nothing_else() -> None:
+    wide = dataclasses.replace(ADD, kernel="module:wide", constants=(("D", 512),))
+    reasons = Accepted("half the tile reads V twice", 12, {"D": 512}), Accepted("of any size", 4)
+    accepting = {("wide", "gfx1100", kind): reasons for kind in ("spills", "shared memory")}
+    spilled = Measured(registers=256, spills=3, local_bytes=12, shared_bytes=GFX1100.shared_bytes + 1)
+    wrong, accepted = judged(GFX1100, wide, spilled, accepting)
+    assert [text.partition(":")[0] for text in wrong] == ["shared memory"]
+    assert accepted == ("spills: 3 to memory, 12 bytes of each lane (half the tile reads V twice)",)
+    assert judged(GFX942, wide, spilled, accepting)[1] == ()
+    assert judged(GFX1100, dataclasses.replace(wide, kernel="module:other"), spilled, accepting)[1] == ()
+    more = dataclasses.replace(spilled, local_bytes=16, shared_bytes=0)
+    narrow = dataclasses.replace(wide, constants=(("D", 64),))
+    for launch, measured, most in ((wide, more, 12), (narrow, spilled, 4)):
+        wrong, accepted = judged(GFX1100, launch, measured, accepting)
+        assert accepted == ()
+        assert f", and at most {most} are accepted" in wrong[-1] + wrong[0]
 
 
 # ---- what is read, and what follows

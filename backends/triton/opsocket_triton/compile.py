@@ -31,7 +31,7 @@ from typing import IO, Any, Final
 from opsocket.operators import ContractError
 from opsocket.runtime.files import cache_folder
 from opsocket_triton.arches import ARCHES, Arch, find_arch
-from opsocket_triton.artifact import ACCEPTED_NAME, Artifact, Kind, Measured, judged, occupancy, problems
+from opsocket_triton.artifact import ACCEPTED_NAME, Artifact, Measured, judged, occupancy
 from opsocket_triton.specialization import Specialization
 
 _LIMIT_S: Final = 600.0
@@ -170,10 +170,10 @@ def make(specialization: Specialization, arch: Arch, cached: bool = True, assemb
     try:
         module = importlib.import_module(specialization.kernel.partition(":")[0])
         function = getattr(module, specialization.kernel.partition(":")[2])
-        measured, seconds, found = _measured(function, specialization, arch, cached and assembly is None, assembly)
+        measured, seconds = _measured(function, specialization, arch, cached and assembly is None, assembly)
+        wrong, accepted = judged(arch, specialization, measured, getattr(module, ACCEPTED_NAME, {}))
     except Exception as error:
-        module, measured, seconds, found = None, Measured(), 0.0, {"compiler": _told(error)}
-    wrong, accepted = judged(arch, specialization.kernel, found, getattr(module, ACCEPTED_NAME, {}))
+        measured, seconds, wrong, accepted = Measured(), 0.0, (f"compiler: {_told(error)}",), ()
     return Artifact(
         specialization.kernel,
         str(specialization),
@@ -198,13 +198,12 @@ def _told(error: BaseException) -> str:
 
 def _measured(
     function: Any, specialization: Specialization, arch: Arch, cached: bool, assembly: Path | None
-) -> tuple[Measured, float, dict[Kind, str]]:
+) -> tuple[Measured, float]:
     file = cache_folder() / "compiled" / f"{_key(function, specialization, arch)}.json"
     if cached and file.is_file():
         try:
             content = json.loads(file.read_text())
-            measured = _measured_from_json(content["measured"])
-            return measured, content["seconds"], problems(arch, measured)
+            return _measured_from_json(content["measured"]), content["seconds"]
         except (ValueError, KeyError, TypeError):
             pass  # written by half: made anew
     started = time.perf_counter()
@@ -215,7 +214,7 @@ def _measured(
         partial = file.with_suffix(f".{os.getpid()}.tmp")
         partial.write_text(json.dumps({"measured": asdict(measured), "seconds": seconds}))
         os.replace(partial, file)
-    return measured, seconds, problems(arch, measured)
+    return measured, seconds
 
 
 def _key(function: Any, specialization: Specialization, arch: Arch) -> str:

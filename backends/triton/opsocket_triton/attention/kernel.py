@@ -20,6 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from opsocket_triton.artifact import FEW, Accepted
 from opsocket_triton.cache.codes import decode, unpack
 from opsocket_triton.functions import exp_exact, log_exact, tanh_approx, tanh_exact
 
@@ -36,11 +37,19 @@ ITEM = tl.constexpr(16)
 """Numbers of an item; `schedule.ITEM` names them."""
 
 
-_RDNA = (
-    "16-bit heads of 64 and 128 have none; with tree masks, ALiBi and softcap a few, beyond 256 and of f32 many: WMMA "
-    "takes each factor twice, f32 has no matrix unit, and a lane has 256 registers"
+_WIDE = (
+    "rows of a factor in f32 are held whole where no matrix unit takes them, and a lane has 256 registers; numerics "
+    "that permit 16 bits have none of it"
 )
-ACCEPTED = {("attend", arch, "spills"): _RDNA for arch in ("gfx1100", "gfx1201")}
+_RDNA = (
+    Accepted(_WIDE, 2048, {"QK": "f32", "D0": 512}),
+    Accepted(_WIDE, 576, {"QK": "f32", "D0": 256}),
+    Accepted(_WIDE, 128, {"QK": "f32", "D0": 128}),
+)
+ACCEPTED = {
+    **{("attend", arch, "spills"): (Accepted(FEW, 32),) for arch in ("sm_80", "sm_90", "sm_100", "sm_120")},
+    **{("attend", arch, "spills"): _RDNA for arch in ("gfx1100", "gfx1201")},
+}
 
 
 @triton.jit

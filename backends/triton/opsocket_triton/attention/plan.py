@@ -111,13 +111,14 @@ class TritonAttention(AttentionPlan):
         parts = self._tiling.most_parts
         if bounds.max_kv_len is not None and bounds.max_kv_len <= _LEAST_PART:
             parts = 0
+        small = sequences + parts + (0 if self._tiling.has_large else -(-rows // SMALL_ROWS))
         large = -(-rows // self._large.rows) + sequences + parts if self._has_large() else 0
-        return sequences + parts, large, min(rows, parts // 2 * self._height())
+        return small, large, min(rows, parts // 2 * self._height())
 
     def _has_large(self) -> bool:
-        """Whether a sequence within the bounds may have more rows than a small tile."""
+        """Whether a sequence within the bounds may have more rows than a small tile, and large ones are higher."""
         most = self.request.bounds.max_q_len
-        return most is None or most * self.spec.group > SMALL_ROWS
+        return self._tiling.has_large and (most is None or most * self.spec.group > SMALL_ROWS)
 
     def _height(self) -> int:
         """Rows of the highest tile."""

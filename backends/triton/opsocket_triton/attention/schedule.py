@@ -41,6 +41,11 @@ class Tiling:
     least_part: int
 
     @property
+    def has_large(self) -> bool:
+        """Whether large tiles are higher than small ones; where not, all are small."""
+        return self.rows > SMALL_ROWS
+
+    @property
     def most_parts(self) -> int:
         """Of all tiles together: a part has at least its share of all keys, and the last one of a tile what is left."""
         return 2 * self.programs
@@ -71,7 +76,7 @@ def schedule(batch: AttentionBatch, spec: AttentionSpec, cache: CacheSpec | None
         positions = np.clip(relative, -_FAR, _FAR)
 
     rows = q_lens * group
-    is_small = rows <= SMALL_ROWS
+    is_small = (rows <= SMALL_ROWS) | (not tiling.has_large)
     height = np.where(is_small, SMALL_ROWS, tiling.rows)
     tiles = -(-rows // height)
     of = np.repeat(np.arange(len(rows)), tiles)

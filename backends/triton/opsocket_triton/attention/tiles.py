@@ -84,13 +84,14 @@ def tile(request: Request, made_of: Products, arch: str, is_large: bool) -> Tile
     """The tile of a request's small or large items: the largest whose rows, factors and sums stay in registers."""
     spec = request.spec
     assert isinstance(spec, AttentionSpec)
-    widest = max(sum(split_dim(spec.head_dim_qk)), sum(split_dim(spec.head_dim_vo)))
+    of_qk, of_vo = split_dim(spec.head_dim_qk), split_dim(spec.head_dim_vo)
+    widest = max(sum(of_qk), sum(of_vo))
     kind = _kind(arch)
     if "f32" in (made_of.qk, made_of.pv):
-        return _exact_tile(widest, kind, is_large)
+        return _exact_tile(widest, kind)
     has_more = spec.mask == "tree" or spec.alibi or spec.softcap is not None
     if not is_large or (widest > 256 and kind in ("mma", "rdna")) or (has_more and kind == "rdna"):
-        return _small_tile(widest, kind)
+        return _small_tile(widest, kind, is_split=of_qk[1] + of_vo[1] > 0)
     if widest > 256:
         return Tile(32, 32, 4 if kind == "cdna" else 8, 2, unmasked=True)
     if kind == "rdna":
@@ -100,18 +101,23 @@ def tile(request: Request, made_of: Products, arch: str, is_large: bool) -> Tile
     return Tile(128, 32 if widest > 64 and kind == "mma" else 64, 8, 2, unmasked=True)
 
 
-def _small_tile(widest: int, kind: str) -> Tile:
+def _small_tile(widest: int, kind: str, is_split: bool) -> Tile:
+    """is_split: whether a head is of two tiles, of which each has factors in registers."""
     if kind == "rdna":
         return Tile(16, 16 if widest > 64 else 32, 4 if widest <= 256 else 8, 2, unmasked=False)
-    return Tile(16, 64 if widest <= 128 else 32, 4 if widest <= 256 or kind == "cdna" else 8, 2, unmasked=False)
+    keys = 64 if widest <= 128 and not is_split else 32
+    return Tile(16, keys, 4 if widest <= 256 or kind == "cdna" else 8, 2, unmasked=False)
 
 
-def _exact_tile(widest: int, kind: str, is_large: bool) -> Tile:
-    """Without matrix units for f32, which CDNA has, a lane holds the rows and columns of both factors that it needs."""
+def _exact_tile(widest: int, kind: str) -> Tile:
+    """Without matrix units for f32, which CDNA has, a lane holds the rows and columns of both factors that it needs.
+
+    One for all items: more rows would read K and V less often, but on-chip memory, from which a product without matrix
+    units takes up to three factors for every two operations, is the limit before that.
+    """
     if kind == "rdna":
         return Tile(16, 16, 16, 1, unmasked=False)
-    keys = 32 if widest <= 256 and not is_large else 16
-    return Tile(32 if is_large and widest <= 256 else 16, keys, 8, 1, unmasked=False)
+    return Tile(16, 32 if widest <= 256 else 16, 8, 1, unmasked=False)
 
 
 def _kind(arch: str) -> str:

@@ -237,8 +237,8 @@ def _permitted_alone() -> Iterator[Case]:
         for batch in ("decode", "prefill"):
             yield Case(Attention(9, 3, batch=batch, **fast), 0, "smoke")
         yield from _every(
-            "default", **fixed, heads=HEADS[:3], d=(64, 128, 256, 80), bs=(16, 0), batch=("decode", "chunk", "mixed", "long"),
-            x=("normal", "peaky", "needle"),
+            "default", **fixed, heads=HEADS[:3], d=(64, 128, 256, 80), bs=(16, 0),
+            batch=("decode", "chunk", "mixed", "long"), x=("normal", "peaky", "needle"),
         )  # fmt: skip
         yield from _every(
             "default", **fixed, heads=HEADS[:2], d=(64, 128), kv=(*INT8[:2], INT4[0], *FP8[:2], FP8[4]),
