@@ -8,7 +8,8 @@ Here
   own memory, which on a simulated device is within reach for that long only, instead of on copies on the host;
 - a lane that a mask without `other` leaves out holds a poison, not a zero;
 - a dot is at least 16 x 16 x 16 (32 deep for 8-bit types), and one of f32 says input_precision="ieee": a chip would
-  round its factors to tf32 otherwise.
+  round its factors to tf32 otherwise;
+- programs that go the same way are carried out together (`lockstep`).
 
 What it can't see: races, memory order, shared memory, the number of warps, fused products and sums, the chip's own
 approximations of exp2, log2 and division. It patches private classes, so Triton's version is part of its contract.
@@ -16,6 +17,7 @@ approximations of exp2, log2 and division. It patches private classes, so Triton
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ import triton.runtime.interpreter as base
 from triton.runtime.jit import JITFunction
 
 from opsocket_simulated import memory
-from opsocket_triton import interpreter_types
+from opsocket_triton import interpreter_types, lockstep
 
 TRITON: Final = "3.9"
 """The version whose private classes are patched here."""
@@ -62,8 +64,10 @@ def install() -> None:
     _patch_once()
     interpreter_types.install()
     _mend_arithmetic()
+    lockstep.take_down()
     _guard_memory()
     _refuse_narrow_reductions()
+    lockstep.install()
 
 
 def _interpret_library() -> None:
@@ -189,18 +193,12 @@ def _guard_memory() -> None:
     builder = base.InterpreterBuilder
     load, store = builder.create_masked_load, builder.create_masked_store
     atomic_rmw, atomic_cas = builder.create_atomic_rmw, builder.create_atomic_cas
-    convert, execute = base._implicit_cvt, base.GridExecutor.__call__
+    convert = base._implicit_cvt
 
     def remembering(arg: Any) -> Any:
         if isinstance(arg, torch.Tensor):
             _remember(arg)
         return convert(arg)
-
-    def as_they_are(self: Any, args: Any, kwargs: Any) -> Any:
-        return list(args), dict(kwargs)
-
-    def nothing(self: Any, *args: Any) -> None:
-        return None
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         tensors = [arg for arg in (*args, *kwargs.values(), *_reached) if isinstance(arg, torch.Tensor)]
@@ -210,7 +208,7 @@ def _guard_memory() -> None:
             _patched.clear()
             for tensor in _reached:
                 _remember(tensor)
-            return execute(self, *args, **kwargs)
+            _execute(self, args, kwargs)
 
     def masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
         mask = _as_bool(mask)
@@ -238,9 +236,31 @@ def _guard_memory() -> None:
         return atomic_cas(self, pointers, *rest)
 
     base._implicit_cvt, base.GridExecutor.__call__ = remembering, call
-    base.GridExecutor._init_args_hst, base.GridExecutor._restore_args_dev = as_they_are, nothing
     builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
     builder.create_atomic_rmw, builder.create_atomic_cas = rmw, cas
+
+
+def _execute(launch: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """All programs of a launch, on its tensors' own memory: Triton's would copy each to the host and back."""
+    signature = inspect.signature(launch.fn)
+    bound = signature.bind(*args, **{name: value for name, value in kwargs.items() if name in signature.parameters})
+    bound.apply_defaults()
+    patched = base._patch_lang(launch.fn)
+    try:
+        given = {
+            name: value if name in launch.constexprs else base._implicit_cvt(value)
+            for name, value in bound.arguments.items()
+        }
+        grid = launch.grid(given) if callable(launch.grid) else launch.grid
+        x, y, z = (*grid, 1, 1)[:3]
+        base.interpreter_builder.set_grid_dim(x, y, z)
+        try:
+            constants = tuple(str(given[name]) for name in launch.constexprs)
+            lockstep.run(lambda: launch.fn(**given), (x, y, z), (launch.fn, constants))
+        except Exception as error:
+            raise base.InterpreterError(repr(error)) from error
+    finally:
+        patched.restore()
 
 
 @contextmanager

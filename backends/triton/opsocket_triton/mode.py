@@ -1,9 +1,8 @@
 """Whether this process runs kernels on a chip, or under Triton's interpreter in a chip's place.
 
 `OPSOCKET_INTERPRET=sm_90,gfx942` lists an interpreted device of each of these architectures under its backend: Python
-and NumPy carry out the kernels' own source, one program after the other. Such a device is never `auto`'s choice, its
-figures say nothing about speed, and a report names it as interpreted. A process is of one mode from its first kernel
-on.
+and NumPy carry out the kernels' own source. Such a device is never `auto`'s choice, its figures say nothing about
+speed, and a report names it as interpreted. A process is of one mode from its first kernel on.
 
 Its memory is that of a simulated device, which the host can't touch. It is the host's own where no such device can be
 had, or `OPSOCKET_INTERPRET_MEMORY=host` asks for that; what the host does to the device's memory is then not seen.
