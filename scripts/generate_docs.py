@@ -1,5 +1,6 @@
-"""Writes the generated blocks of README.md and docs/ anew, or checks them: `generate_docs.py [--check]`; or puts a
-self-test's matrix, which takes minutes to measure, into docs/kill-matrix.md: `generate_docs.py --kill-matrix FILE`.
+"""Writes the generated blocks of README.md and docs/ anew, or checks them: `generate_docs.py [--check]`; or puts what
+takes minutes to measure into its page: a self-test's matrix into docs/kill-matrix.md, `--kill-matrix FILE`; what
+compiled GPU kernels hold, from the reports of `opsocket verify`, into docs/gpu-kernels.md, `--kernels FILE...`.
 
 A block lies between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. What it says comes from the code: the support
 matrix asks every backend's `supports` the same requests that conformance asks, so it can't promise anything else.
@@ -7,11 +8,13 @@ matrix asks every backend's `supports` the same requests that conformance asks, 
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from opsocket.operators import (
     AddSpec,
@@ -44,6 +47,7 @@ from opsocket.quantization import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 KILL_MATRIX = ROOT / "docs" / "kill-matrix.md"
+GPU_KERNELS = ROOT / "docs" / "gpu-kernels.md"
 DTYPES = ("f32", "bf16", "f16")
 KV_FORMATS = (
     KVFormat("f32"),
@@ -167,10 +171,37 @@ def unlisted_faults() -> list[str]:
     return [fault.name for fault in all_faults() if f"| {fault.name} |" not in told]
 
 
-def put_kill_matrix(source: Path) -> None:
-    block = f"<!-- measured: kill-matrix -->\n\n{source.read_text()}\n<!-- end: kill-matrix -->"
-    pattern = r"<!-- measured: kill-matrix -->.*<!-- end: kill-matrix -->"
-    KILL_MATRIX.write_text(re.sub(pattern, lambda _: block, KILL_MATRIX.read_text(), flags=re.DOTALL))
+def put_measured(page: Path, name: str, text: str) -> None:
+    block = f"<!-- measured: {name} -->\n\n{text}\n<!-- end: {name} -->"
+    pattern = rf"<!-- measured: {name} -->.*<!-- end: {name} -->"
+    page.write_text(re.sub(pattern, lambda _: block, page.read_text(), flags=re.DOTALL))
+
+
+def kernels_table(source: Path) -> str:
+    """What the artifacts of a report of `opsocket verify` show: kernels by architectures."""
+    content = json.loads(source.read_text())["ladder"]
+    arches = content["architectures"]
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for entry in content["artifacts"]:
+        groups.setdefault(entry["kernel"].partition(":")[2], {}).setdefault(entry["arch"], []).append(entry["facts"])
+    lines = ["| kernel | " + " | ".join(arches) + " |", "| --- " * (len(arches) + 1) + "|"]
+    for kernel, by_arch in sorted(groups.items()):
+        cells = [_held(by_arch.get(arch, [])) for arch in arches]
+        lines.append(f"| `{kernel}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _held(facts: list[dict[str, Any]]) -> str:
+    """Registers, KiB of on-chip memory, per cent of occupancy."""
+    if not facts:
+        return ""
+    columns = (("registers", 1.0), ("shared bytes", 1 / 1024), ("occupancy", 100.0))
+    return ", ".join(_range([facts_of[name] * unit for facts_of in facts]) for name, unit in columns)
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low}-{high}"
 
 
 def main(check: bool) -> int:
@@ -194,5 +225,7 @@ def main(check: bool) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--kill-matrix"]:
-        put_kill_matrix(Path(sys.argv[2]))
+        put_measured(KILL_MATRIX, "kill-matrix", Path(sys.argv[2]).read_text())
+    if sys.argv[1:2] == ["--kernels"]:
+        put_measured(GPU_KERNELS, "kernels", "\n".join(kernels_table(Path(name)) for name in sys.argv[2:]))
     sys.exit(main(check="--check" in sys.argv[1:]))

@@ -90,7 +90,10 @@ def tile(request: Request, made_of: Products, arch: str, is_large: bool) -> Tile
     if "f32" in (made_of.qk, made_of.pv):
         return _exact_tile(widest, kind)
     has_more = spec.mask == "tree" or spec.alibi or spec.softcap is not None
-    if not is_large or (widest > 256 and kind in ("mma", "rdna")) or (has_more and kind == "rdna"):
+    has_codes = request.cache is not None and request.cache.k.is_quantized
+    # Codes that become the factors of both products are held in registers, as all factors are on "mma".
+    is_tight = widest > 256 and (kind in ("mma", "rdna") or (kind == "wgmma" and has_codes))
+    if not is_large or is_tight or (has_more and kind == "rdna"):
         return _small_tile(widest, kind, is_split=of_qk[1] + of_vo[1] > 0)
     if widest > 256:
         return Tile(32, 32, 4 if kind == "cdna" else 8, 2, unmasked=True)
