@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from opsocket_triton.cache.codes import decode
+
 
 @triton.jit
 def exp_exact(x):
@@ -106,8 +108,15 @@ def field_of(stored, field, BITS: tl.constexpr):
 
 @triton.jit
 def float_of_field(stored, field, BITS: tl.constexpr, OFFSET: tl.constexpr):
-    """f32 codes of a field of bytes, less OFFSET."""
-    if BITS == 8:
+    """f32 codes of a field of bytes, less OFFSET; or the small floats that OFFSET names, of e2m1 twice each."""
+    if OFFSET == "f8e4m3fn":
+        return decode(stored, OFFSET, tl.float32)
+    elif OFFSET == "e2m1":
+        # Laid into an f16, whose exponent counts from 15 and not from 1: 2^-14 of it, the subnormal number included.
+        code = field_of(stored, field, BITS).to(tl.uint16)
+        small = ((code & 8) << 12) | ((code & 7) << 9)
+        return small.to(tl.float16, bitcast=True).to(tl.float32) * 32768.0
+    elif BITS == 8:
         return float_of_byte(stored.to(tl.uint8, bitcast=True) ^ 0x80, 128)
     else:
         return float_of_byte(field_of(stored, field, BITS), OFFSET)
@@ -121,9 +130,14 @@ def float_of_sum(total):
 
 @triton.jit
 def signed_field(stored, field, BITS: tl.constexpr, OFFSET: tl.constexpr):
-    """i8 codes of a field of bytes, less OFFSET."""
+    """i8 codes of a field of bytes, less OFFSET; of OFFSET e2m1 twice the numbers that they stand for."""
     if BITS == 8:
         return stored
+    elif OFFSET == "e2m1":
+        # 0, 1, 2, 3, 4, 6, 8, 12: the nibbles of one number.
+        code = field_of(stored, field, BITS).to(tl.int32)
+        size = (tl.full((1,), -0x379BCDF0, tl.int32) >> ((code & 7) * 4)) & 15
+        return tl.where(code > 7, -size, size).to(tl.int8)
     elif OFFSET == 0:
         return field_of(stored, field, BITS).to(tl.int8, bitcast=True)
     else:

@@ -15,8 +15,6 @@ def refusals(request: Request) -> tuple[Reason, ...]:
     """Why a request for a weight's rows or products is not served; empty when it is."""
     spec: Any = request.spec
     fmt = get_format(spec.weight_format)
-    if fmt.code in ("f8e4m3fn", "e2m1"):
-        return (Reason("weight_format", "weight_format", fmt.id, "floats of 16 or 32 bits, or integer codes"),)
     try:
         fmt.tensor_specs(spec.n, spec.k)
     except ContractError as error:

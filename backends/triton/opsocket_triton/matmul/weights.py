@@ -1,4 +1,5 @@
-"""Weights as the kernels read them: "dense" floats, or "fields", integer codes in fields of 2, 4 or 8 bits.
+"""Weights as the kernels read them: "dense" floats, or "fields", codes in fields of 2, 4 or 8 bits: integers, or small
+floats that the kernels decode.
 
 Both lie in rows of slabs. A slab is 32 stored elements of a row, floats or bytes: one sector of an NVIDIA GPU's memory
 where they are bytes, and the depth of one step of an int8 matrix unit. Byte b of slab s holds 8 / bits codes; field f,
@@ -20,10 +21,11 @@ import torch
 
 from opsocket.operators import PackedWeight, Request, Session
 from opsocket.operators.torch_session import storage_bytes
-from opsocket.quantization import GroupedWeight, QuantFormat, get_format
+from opsocket.quantization import GroupedWeight, QuantFormat, ScaledFloats, f32_to_bf16, get_format
 
 LAYOUTS: Final = ("dense", "fields")
 SLAB: Final = 32
+_E2M1_OF_TWICE: Final = np.array([0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7], np.int8)
 _ROWS: Final = 16
 """Scales of a group lie in a multiple of these, so that each group's begin on a multiple of 16 bytes."""
 
@@ -66,16 +68,17 @@ class DenseWeight:
 class FieldWeight:
     """W[n, p] = scale[g, n] * (field[n, j] - offset) - minimum[g, n], g = j // group, p = permutation[j] (or j).
 
-    stored: i8 [N, K] where bits is 8, else u8 [N, K * bits / 8], K padded to whole slabs. group: columns that share a
-    scale; 0: a whole row does, and there is no minimum. scale: f16 where the format has it so, else f32, [groups, N], N
-    padded to a multiple of 16 and groups to those of all slabs. minimum: None, the same, or i8: a zero point, which
-    scale multiplies. permutation: i64 [K] or None. addresses: i64 [4], on the device, where stored, scale, minimum and
-    permutation are (0: nowhere).
+    stored: i8 [N, K] where bits is 8, else u8 [N, K * bits / 8], K padded to whole slabs. offset: or the name of the
+    small float that a field is: "f8e4m3fn", u8 [N, K]; "e2m1", of which twice the number meets the scale. group:
+    columns that share a scale; 0: a whole row does, and there is no minimum. scale: f16 where the format has it so,
+    bf16 where it is a power of two, else f32, [groups, N], N padded to a multiple of 16 and groups to those of all
+    slabs. minimum: None, the same, or i8: a zero point, which scale multiplies. permutation: i64 [K] or None.
+    addresses: i64 [4], on the device, where stored, scale, minimum and permutation are (0: nowhere).
     """
 
     stored: torch.Tensor
     bits: int
-    offset: int
+    offset: int | str
     group: int
     scale: torch.Tensor
     minimum: torch.Tensor | None
@@ -112,7 +115,7 @@ class Form:
     bits 0: floats. has_minimum: or a zero point."""
 
     bits: int
-    offset: int
+    offset: int | str
     group: int
     width: int
     has_minimum: bool
@@ -125,8 +128,10 @@ def form_of(fmt: QuantFormat, k: int) -> Form:
     bits = next(width for width in (2, 4, 8) if width >= fmt.bits)
     per_byte = 8 // bits
     has_minimum = fmt.zero == "float_min" or (fmt.zero == "int" and bits < 8)
-    offset = 0 if bits == 8 or has_minimum else 1 << bits - 1
-    group = fmt.block_k if has_minimum or fmt.block_k != k else 0
+    offset: int | str = 0 if bits == 8 or has_minimum else 1 << bits - 1
+    if fmt.code in ("f8e4m3fn", "e2m1"):
+        offset = fmt.code
+    group = fmt.group_size(k) if has_minimum or fmt.group_size(k) != k else 0
     return Form(bits, offset, group, (k + -k % (SLAB * per_byte)) // per_byte, has_minimum)
 
 
@@ -156,8 +161,10 @@ def prepare(session: Session, request: Request, tensors: Mapping[str, np.ndarray
         rows = np.pad(tensors["weight"], ((0, 0), (0, -spec.k % SLAB)))
         weight = session.upload(rows, fmt.id)
         layout, content = "dense", DenseWeight(weight, _addresses(session, weight, None, None, None))
-    else:
+    elif fmt.has_integer_codes:
         layout, content = "fields", _fields(session, fmt, fmt.group(tensors, spec.n, spec.k))
+    else:
+        layout, content = "fields", _floats(session, fmt, fmt.scale_floats(tensors, spec.n, spec.k))
     return PackedWeight(fmt.id, spec.n, spec.k, layout, content, content.nbytes)
 
 
@@ -174,11 +181,20 @@ def _fields(session: Session, fmt: QuantFormat, grouped: GroupedWeight) -> Field
         codes = joined.reshape(grouped.n, -1)
     groups = -(-form.width * per_byte // form.group) if form.group else 1
     stored = session.upload(codes)
-    scale = session.upload(_by_group(_stored(fmt, grouped.scale), groups))
-    lowest = None if minimum is None else session.upload(_by_group(_stored(fmt, minimum), groups))
+    scale = _upload_scales(session, fmt, grouped.scale, groups)
+    lowest = None if minimum is None else _upload_scales(session, fmt, minimum, groups)
     order = None if grouped.input_permutation is None else session.upload(grouped.input_permutation)
     addresses = _addresses(session, stored, scale, lowest, order)
     return FieldWeight(stored, form.bits, form.offset, form.group, scale, lowest, order, addresses)
+
+
+def _floats(session: Session, fmt: QuantFormat, floats: ScaledFloats) -> FieldWeight:
+    form = form_of(fmt, floats.k)
+    stored = session.upload(np.pad(floats.codes, ((0, 0), (0, form.width - floats.k))))
+    groups = -(-form.width // form.group) if form.group else 1
+    scale = _upload_scales(session, fmt, floats.scale, groups)
+    addresses = _addresses(session, stored, scale, None, None)
+    return FieldWeight(stored, form.bits, form.offset, form.group, scale, None, None, addresses)
 
 
 def _addresses(session: Session, *tensors: torch.Tensor | None) -> torch.Tensor:
@@ -192,6 +208,8 @@ def _narrowed(form: Form, grouped: GroupedWeight) -> tuple[np.ndarray, np.ndarra
         # A zero point was subtracted: the fields count from the lowest code of each group up.
         lowest = grouped.codes.reshape(grouped.n, -1, grouped.group_size).min(-1)
         return grouped.codes - np.repeat(lowest, grouped.group_size, axis=1), -lowest
+    if form.offset == "e2m1":
+        return _E2M1_OF_TWICE[np.abs(grouped.codes)] | (grouped.codes < 0).astype(np.int8) << np.int8(3), None
     return grouped.codes + np.int8(form.offset), grouped.minimum
 
 
@@ -201,7 +219,14 @@ def _by_group(values: np.ndarray, groups: int) -> np.ndarray:
     return np.ascontiguousarray(np.pad(values.T, more))
 
 
-def _stored(fmt: QuantFormat, values: np.ndarray) -> np.ndarray:
-    """f32 values as f16 where the format has these themselves so, not their factors; integers as they are."""
-    is_half = fmt.scale_dtype == "f16" and fmt.super_block == 0
-    return values.astype(np.float16) if is_half and values.dtype == np.float32 else values
+def _upload_scales(session: Session, fmt: QuantFormat, values: np.ndarray, groups: int) -> torch.Tensor:
+    """Scales, minimums or zero points [N, groups] by group. f32 values are f16 where the format has these so,
+    not their factors; powers of two are bf16, which holds each; integers are as they are."""
+    uploaded: torch.Tensor
+    if fmt.scale_dtype == "e8m0":
+        uploaded = session.upload(_by_group(f32_to_bf16(values), groups), "bf16")
+    elif fmt.scale_dtype == "f16" and fmt.super_block == 0 and values.dtype == np.float32:
+        uploaded = session.upload(_by_group(values.astype(np.float16), groups))
+    else:
+        uploaded = session.upload(_by_group(values, groups))
+    return uploaded
