@@ -1,0 +1,46 @@
+"""SmolLM2's greedy tokens through the emulated NPU, beside those of the CPU backend with the same options.
+
+Both round activations to 16 bits, each in an order of its own, so that logits differ a little and near ties may fall
+either way. The prompt is one whose choices are far from that: by how much is part of the test.
+"""
+
+import numpy as np
+import pytest
+
+import opsocket
+from opsocket_engine.engine import Engine
+from opsocket_engine.options import EngineOptions
+from opsocket_engine.sampling import Sampler, SamplingParams
+
+PROMPT, TOKENS = "a b c d e f g", 4
+
+
+def generated(session, dtype, monkeypatch):
+    """Token ids, f32 [TOKENS, V] of the logits that they were chosen from, and who serves attention."""
+    seen, choose = [], Sampler.__call__
+
+    def watch(sampler, logits, *args, **kwargs):
+        seen.append(session.download(logits))
+        return choose(sampler, logits, *args, **kwargs)
+
+    options = EngineOptions(
+        dtype=dtype, kv_format=dtype, numerics="fast", block_size=128, num_blocks=4, max_batch=1, max_step_tokens=32
+    )
+    with monkeypatch.context() as patch, Engine.load(session, "smollm2", options) as engine:
+        patch.setattr(Sampler, "__call__", watch)
+        served = {session.supports(r).provider for r in engine.requests.distinct() if r.op == "attention"}
+        (completion,) = engine.generate([PROMPT], SamplingParams(max_tokens=TOKENS, ignore_eos=True))
+    return list(completion.token_ids), np.concatenate(seen), served
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_greedy_tokens_equal_those_of_the_cpu(session, monkeypatch, dtype):
+    with opsocket.open("cpu") as cpu:
+        wanted, logits, _ = generated(cpu, dtype, monkeypatch)
+    tokens, ours, served = generated(session, dtype, monkeypatch)
+    assert served == {"torch_npu"}
+    assert tokens == wanted
+    apart = np.abs(ours - logits).max()
+    top = np.sort(logits, axis=1)
+    assert (top[:, -1] - top[:, -2]).min() > 4 * apart, apart
