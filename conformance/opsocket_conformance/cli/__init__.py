@@ -16,6 +16,7 @@ from opsocket.cli.common import FAILED, backend_options, open_session, require_b
 if TYPE_CHECKING:
     from opsocket.runtime import RuntimeConfig
     from opsocket_conformance.case import Case, Tier
+    from opsocket_conformance.power.fault import Fault
     from opsocket_conformance.profiles import Profile
     from opsocket_conformance.report.data import Run
     from opsocket_conformance.verdicts import Result
@@ -62,6 +63,7 @@ class _Subcommands(click.Group):
 @click.option("--speed", is_flag=True, help="Then time plain cases that passed, warm and cold: no benchmark.")
 @click.option("--speed-filter", metavar="TEXT", default="", help="With --speed: time cases whose id has TEXT as well.")
 @click.option("--self-test", is_flag=True, help="Test the suite: does it find the faults whose name has --filter?")
+@click.option("--category", "categories", metavar="A,B", default="", help="With --self-test: only faults of these.")
 @click.option("--power", metavar="FILE", type=click.Path(), help="Put a self-test's --json into the report.")
 @click.option("--reproduce", "reproduce_file", type=_FILE, help="Write a script that runs the first failure alone.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, and no report on the screen.")
@@ -88,6 +90,7 @@ def command(
     speed: bool,
     speed_filter: str,
     self_test: bool,
+    categories: str,
     power: str | None,
     reproduce_file: IO[str] | None,
     quiet: bool,
@@ -111,7 +114,8 @@ def command(
     wanted = _wanted(profiles)
     if self_test:
         suite = plan_run(tier, wanted, case_ids, part=part).cases
-        _self_test(ctx, suite, chosen, text, jobs, seed, limit, json_file, markdown_file, quiet)
+        faults = _faults(text, categories)
+        _self_test(ctx, suite, chosen, faults, jobs, seed, limit, json_file, markdown_file, quiet)
         return
     planned = plan_run(tier, wanted, case_ids, text, part)
     cases = planned.cases
@@ -182,11 +186,22 @@ def command(
         ctx.exit(FAILED)
 
 
+def _faults(text: str, categories: str) -> list[Fault]:
+    from opsocket.operators import ContractError
+    from opsocket_conformance.power.catalogue import all_faults
+
+    known = {fault.category for fault in all_faults()}
+    wanted = {name.strip() for name in categories.split(",") if name.strip()} or known
+    if unknown := wanted - known:
+        raise ContractError("category", f"some of {sorted(known)}", repr(",".join(sorted(unknown))))
+    return [fault for fault in all_faults() if text in fault.name and fault.category in wanted]
+
+
 def _self_test(
     ctx: click.Context,
     cases: Sequence[Case],
     config: RuntimeConfig,
-    text: str,
+    faults: Sequence[Fault],
     jobs: int,
     seed: int,
     limit: float,
@@ -198,7 +213,7 @@ def _self_test(
     from opsocket_conformance.power.matrix import matrix
 
     started = time.perf_counter()
-    outcomes = self_test.self_test(cases, config, text=text, jobs=jobs, seed=seed, limit_s=limit, quiet=quiet)
+    outcomes = self_test.self_test(cases, config, faults=faults, jobs=jobs, seed=seed, limit_s=limit, quiet=quiet)
     reason = self_test.failure(outcomes)
     if json_file is not None:
         json_file.write(json.dumps(self_test.to_json(outcomes, time.perf_counter() - started), indent=1) + "\n")

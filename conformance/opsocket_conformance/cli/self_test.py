@@ -10,7 +10,6 @@ import click
 
 from opsocket_conformance.case import Case
 from opsocket_conformance.isolation import Pool, Question
-from opsocket_conformance.power.catalogue import all_faults
 from opsocket_conformance.power.fault import Fault
 from opsocket_conformance.power.matrix import summary
 from opsocket_conformance.power.self_test import Outcome, examine
@@ -24,10 +23,16 @@ _DEADLY_LIMIT_S: Final = 3.0
 
 
 def self_test(
-    cases: Sequence[Case], config: RuntimeConfig, *, text: str, jobs: int, seed: int, limit_s: float, quiet: bool
+    cases: Sequence[Case],
+    config: RuntimeConfig,
+    *,
+    faults: Sequence[Fault],
+    jobs: int,
+    seed: int,
+    limit_s: float,
+    quiet: bool,
 ) -> list[Outcome]:
-    """Put every fault whose name contains `text` to the cases of its operator, in worker processes."""
-    faults = [fault for fault in all_faults() if text in fault.name]
+    """Put every fault to the cases of its operator, in worker processes."""
     deadly = {fault.name for fault in faults if fault.isolated}
     pool, unbroken = Pool(config, jobs, limit_s), dict[str, Result]()
     outcomes: dict[str, Outcome] = {}
