@@ -33,7 +33,7 @@ class TritonLadder(Ladder):
         self.arches = tuple(arch.name for arch in arches_of(backend))
         self.limits = (
             f"Nothing of this has run on {vendor} hardware, and nothing is said of speed.",
-            "The interpreter runs one program after the other: it sees no race, no memory order, no synchronization.",
+            "Programs are interpreted in turn or in lockstep: no race, no memory order and no synchronization is seen.",
             "Sums and products are not fused there, and exp2, log2 and divisions are the host's, not the chip's.",
             "A product is summed as NumPy sums it, and rounds to nearest; matrix units may cut off, in other orders.",
             "Vendors' libraries, which serve first where they are installed, did not run: at most calls were bound.",

@@ -22,10 +22,14 @@ from opsocket.operators.torch_session import TorchSession
 from opsocket_simulated import memory as simulated
 from opsocket_triton import layouts, mode
 from opsocket_triton.cache.static_scales import PagedCache
+from opsocket_triton.staging import StagingRing, StreamTransfers
 
 
 class GpuSession(TorchSession):
     """Work is enqueued on torch's current stream of the device, AMD's too, which torch calls "cuda" as well."""
+
+    _staging: StagingRing | None = None
+    """Writes go by way of it on a chip; interpreted, the device is the host's own memory, or a copy runs at once."""
 
     def __init__(self, backend: Backend, device: DeviceInfo, options: SessionOptions) -> None:
         super().__init__(backend, device, options)
@@ -37,6 +41,7 @@ class GpuSession(TorchSession):
             mode.check_compiles(device)
             self.torch_device = torch.device("cuda", device.index)
             torch.cuda.set_device(self.torch_device)
+            self._staging = StagingRing(StreamTransfers())
 
     def allocate_cache(
         self,
@@ -56,6 +61,12 @@ class GpuSession(TorchSession):
         planes = {plane.name: self.empty(plane.shape, plane.dtype) for plane in layout.planes}
         on_device = (None if values is None else self.upload(values) for values in scales)
         return PagedCache(cache, layout, planes, *on_device, device=str(self.device), host_scales=scales)
+
+    def _copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        if self._staging is None:
+            super()._copy(target, source)
+        else:
+            self._staging.write(target, source)
 
     def synchronize(self) -> None:
         if self.torch_device.type != "cpu":

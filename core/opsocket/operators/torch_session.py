@@ -52,18 +52,7 @@ class TorchSession(Session):
             raise ResourceError("bytes of device memory", need, str(error).splitlines()[0]) from None
 
     def upload(self, array: np.ndarray, dtype: str | None = None) -> Array:
-        array = np.asarray(array)
-        if dtype is None:
-            dtype = _name_of(array)
-        want = _torch_dtype(dtype)
-        if dtype in ("bf16", "f8e4m3fn", "f8e4m3fnuz", "f8e5m2") and array.dtype.kind == "u":
-            if array.dtype != _UNSIGNED[want.itemsize]:
-                raise ContractError("array", f"raw bits of {want.itemsize} bytes for {dtype}", str(array.dtype))
-            signed = np.ascontiguousarray(array).view(np.int16 if want.itemsize == 2 else np.uint8)
-            return torch.from_numpy(signed.copy()).view(want).to(self.torch_device)
-        if array.dtype == np.uint16 or array.dtype.kind not in "fiub":
-            raise ContractError("array", f"values that {dtype} can hold", f"dtype {array.dtype}")
-        host = torch.from_numpy(np.array(array, order="C", copy=True))
+        host, want = _on_host(np.asarray(array), dtype)
         return host.to(self.torch_device, want)
 
     def download(self, array: Array) -> np.ndarray:
@@ -80,9 +69,17 @@ class TorchSession(Session):
         if values.ndim != len(info.shape) or values.shape[0] > info.shape[0] or values.shape[1:] != info.shape[1:]:
             raise ContractError("values", f"leading rows of shape {list(info.shape)}", f"shape {list(values.shape)}")
         as_it_is = _NUMPY.get(info.dtype) == values.dtype.type and values.flags.writeable and values.flags.c_contiguous
-        source = torch.from_numpy(values) if as_it_is else self.upload(values, info.dtype)
-        array[: values.shape[0]].copy_(source)
+        if as_it_is:
+            source = torch.from_numpy(values)
+        else:
+            host, want = _on_host(values, info.dtype)
+            source = host.to(want)
+        self._copy(array[: values.shape[0]], source)
         return array
+
+    def _copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """From the host to this session's device, behind the work enqueued before."""
+        target.copy_(source)
 
     def view(self, array: Array, shape: Sequence[int]) -> Array:
         try:
@@ -119,6 +116,21 @@ class TorchSession(Session):
         on = array.device
         device = str(self.device) if on == self.torch_device else str(on)
         return ArrayInfo(tuple(array.shape), _NAMES.get(array.dtype, str(array.dtype)), array.stride(), device)
+
+
+def _on_host(array: np.ndarray, dtype: str | None) -> tuple[torch.Tensor, torch.dtype]:
+    """A tensor on the host that shares no memory with `array`, and the type that it is wanted in."""
+    if dtype is None:
+        dtype = _name_of(array)
+    want = _torch_dtype(dtype)
+    if dtype in ("bf16", "f8e4m3fn", "f8e4m3fnuz", "f8e5m2") and array.dtype.kind == "u":
+        if array.dtype != _UNSIGNED[want.itemsize]:
+            raise ContractError("array", f"raw bits of {want.itemsize} bytes for {dtype}", str(array.dtype))
+        signed = np.ascontiguousarray(array).view(np.int16 if want.itemsize == 2 else np.uint8)
+        return torch.from_numpy(signed.copy()).view(want), want
+    if array.dtype == np.uint16 or array.dtype.kind not in "fiub":
+        raise ContractError("array", f"values that {dtype} can hold", f"dtype {array.dtype}")
+    return torch.from_numpy(np.array(array, order="C", copy=True)), want
 
 
 def _torch_dtype(name: str) -> torch.dtype:
