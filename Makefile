@@ -131,13 +131,14 @@ template: $(STAMP) $(NATIVE) ## the plugin template, installed as a stranger's b
 	scripts/check_template.sh $(BIN)/python
 
 # torch_npu breaks a plain `import torch` where CANN is absent, so it has an environment of its own. Without its
-# dependencies, since they name torch alone, which is here as the CPU build of constraints.txt.
+# dependencies, since they name torch alone, which is here as the CPU build of constraints.txt; and without the build
+# hook, which would compile the CPU's kernels for minutes: those of `make native` serve here too.
 $(ASCEND_STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: none found on PATH" >&2; exit 1; }
 	@echo "== setting up $(ASCEND) (once; about two minutes) =="
 	$(PYTHON) -m venv $(ASCEND)
-	$(ASCEND)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ascend,engine,fuzz]' torch==2.13.0 \
-	  pytest pytest-timeout
+	HATCH_BUILD_NO_HOOKS=true $(ASCEND)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[ascend,engine,fuzz]' torch==2.13.0 pytest pytest-timeout
 	$(ASCEND)/bin/pip install --quiet --disable-pip-version-check --no-deps torch-npu==2.13.0
 	@touch $@
 

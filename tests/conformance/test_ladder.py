@@ -133,7 +133,7 @@ def test_a_rehearsal_says_what_is_launched_and_not_whether_it_is_right() -> None
 
 
 class _Ladder:
-    numerics, artifact, arches = "interpreted", "compiled", ("old", "new")
+    numerics, artifact, arches, usual = "interpreted", "compiled", ("old", "new"), ()
 
     def environment(self, arch):
         return {"STAND_IN": arch}
@@ -171,6 +171,22 @@ def test_a_device_that_is_here_is_taken_where_its_architecture_is_asked_for() ->
     assert (str(other.device), other.device.numerics) == ("chip:1", "interpreted")
     with pytest.raises(ContractError, match="one of old, new"):
         place(_Backend(), "newest")
+
+
+def test_the_usual_architectures_are_those_that_nobody_asked_for() -> None:
+    class Many(_Ladder):
+        usual = ("new",)
+
+    assert ground(_Backend(), Many(), ()).arches == ("new",)
+    assert ground(_Backend(), Many(), ("old",)).arches == ("old",)
+
+
+def test_a_device_itself_takes_the_calls_that_a_schema_is_about() -> None:
+    class Schema(_Ladder):
+        artifact = "schema"
+
+    assert ground(_Backend("new"), Schema(), ()).arches == ()
+    assert ground(_Backend("new"), Schema(), ("old", "new")).arches == ("old",)
 
 
 def test_the_environment_is_as_it_was_afterwards(monkeypatch) -> None:

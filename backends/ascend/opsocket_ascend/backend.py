@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 
 import opsocket
-from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Provider, Session, SessionOptions
+from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Ladder, Provider, Session, SessionOptions
 from opsocket.operators.composed import ComposedProvider
 from opsocket_ascend import installation, mode, npu_smi
 from opsocket_ascend.graph import NpuGraph
 from opsocket_ascend.socs import find_soc, soc_of
 from opsocket_ascend.torch_npu_provider.provider import TorchNpuProvider
 from opsocket_ascend.torch_provider.provider import TorchProvider
+from opsocket_ascend.verification.ladder import AscendLadder
 
 
 class AscendBackend(Backend):
@@ -42,6 +43,9 @@ class AscendBackend(Backend):
         from opsocket_ascend.session import NpuSession
 
         return NpuSession(self, device, options)
+
+    def ladder(self) -> Ladder | None:
+        return AscendLadder() if installation.missing_packages() is None else None
 
     def absence(self) -> Absence:
         # Without a chip nothing is worth being installed, but for an emulated one.

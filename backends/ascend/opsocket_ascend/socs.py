@@ -51,6 +51,9 @@ SOCS: Final = (
     ),
 )
 
+FAMILIES: Final = ("Ascend910B3", "Ascend910_9391", "Ascend310P3")
+"""One of each family, for which the same operators are called in the same way."""
+
 
 def find_soc(name: str) -> Soc:
     """A chip by its name, spaces and the word "Ascend" left out or not; `ContractError` for one that is not known."""

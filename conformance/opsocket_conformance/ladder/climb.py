@@ -40,8 +40,9 @@ class Ground:
 def ground(backend: Backend, ladder: Ladder, asked: Sequence[str]) -> Ground:
     """The device itself where one of an architecture asked for is here, else a stand-in for the first of them.
 
-    asked: architectures; none: the device's own, or where there is none, all. `ContractError` for one that the ladder
-    does not know.
+    asked: architectures; none: the device's own, or where there is none, the usual ones. `ContractError` for one that
+    the ladder does not know. A device takes the calls that "schema" is about itself: for its own architecture nothing
+    is held against a vendor's checks once more.
     """
     for arch in asked:
         if arch not in ladder.arches:
@@ -49,8 +50,11 @@ def ground(backend: Backend, ladder: Ladder, asked: Sequence[str]) -> Ground:
     arches = tuple(dict.fromkeys(asked))
     for device in backend.devices():
         if device.numerics == "device" and (device.arch in arches or not asked):
-            return Ground(ladder, device, {}, arches or tuple(arch for arch in ladder.arches if arch == device.arch))
-    arches = arches or ladder.arches
+            arches = arches or tuple(arch for arch in ladder.arches if arch == device.arch)
+            if ladder.artifact == "schema":
+                arches = tuple(arch for arch in arches if arch != device.arch)
+            return Ground(ladder, device, {}, arches)
+    arches = arches or ladder.usual or ladder.arches
     return Ground(ladder, *stand_in(backend, ladder, arches[0]), arches)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from opsocket.operators import Artifact, ContractError, Fact, Spec
 from opsocket_conformance.ladder.controls import Control
@@ -17,6 +17,9 @@ from opsocket_conformance.verdicts import Result, Verdict, count
 
 _LONGEST = 2000
 _FRAMEWORK = "composed of the framework's operators"
+LACKING: Final = {"compiled": "not compiled", "schema": "not held against the schema"}
+"""What is said of a launch of which no artifact was made, by the kind of artifact."""
+
 _WRONG = (Verdict.FAIL, Verdict.CRASH, Verdict.NOT_RUN)
 
 
@@ -162,7 +165,7 @@ def operators(content: Mapping[str, Any], results: Sequence[Result]) -> list[dic
         mine = [(i, x["architectures"]) for i, x in enumerate(content["launches"]) if owner in x["owners"]]
         lacking = sum(not arches or any((i, arch) not in made for arch in arches) for i, arches in mine)
         refused = sum(any((i, arch) in wrong for arch in arches) for i, arches in mine)
-        counts = ((refused, "refused"), (lacking, f"not {content['kind']}"))
+        counts = ((refused, "refused"), (lacking, LACKING[content["kind"]]))
         said = [f"{number} {what}" for number, what in counts if number]
         why = f"of {len(mine)} launches {' and '.join(said)}" if said else ""
         if not mine:

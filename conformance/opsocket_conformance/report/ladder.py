@@ -11,6 +11,17 @@ OPERATOR_COLUMNS: Final = ("operator", "provider", "launches", "artifact", "why"
 CONTROL_COLUMNS: Final = ("wrong on purpose", "rung", "arch", "refused", "what was said")
 BINDING_COLUMNS: Final = ("call", "provider", "library", "binds")
 
+_WORDS: Final = {
+    "compiled": ("launches", "kernels", "compiled"),
+    "schema": ("calls", "vendor's operators", "held against the vendor's schema and checks"),
+}
+"""By the kind of artifacts: what they are made of, what those belong to, and what was done."""
+
+
+def done(ladder: Mapping[str, Any]) -> str:
+    """What was done with launches or calls, such as "compiled"."""
+    return _WORDS[ladder["kind"]][2]
+
 
 def fact_names(ladder: Mapping[str, Any]) -> list[str]:
     """What the artifacts say of themselves, in their order."""
@@ -94,9 +105,10 @@ def words(ladder: Mapping[str, Any]) -> str:
     refused = sum(control["refused"] for control in controls)
     made, wrong = len(ladder["artifacts"]), sum(bool(entry["problems"]) for entry in ladder["artifacts"])
     count = len({entry["launch"] for entry in ladder["artifacts"]})
+    launches, kernels, was_done = _WORDS[ladder["kind"]]
     of = f"{count} of {len(ladder['launches'])}" if count < len(ladder["launches"]) else str(count)
     return (
-        f"{of} launches of {len({entry['kernel'] for entry in ladder['artifacts']})} kernels {ladder['kind']} for "
+        f"{of} {launches} of {len({entry['kernel'] for entry in ladder['artifacts']})} {kernels} {was_done} for "
         f"{len(ladder['architectures'])} architectures ({made} artifacts, {wrong} refused); "
         f"{refused} of {len(controls)} controls refused" + _bound(ladder)
     )

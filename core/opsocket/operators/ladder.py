@@ -80,13 +80,16 @@ class VendorCall:
 class Ladder(Checked, ABC):
     """How a backend's kernels are seen without their chip.
 
-    numerics: what stands in for it. artifact: what `make` makes. arches: all that there are. limits: what none of this
+    numerics: what stands in for it. artifact: what `make` makes: "compiled", of kernels of the backend's own, by the
+    compiler that ships; "schema", calls of a vendor's library, held against that library's own checks. arches: all that
+    there are; usual: those that are taken where none is asked for, all where it is empty. limits: what none of this
     shows, a sentence each, for the report.
     """
 
     numerics: ClassVar[Literal["interpreted", "emulated"]]
     artifact: ClassVar[Literal["compiled", "schema"]]
     arches: tuple[str, ...] = ()
+    usual: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
 
     @abstractmethod

@@ -25,6 +25,7 @@ from opsocket.operators import (
     Reason,
     Request,
     RopeSpec,
+    SampleSpec,
     Spec,
 )
 from opsocket_ascend import layouts
@@ -42,6 +43,7 @@ _KERNELS: Final[dict[type[Spec], tuple[str, str]]] = {
     EmbeddingSpec: ("matmul", "TorchEmbedding"),
     QuantizeActivationSpec: ("activation", "TorchQuantizeActivation"),
     RopeSpec: ("rope", "TorchRope"),
+    SampleSpec: ("sampling", "TorchSample"),
 }
 
 

@@ -75,6 +75,7 @@ def cases() -> Iterator[Case]:
     yield from _decoder()
     yield from _profiles()
     yield from _alone()
+    yield from _fast()
     yield from _laws()
     yield from _combined()
     yield from _permitted()
@@ -178,6 +179,20 @@ def _alone() -> Iterator[Case]:
             yield Case(Attention(9, 3, q=q, batch=batch, sinks=True))
             yield Case(Attention(q=q, batch=batch, cap=5.0))
             yield Case(Attention(9, 3, q=q, batch=batch, cap=30.0, x="saturate"))
+
+
+def _fast() -> Iterator[Case]:
+    """With the permissions that vendors' fused kernels need, and which an engine's fast numerics give: these kernels
+    are not asked otherwise. Over pages of 128, which all of them read."""
+    for q in ("bf16", "f16"):
+        fast: dict[str, Any] = {"q": q, "prob": q, "exp": "approx", "acc": "f32_truncating", "deq": q, "bs": 128}
+        for batch in (*BATCHES, "wide", "long"):
+            is_first = q == "bf16" and batch in ("decode", "chunk", "mixed")
+            yield _attention("smoke" if is_first else "default", {**fast, "batch": batch})
+        yield _attention("smoke", {**fast, "batch": "mixed", "lse": True, "d": 128, "heads": HEADS[3]})
+        yield _attention("smoke" if q == "bf16" else "default", {**fast, "batch": "decode", "kv": INT8[0]})
+        yield _attention("default", {**fast, "batch": "chunk", "x": "needle", "left": 40})
+        yield _attention("default", {**fast, "batch": "chunk", "x": "peaky", "mask": "full"})
 
 
 def _laws() -> Iterator[Case]:

@@ -26,7 +26,7 @@ def ladder(report: Mapping[str, Any]) -> Markup:
         _limits(content["limits"]),
         table("Where numbers come from", rows.NUMERICS_COLUMNS, rows.numerics_rows(content), numeric=(2,)),
         table("What is proven of operators' artifacts", rows.OPERATOR_COLUMNS, _operators(content), numeric=(2,)),
-        table(f"Kernels by architecture, {content['kind']}", columns, kernels, numeric=(2, 3)),
+        table(f"By architecture, {rows.done(content)}", columns, kernels, numeric=(2, 3)),
         _lines("Refused", list(rows.problems(content)), open_=True),
         _lines("Accepted, with the written reason", list(rows.accepted(content))),
         table("Controls: wrong on purpose", rows.CONTROL_COLUMNS, _controls(content)),
