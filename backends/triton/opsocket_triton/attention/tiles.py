@@ -99,9 +99,18 @@ def tile(request: Request, made_of: Products, arch: str, is_large: bool) -> Tile
         return Tile(32, 32, 4 if kind == "cdna" else 8, 2, unmasked=True)
     if kind == "rdna":
         return Tile(32, 16, 4 if widest <= 128 else 8, 2, unmasked=True)
+    if kind == "cdna" and widest > 64 and _has_packed(request):
+        # Codes taken apart need more than the 256 registers that eight warps leave a lane.
+        return Tile(64, 32 if widest > 128 or has_more else 64, 4, 2, unmasked=True)
     if widest > 128 or has_more:
         return Tile(64, 32, 8, 2, unmasked=True)
     return Tile(128, 32 if widest > 64 and kind == "mma" else 64, 8, 2, unmasked=True)
+
+
+def _has_packed(request: Request) -> bool:
+    """Whether several codes of the cache lie in a byte."""
+    cache = request.cache
+    return cache is not None and any(fmt is not None and fmt.code in ("i4", "i2") for fmt in (cache.k, cache.v))
 
 
 def _small_tile(widest: int, kind: str, is_split: bool) -> Tile:
