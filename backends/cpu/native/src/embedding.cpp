@@ -1,5 +1,6 @@
 // Rows of a table in panels, dequantized and rounded once.
 #include "kernels.h"
+#include "small_floats.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
@@ -15,6 +16,12 @@ static float weight_scale(const uint8_t *scales, int64_t row, bool is_f32) {
     return half_to_float(half);
 }
 
+static float code_number(const Panels &w, int stored) {
+    if (w.code == E4M3FN) return e4m3fn(set(int32_t(stored)))[0];
+    if (w.code == E2M1) return twice_e2m1(set(int32_t(stored)))[0];
+    return float(stored - w.zero_offset);
+}
+
 static void coded_row(const Embedding &c, int64_t id, float *row) {
     const Panels &w = c.weight;
     const int64_t lane = id % PANEL, slab = w.slab(), fields = 8 / w.bits, steps = slab / 4 / fields;
@@ -27,8 +34,7 @@ static void coded_row(const Embedding &c, int64_t id, float *row) {
         for (int64_t i = 0; i < last; i++) {
             const int64_t in_slab = i % slab, field = in_slab / (4 * steps), step = in_slab / 4 % steps;
             const uint8_t *bytes = stream + i / slab * w.slab_bytes() + (step * PANEL + lane) * 4;
-            const int code = (bytes[in_slab % 4] >> (field * w.bits) & mask) - w.zero_offset;
-            const float value = scale * float(code);
+            const float value = scale * code_number(w, bytes[in_slab % 4] >> (field * w.bits) & mask);
             const int64_t column = c.permutation ? c.permutation[first + i] : first + i;
             row[column] = w.has_minimum ? value - minimum : value;
         }

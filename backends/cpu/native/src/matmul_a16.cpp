@@ -3,6 +3,7 @@
 // Few rows: codes are widened in registers, since memory decides. Many rows: a piece of a panel is widened once into this
 // thread's memory, [k][32] of f32, and all rows meet it there.
 #include "kernels.h"
+#include "small_floats.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
@@ -19,9 +20,16 @@ inline F factors(const uint8_t *p, int v, bool is_f32) {
     return is_f32 ? load_as<F>(p + v * W * 4) : load_half(p + v * W * 2);
 }
 
+// What codes in the lowest bits of each element stand for: integers less an offset, or small floats.
+template <int CODE> inline F number(I codes, I mask, I offset) {
+    if constexpr (CODE == E4M3FN) return e4m3fn(codes & mask);
+    else if constexpr (CODE == E2M1) return twice_e2m1(codes);
+    else return convert((codes & mask) - offset);
+}
+
 // Widen k = 0 .. count - 1 of a group's codes from k `first` on, less the zero offset, times the scales, less the
 // minimums. `stream` is the group's first byte.
-void widen(const Panels &w, const uint8_t *stream, int64_t first, int64_t count, float *tile) {
+template <int CODE> void widen(const Panels &w, const uint8_t *stream, int64_t first, int64_t count, float *tile) {
     const int64_t slab = w.slab(), slab_bytes = w.slab_bytes(), steps = slab / 4 / (8 / w.bits);
     const uint8_t *scales = stream + w.group / slab * slab_bytes, *minimums = scales + w.scale_bytes();
     const I mask = set(int32_t((1 << w.bits) - 1)), offset = set(int32_t(w.zero_offset));
@@ -38,8 +46,7 @@ void widen(const Panels &w, const uint8_t *stream, int64_t first, int64_t count,
             for (int v = 0; v < V; v++) {
                 const I packed = load_as<I>(bytes + v * W * 4);
                 for (int b = 0; b < 4; b++) {
-                    const I code = (packed >> (8 * b + field * w.bits)) & mask;
-                    F value = convert(code - offset) * scale[v];
+                    F value = number<CODE>(packed >> (8 * b + field * w.bits), mask, offset) * scale[v];
                     if (w.has_minimum) value = value - minimum[v];
                     store(tile + (at + step * 4 + b) * PANEL + v * W, value);
                 }
@@ -73,7 +80,7 @@ void multiply_rows(int rows, const float *x, int64_t x_stride, const float *tile
 }
 
 // One row and one group, widened in registers: sums += scale (x . stored - offset sum(x)) - minimum sum(x).
-template <int BITS> void group_of_one_row(const Panels &w, const uint8_t *stream, const float *x, F *sums) {
+template <int BITS, int CODE = INTEGERS> void group_of_one_row(const Panels &w, const uint8_t *stream, const float *x, F *sums) {
     constexpr int FIELDS = 8 / BITS;
     const int64_t slab = w.slab(), slab_bytes = w.slab_bytes(), steps = slab / 4 / FIELDS;
     F dot[V][4] = {};  // chains of their own: one sum would wait for itself
@@ -88,7 +95,7 @@ template <int BITS> void group_of_one_row(const Panels &w, const uint8_t *stream
                 for (int v = 0; v < V; v++) {
                     const I packed = load_as<I>(codes + step * PANEL * 4 + v * W * 4);
                     for (int b = 0; b < 4; b++)
-                        dot[v][b] = dot[v][b] + convert((packed >> (8 * b + f * BITS)) & mask) * set(four[b]);
+                        dot[v][b] = dot[v][b] + number<CODE>(packed >> (8 * b + f * BITS), mask, I{}) * set(four[b]);
                 }
             }
     const uint8_t *scales = stream + w.group / slab * slab_bytes;
@@ -104,7 +111,9 @@ void one_row(const MatmulA16 &c, const uint8_t *panel, const float *x, float *su
     for (int v = 0; v < V; v++) s[v] = load(sums + v * W);
     const Panels &w = c.weight;
     for (int64_t first = 0; first < w.k; first += w.group, panel += w.group_bytes()) {
-        if (w.bits == 4) group_of_one_row<4>(w, panel, x + first, s);
+        if (w.code == E4M3FN) group_of_one_row<8, E4M3FN>(w, panel, x + first, s);
+        else if (w.code == E2M1) group_of_one_row<4, E2M1>(w, panel, x + first, s);
+        else if (w.bits == 4) group_of_one_row<4>(w, panel, x + first, s);
         else if (w.bits == 8) group_of_one_row<8>(w, panel, x + first, s);
         else group_of_one_row<2>(w, panel, x + first, s);
     }
@@ -144,6 +153,7 @@ void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x
         return;
     }
     const Panels &w = c.weight;
+    const auto widened = w.code == E4M3FN ? widen<E4M3FN> : w.code == E2M1 ? widen<E2M1> : widen<INTEGERS>;
     const uint8_t *panel = w.data + number * w.panel_bytes();
     if (rows == 1) return one_row(c, panel, x, sums);
     // Whole groups at a time where they are small, pieces of one where they are large.
@@ -154,7 +164,7 @@ void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x
         for (int64_t g = 0; g < groups && first + count < w.k; g++) {
             const int64_t at = first + count, in_group = at % w.group, left = w.group - in_group;
             const int64_t part = left < piece ? left : piece;
-            widen(w, panel + at / w.group * w.group_bytes(), in_group, part, tile + count * PANEL);
+            widened(w, panel + at / w.group * w.group_bytes(), in_group, part, tile + count * PANEL);
             count += part;
         }
         for (int64_t r = 0; r < rows; r += ROWS)

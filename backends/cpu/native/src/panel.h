@@ -2,7 +2,8 @@
 //
 // A panel goes through k group by group. A group is slabs of 32 k (of 16 where groups are of 16), then 32 scales, f16 or
 // f32, then 32 minimums of the same type where the format has them. Codes are unsigned: stored = code + zero_offset, and
-// value = scale * (stored - zero_offset) - minimum. In a slab of s k, step i holds k = 4 i .. 4 i + 3 of all 32 rows as
+// value = scale * (stored - zero_offset) - minimum. Or they are small floats, whose zero_offset is 0: e4m3fn in 8 bits, or
+// e2m1 in 4, of which twice the number meets the scale. In a slab of s k, step i holds k = 4 i .. 4 i + 3 of all 32 rows as
 // 32 dwords, rows 0 to 31:
 //   8 bits: step i is vectors 2 i, 2 i + 1 of 64 bytes.
 //   4 bits: vectors 2 i, 2 i + 1 hold step i in the low nibbles and step i + s / 8 in the high ones, i < s / 8.
@@ -17,12 +18,15 @@ namespace opsocket {
 
 constexpr int PANEL = 32;
 
+enum Code : int32_t { INTEGERS, E4M3FN, E2M1 };
+
 // Facts of one packed weight of codes. k is padded to whole slabs, n to whole panels, with codes of value 0 whose scale is 0.
 struct Panels {
     const uint8_t *data;
     int64_t n, k;
     int64_t group;  // k that share a scale
     int32_t bits, zero_offset, has_minimum, scale_f32;
+    int32_t code;  // of Code
 
     int64_t slab() const { return group % 32 ? 16 : 32; }
     int64_t slab_bytes() const { return slab() * PANEL * bits / 8; }

@@ -59,6 +59,7 @@ static void codes(Random &random) {
     const int64_t rows[] = {1, 2, 3, 5, 11, 12, 13, 25}, groups[] = {16, 32, 48, 64, 128, 256, 0};
     for (int i = 0; i < 120; i++) {
         CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(3) == 0, groups[random.below(7)]};
+        if (i % 3 == 0) format.code = i % 2 ? E4M3FN : E2M1, format.bits = i % 2 ? 8 : 4, format.minimum = false;
         Shape s = some_shape(random, rows[i % 8]);
         if (format.group) s.k = format.group * (1 + random.below(5));
         const CodedWeight w(random, format, s.n, s.k, random.below(3) == 0);
@@ -71,7 +72,8 @@ static void codes(Random &random) {
         check_product(
             random, command, s, what, [&](int64_t r, int64_t j) { return w.value(r, j); },
             [&](int64_t r, int64_t j) {
-                return w.scale(r, j) * (w.code(r, j) + 2 * w.panels.zero_offset) + std::fabs(w.minimum(r, j));
+                const double code = w.panels.code ? std::fabs(w.code(r, j)) : w.code(r, j) + 2 * w.panels.zero_offset;
+                return w.scale(r, j) * code + std::fabs(w.minimum(r, j));
             },
             [&](int64_t j) { return w.column(j); });
     }

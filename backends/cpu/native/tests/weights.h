@@ -10,7 +10,20 @@ struct CodeFormat {
     int bits;
     bool minimum, scale_f32;
     int64_t group;
+    int32_t code = opsocket::INTEGERS;
 };
+
+// What a small float stands for; of an e2m1, twice that.
+inline double small_float(int32_t code, int stored) {
+    const int fraction_bits = code == opsocket::E4M3FN ? 3 : 1, exponent_bits = code == opsocket::E4M3FN ? 4 : 2;
+    const int least = code == opsocket::E4M3FN ? -6 : 1;  // of normal numbers' exponents
+    const int fraction = stored & ((1 << fraction_bits) - 1);
+    const int exponent = stored >> fraction_bits & ((1 << exponent_bits) - 1);
+    if (code == opsocket::E4M3FN && (stored & 0x7f) == 0x7f) return NAN;
+    const double significand = std::ldexp(double(fraction), -fraction_bits) + (exponent > 0);
+    const double size = std::ldexp(significand, least + (exponent > 0 ? exponent - 1 : 0));
+    return stored >> (fraction_bits + exponent_bits) ? -size : size;
+}
 
 class CodedWeight {
    public:
@@ -24,7 +37,8 @@ class CodedWeight {
         const int64_t padded = format.group ? k : (k + 31) / 32 * 32;
         panels.n = n, panels.k = padded, panels.group = format.group ? format.group : padded;
         panels.bits = format.bits, panels.has_minimum = format.minimum, panels.scale_f32 = format.scale_f32;
-        panels.zero_offset = format.minimum && (format.bits < 8 || random.below(2)) ? 0 : 1 << (format.bits - 1);
+        panels.code = format.code;
+        panels.zero_offset = format.code || (format.minimum && (format.bits < 8 || random.below(2))) ? 0 : 1 << (format.bits - 1);
         data_ = Bytes(panels.count() * panels.panel_bytes(), 0);
         panels.data = data_.data();
         groups_ = padded / panels.group;
@@ -41,8 +55,11 @@ class CodedWeight {
                 }
                 for (int64_t j = g * panels.group; j < (g + 1) * panels.group; j++) {
                     int64_t stored = row < n && j < k ? random.below(int64_t(1) << format.bits) : panels.zero_offset;
+                    if (format.code == E4M3FN && (stored & 0x7f) == 0x7f) stored ^= 1;  // NaN would hide all else
                     put_code(row, j, int(stored));
-                    if (row < n && j < k) codes_[size_t(row * k + j)] = int(stored) - panels.zero_offset;
+                    if (row < n && j < k)
+                        codes_[size_t(row * k + j)] = format.code ? small_float(format.code, int(stored))
+                                                                  : double(stored - panels.zero_offset);
                 }
             }
         for (int64_t i = 0; i < permutation.size(); i++) permutation[i] = i;
@@ -53,7 +70,7 @@ class CodedWeight {
     const int64_t *order() const { return permutation.size() ? permutation.data() : nullptr; }
     // The column of x that column j of the codes meets.
     int64_t column(int64_t j) const { return permutation.size() ? permutation[j] : j; }
-    int code(int64_t row, int64_t j) const { return codes_[size_t(row * k + j)]; }
+    double code(int64_t row, int64_t j) const { return codes_[size_t(row * k + j)]; }
     double scale(int64_t row, int64_t j) const { return scales_[size_t(row * groups_ + j / panels.group)]; }
     double minimum(int64_t row, int64_t j) const { return minimums_[size_t(row * groups_ + j / panels.group)]; }
     double value(int64_t row, int64_t j) const { return scale(row, j) * code(row, j) - minimum(row, j); }
@@ -61,8 +78,7 @@ class CodedWeight {
    private:
     Bytes data_;
     int64_t groups_ = 0;
-    std::vector<int> codes_;
-    std::vector<double> scales_, minimums_;
+    std::vector<double> codes_, scales_, minimums_;
 
     unsigned char *group_of(int64_t row, int64_t g) const {
         return data_.data() + row / opsocket::PANEL * panels.panel_bytes() + g * panels.group_bytes();

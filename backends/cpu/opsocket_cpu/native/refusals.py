@@ -38,11 +38,8 @@ def weight(request: Request) -> tuple[Reason, ...]:
     spec: Any = request.spec
     if spec.k > MAX_COLUMNS:
         return (Reason("shape", "k", spec.k, f"at most {MAX_COLUMNS}"),)
-    fmt = get_format(spec.weight_format)
-    if not fmt.is_float and not fmt.has_integer_codes:
-        return (Reason("weight_format", "weight_format", fmt.id, "floats of 16 or 32 bits, or integer codes"),)
     try:
-        fmt.tensor_specs(spec.n, spec.k)
+        get_format(spec.weight_format).tensor_specs(spec.n, spec.k)
     except ContractError as error:
         return (Reason("shape", error.argument, error.got, error.want),)
     return ()

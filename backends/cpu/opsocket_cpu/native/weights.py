@@ -15,11 +15,13 @@ import torch
 
 from opsocket.operators import PackedWeight, Request, Session
 from opsocket.operators.torch_session import storage_bytes
-from opsocket.quantization import GroupedWeight, get_format
+from opsocket.quantization import GroupedWeight, f8e4m3fn_to_f32, get_format
 
 LAYOUTS = ("panels",)
 PANEL = 32
 _ALIGNMENT = 64
+_TWICE_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+_E2M1_OF_TWICE = np.array([0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7], np.uint8)
 
 
 class Panels(ctypes.Structure):
@@ -34,13 +36,19 @@ class Panels(ctypes.Structure):
         ("zero_offset", ctypes.c_int32),
         ("has_minimum", ctypes.c_int32),
         ("scale_f32", ctypes.c_int32),
+        ("code", ctypes.c_int32),
     )
+
+
+INTEGERS, E4M3FN, E2M1 = range(3)
+"""`enum Code`."""
 
 
 @dataclass(frozen=True, eq=False)
 class CodedPanels:
-    """Codes with a scale, and perhaps a minimum, per group. data: u8, as `panel.h` has it. facts: points at data.
-    k: columns that the codes have; facts.k: with padding. permutation: i64 [k], None: in order."""
+    """Codes, integers or small floats, with a scale, and perhaps a minimum, per group. data: u8, as `panel.h` has it.
+    facts: points at data. k: columns that the codes have; facts.k: with padding. permutation: i64 [k], None: in order.
+    """
 
     data: torch.Tensor
     facts: Panels
@@ -85,7 +93,14 @@ def prepare(session: Session, spec: Any, tensors: Mapping[str, np.ndarray]) -> P
         fmt.validate(tensors, spec.n, spec.k)
         floats = FloatPanels(_float_panels(tensors["weight"], fmt.id), fmt.id)
         return PackedWeight(fmt.id, spec.n, spec.k, "panels", floats, floats.nbytes)
-    coded = _coded(fmt.group(tensors, spec.n, spec.k))
+    if fmt.has_integer_codes:
+        # A product with int8 activations takes an e2m1 as the integer that is twice as large.
+        as_floats = fmt.code == "e2m1" and fmt.activation == "none"
+        coded = _coded(fmt.group(tensors, spec.n, spec.k), as_floats)
+    else:
+        floats = fmt.scale_floats(tensors, spec.n, spec.k)
+        unsigned = _Unsigned(floats.codes, floats.scale, None, 8, 0, E4M3FN)
+        coded = _packed(unsigned, floats.n, floats.k, floats.group_size, None)
     return PackedWeight(fmt.id, spec.n, spec.k, "panels", coded, coded.nbytes)
 
 
@@ -98,7 +113,7 @@ def dequantize(packed: PackedWeight) -> torch.Tensor:
             values = values.transpose(2, 3).reshape(len(values), -1, PANEL)
         return values.transpose(1, 2).reshape(-1, values.shape[1])[: packed.n, : packed.k].contiguous()
     codes, scale, minimum = unpack(content)
-    values = codes.astype(np.float32).reshape(len(codes), -1, content.facts.group) * scale[:, :, None]
+    values = _numbers(content.facts.code, codes).reshape(len(codes), -1, content.facts.group) * scale[:, :, None]
     if minimum is not None:
         values -= minimum[:, :, None]
     in_order = torch.from_numpy(values.reshape(len(codes), -1)[: packed.n, : packed.k].copy())
@@ -134,20 +149,43 @@ def _slab(group: int) -> int:
     return 16 if group % 32 else 32
 
 
-def _coded(grouped: GroupedWeight) -> CodedPanels:
-    """Panels of a canonical weight: unsigned codes of 2, 4 or 8 bits, whichever the values fit."""
-    codes, scale, minimum, bits, offset = _unsigned(grouped)
-    group = grouped.group_size
-    if grouped.n % PANEL:
-        more = -grouped.n % PANEL
+def _numbers(code: int, codes: np.ndarray) -> np.ndarray:
+    """f32 of integers, or of small floats in the integers that hold their bits; twice an e2m1."""
+    if code == E4M3FN:
+        return f8e4m3fn_to_f32(codes.astype(np.uint8))
+    return (_TWICE_E2M1[codes] if code == E2M1 else codes).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Unsigned:
+    """codes u8 [N, K] as stored, integers plus `offset` or small floats; scale, minimum f32 [N, groups]."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+    minimum: np.ndarray | None
+    bits: int
+    offset: int
+    code: int = INTEGERS
+
+
+def _coded(grouped: GroupedWeight, as_floats: bool) -> CodedPanels:
+    """Panels of a canonical weight: unsigned codes of 2, 4 or 8 bits, whichever the values fit; as_floats: in e2m1."""
+    unsigned = _as_e2m1(grouped) if as_floats else _unsigned(grouped)
+    return _packed(unsigned, grouped.n, grouped.k, grouped.group_size, grouped.input_permutation)
+
+
+def _packed(unsigned: _Unsigned, n: int, k: int, group: int, permutation: np.ndarray | None) -> CodedPanels:
+    codes, scale, minimum = unsigned.codes, unsigned.scale, unsigned.minimum
+    bits, offset, columns = unsigned.bits, unsigned.offset, k
+    if n % PANEL:
+        more = -n % PANEL
         codes = np.pad(codes, ((0, more), (0, 0)), constant_values=offset)
         scale = np.pad(scale, ((0, more), (0, 0)))
         minimum = None if minimum is None else np.pad(minimum, ((0, more), (0, 0)))
-    if grouped.k % _slab(group):  # only where one scale serves a whole row
-        codes = np.pad(codes, ((0, 0), (0, -grouped.k % 32)), constant_values=offset)
-        group = codes.shape[1]
-    n, k = codes.shape
-    panels, slab = n // PANEL, _slab(group)
+    if k % _slab(group):  # only where one scale serves a whole row
+        codes = np.pad(codes, ((0, 0), (0, -k % 32)), constant_values=offset)
+        group = k = codes.shape[1]
+    panels, slab = len(codes) // PANEL, _slab(group)
     steps, fields = slab // 4, 8 // bits
     # [panel, row, group, slab, field, step in the field, 4 bytes] -> [panel, group, slab, step, row, 4 bytes]
     shaped = codes.reshape(panels, PANEL, k // group, group // slab, fields, steps // fields, 4)
@@ -163,29 +201,32 @@ def _coded(grouped: GroupedWeight) -> CodedPanels:
         stored = np.ascontiguousarray((half if exact else values).reshape(panels, PANEL, -1).transpose(0, 2, 1))
         parts.append(stored.view(np.uint8).reshape(panels, k // group, -1))
     data = _aligned(np.concatenate(parts, axis=2))
-    facts = Panels(data.data_ptr(), grouped.n, k, group, bits, offset, minimum is not None, not exact)
-    permutation = grouped.input_permutation
-    return CodedPanels(data, facts, grouped.k, None if permutation is None else torch.from_numpy(permutation.copy()))
+    facts = Panels(data.data_ptr(), n, k, group, bits, offset, minimum is not None, not exact, unsigned.code)
+    return CodedPanels(data, facts, columns, None if permutation is None else torch.from_numpy(permutation.copy()))
 
 
-def _unsigned(grouped: GroupedWeight) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int, int]:
-    """Codes u8 [N, K] as stored, scale, minimum, bits, zero offset."""
+def _as_e2m1(grouped: GroupedWeight) -> _Unsigned:
+    signs = (grouped.codes < 0).astype(np.uint8) << np.uint8(3)
+    return _Unsigned(_E2M1_OF_TWICE[np.abs(grouped.codes)] | signs, grouped.scale, None, 4, 0, E2M1)
+
+
+def _unsigned(grouped: GroupedWeight) -> _Unsigned:
     codes, scale, minimum = grouped.codes, grouped.scale, grouped.minimum
     bits = grouped.bits if grouped.bits in (2, 4) else 8
     low, high = int(codes.min()), int(codes.max())
     if minimum is not None and low >= 0 and high < 1 << bits:
-        return codes.view(np.uint8), scale, minimum, bits, 0
+        return _Unsigned(codes.view(np.uint8), scale, minimum, bits, 0)
     if minimum is None and low >= -(1 << bits - 1) and high < 1 << bits - 1:
         offset = 1 << bits - 1
-        return (codes.view(np.uint8) + np.uint8(offset)), scale, None, bits, offset
+        return _Unsigned(codes.view(np.uint8) + np.uint8(offset), scale, None, bits, offset)
     if bits < 8 and minimum is None:
         # A zero point was subtracted: unsigned fields from the lowest code of each group up; what that takes away joins
         # the minimum, exactly: the product of an f16 scale and a small integer.
         lowest = codes.reshape(grouped.n, -1, grouped.group_size).min(-1)
         fields = codes - np.repeat(lowest, grouped.group_size, axis=1)
         if int(fields.max()) < 1 << bits:
-            return fields.view(np.uint8), scale, -scale * lowest, bits, 0
-    return (codes.view(np.uint8) + np.uint8(128)), scale, minimum, 8, 128
+            return _Unsigned(fields.view(np.uint8), scale, -scale * lowest, bits, 0)
+    return _Unsigned(codes.view(np.uint8) + np.uint8(128), scale, minimum, 8, 128)
 
 
 def _as_half(values: np.ndarray) -> np.ndarray | None:
