@@ -30,15 +30,17 @@ class NpuAttention(AttentionPlan):
         causal = self.spec.mask == "causal"
         self._mask = self.session.upload(np.triu(np.ones((side, side), np.int8), 1)) if causal else None
         self._told: sequences.Sequences | None = None
-        tokens = bounds.max_tokens or 0
-        self._rows = {name: DeviceArray(self.session, "i64", tokens) for name in _ARRAYS}
-        width = -(-bounds.max_kv_len // KERNEL_BLOCK) if bounds.max_kv_len else 0
-        self._table = DeviceArray(self.session, "i32", min(tokens, bounds.max_batch or tokens) * width)
         self._longest = None
         if cache.k.is_quantized:
             self._longest = 1
         elif cache.kind == "latent":
             self._longest = strict.MOST_LATENT_QUERIES if causal else 1
+        tokens = bounds.max_tokens or 0
+        given_twice = 1 if self.spec.window_left is None else 2
+        self._rows = {name: DeviceArray(self.session, "i64", given_twice * tokens) for name in _ARRAYS}
+        most = tokens if self._longest or bounds.max_batch is None else min(tokens, bounds.max_batch)
+        width = -(-bounds.max_kv_len // KERNEL_BLOCK) if bounds.max_kv_len else 0
+        self._table = DeviceArray(self.session, "i32", most * width)
 
     def _update(self, batch: AttentionBatch) -> None:
         assert self.request.cache is not None
