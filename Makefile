@@ -15,7 +15,7 @@ LEVEL_VARIABLE := OPSOCKET_CPU_ISA
 
 .PHONY: help setup native native-check native-sanitizers native-aarch64 demo test test-slow lint format types \
   contracts conformance levels providers self-test kill-matrix oracles stability template bench bench-peers \
-  benchmark plots docs docs-check check clean ascend-emulator ascend-conformance ascend-test verify \
+  benchmark plots docs docs-check check clean ascend-emulator ascend-conformance ascend-verify ascend-test verify \
   vendor-libraries
 
 help: ## this list
@@ -151,8 +151,17 @@ ascend-conformance: ascend-emulator ## the conformance suite on the emulated NPU
 	OPSOCKET_EMULATE=Ascend910B3 $(ASCEND)/bin/opsocket conformance --backend ascend --tier $(TIER) --jobs $(JOBS) \
 	  --json reports/conformance-ascend.json --junit reports/conformance-ascend.xml
 
+ascend-verify: ascend-emulator ## the Ascend backend without an NPU, rung by rung: make ascend-verify TIER=smoke ARCH=Ascend910B3
+	@mkdir -p reports
+	OMP_NUM_THREADS=1 $(ASCEND)/bin/opsocket verify --backend ascend --tier $(TIER) --jobs $(JOBS) \
+	  $(if $(ARCH),--arch $(ARCH)) $(if $(SHARD),--shard $(SHARD)) --json reports/verify-ascend.json \
+	  --junit reports/verify-ascend.xml --markdown reports/verify-ascend.md \
+	  --html reports/verify-ascend.html --badge reports/verify-ascend.svg
+
 ascend-test: ascend-emulator ## tests on the emulated NPU of what the suite does not ask for
-	OPSOCKET_EMULATE=Ascend910B3 $(ASCEND)/bin/pytest -q -p no:cacheprovider tests/ascend/emulated
+	@mkdir -p reports
+	OPSOCKET_EMULATE=Ascend910B3 OMP_NUM_THREADS=1 $(ASCEND)/bin/pytest -q -p no:cacheprovider tests/ascend/emulated \
+	  --junitxml reports/ascend-test.xml
 
 bench: $(STAMP) $(NATIVE) ## tokens per second beside this machine's memory bandwidth
 	$(BIN)/opsocket bench --model smollm2 --backend $(BACKEND)
