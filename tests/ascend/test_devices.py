@@ -11,8 +11,10 @@ import pytest
 from opsocket.operators import ContractError
 from opsocket_ascend import installation, mode, npu_smi
 from opsocket_ascend.backend import AscendBackend
+from opsocket_ascend.emulator import build
 from opsocket_ascend.npu_smi import Npu, NpuSmiError, parse_mapping, visible
 from opsocket_ascend.socs import SOCS, find_soc
+from opsocket_conformance.ladder.climb import ground
 
 MAPPING = """
 \tNPU ID                         Chip ID                        Chip Logic ID                  Chip Name
@@ -118,14 +120,39 @@ def test_cann_that_this_shell_does_not_know_is_to_be_sourced(driver, packages, c
     assert AscendBackend().absence().hint == f"source {cann.parent}/set_env.sh"
 
 
-def test_an_emulated_npu_is_listed_when_it_is_asked_for_alone(packages, monkeypatch):
+@pytest.fixture
+def built(monkeypatch):
+    monkeypatch.setattr(build, "is_built", lambda: True)
+
+
+def test_an_emulated_npu_is_listed_when_it_is_asked_for_alone(packages, built, monkeypatch):
     assert AscendBackend().devices() == []
     monkeypatch.setenv(mode.VARIABLE, "Ascend910B3")
     (device,) = AscendBackend().devices()
     assert (str(device), device.arch, device.numerics, device.emulated) == ("ascend:0", "Ascend910B3", "emulated", True)
 
 
-def test_an_unknown_chip_is_refused_with_those_there_are(packages, monkeypatch):
+def test_an_emulated_npu_without_its_libraries_says_how_to_build_them(packages, monkeypatch):
+    monkeypatch.setattr(build, "is_built", lambda: False)
+    monkeypatch.setenv(mode.VARIABLE, "Ascend910B3")
+    assert AscendBackend().devices() == []
+    assert "not built" in AscendBackend().absence().reason
+    assert "make ascend-emulator" in AscendBackend().absence().hint
+
+
+def test_verify_without_the_vendors_wheel_says_what_to_install(packages, monkeypatch):
+    packages.pop("torch_npu")
+    with pytest.raises(ContractError, match=r"torch_npu is not installed \(pip install --no-deps torch-npu==2\.13\.0"):
+        ground(AscendBackend(), AscendBackend().ladder(), ["Ascend910B3"])
+
+
+def test_doctor_notes_what_torch_npu_stands_on(packages, cann, built, monkeypatch):
+    assert AscendBackend().notes() == (f"torch_npu 2.13.0 over CANN 8.5.0 at {cann}",)
+    monkeypatch.setenv(mode.VARIABLE, "Ascend910B3")
+    assert "nothing here has run on an NPU" in AscendBackend().notes()[0]
+
+
+def test_an_unknown_chip_is_refused_with_those_there_are(packages, built, monkeypatch):
     monkeypatch.setenv(mode.VARIABLE, "Ascend910Z")
     with pytest.raises(ContractError, match=r"Ascend910B3.*Ascend910Z"):
         AscendBackend().devices()

@@ -11,6 +11,7 @@ import opsocket
 from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Ladder, Provider, Session, SessionOptions
 from opsocket.operators.composed import ComposedProvider
 from opsocket_ascend import installation, mode, npu_smi
+from opsocket_ascend.emulator import build
 from opsocket_ascend.graph import NpuGraph
 from opsocket_ascend.socs import find_soc, soc_of
 from opsocket_ascend.torch_npu_provider.provider import TorchNpuProvider
@@ -33,8 +34,9 @@ class AscendBackend(Backend):
     def devices(self) -> Sequence[DeviceInfo]:
         if installation.missing_packages() is not None:
             return []
-        emulated = mode.emulated_devices()
-        return emulated or ([] if installation.missing_cann() is not None else _present())
+        if mode.is_asked_for():
+            return mode.emulated_devices() if build.is_built() else []
+        return [] if installation.missing_cann() is not None else _present()
 
     def providers(self) -> Sequence[Provider]:
         return [TorchNpuProvider(), TorchProvider(), ComposedProvider()]
@@ -44,8 +46,19 @@ class AscendBackend(Backend):
 
         return NpuSession(self, device, options)
 
+    def notes(self) -> Sequence[str]:
+        if installation.missing_packages() is not None:
+            return ()
+        if mode.is_asked_for():
+            if not build.is_built():
+                return ()
+            over = f"stand-in CANN libraries in {build.FOLDER}: nothing here has run on an NPU"
+        else:
+            over = installation.cann_here() or "no CANN"
+        return (f"torch_npu {installation.torch_npu_version()} over {over}",)
+
     def ladder(self) -> Ladder | None:
-        return AscendLadder() if installation.missing_packages() is None else None
+        return AscendLadder()
 
     def absence(self) -> Absence:
         # Without a chip nothing is worth being installed, but for an emulated one.
@@ -55,6 +68,8 @@ class AscendBackend(Backend):
         packages = installation.missing_packages()
         if packages is not None:
             return packages
+        if mode.is_asked_for():
+            return Absence("the stand-in CANN libraries of the emulated NPU are not built", build.HOW)
         cann = installation.missing_cann()
         if cann is not None:
             return cann

@@ -70,6 +70,20 @@ def cann_version(home: Path) -> tuple[int, ...] | None:
     return None
 
 
+def cann_here() -> str:
+    """The toolkit and where it is, "" where there is none."""
+    home = next(_homes(), None)
+    if home is None:
+        return ""
+    version = cann_version(home)
+    return f"CANN {'.'.join(map(str, version)) if version else 'of unknown version'} at {home}"
+
+
+def torch_npu_version() -> str:
+    """Of the package that is installed."""
+    return importlib.metadata.version("torch_npu")
+
+
 def _homes() -> Iterator[Path]:
     for path in (*(os.environ.get(name, "") for name in _HOMES), *_USUAL):
         home = Path(path)

@@ -37,7 +37,7 @@ class NpuSession(TorchSession):
         try:
             torch.npu.set_device(self.torch_device)
         except RuntimeError as error:
-            cause = f"the NPU does not open: {str(error).splitlines()[0]}"
+            cause = f"the NPU does not open: {_told(error)}"
             raise PluginError("opened", str(device), cause, hint="npu-smi info shows which process holds it") from None
         torch.npu.matmul.allow_hf32 = False
 
@@ -81,3 +81,9 @@ def _check_dtype(dtype: str) -> None:
     """torch_npu takes f64 and makes f32 of it."""
     if dtype in ("f64", "float64"):
         raise ContractError("dtype", "a dtype that an NPU has", "'f64'")
+
+
+def _told(error: RuntimeError) -> str:
+    """What torch_npu and CANN say of a failure, without the lines that only name the process."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith("[ERROR]"))

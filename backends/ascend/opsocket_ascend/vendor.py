@@ -13,12 +13,13 @@ def torch_npu_for(device: DeviceInfo) -> Any:
     """The module; `PluginError` where it can't be had, or this process has the other kind of device already."""
     emulated = "opsocket_ascend.emulator.load" in sys.modules
     if device.numerics == "emulated":
+        from opsocket_ascend.emulator import build
         from opsocket_ascend.emulator.load import load
 
         try:
             return load()
         except RuntimeError as error:
-            raise PluginError("opened", str(device), str(error), hint="make ascend-emulator") from None
+            raise PluginError("opened", str(device), str(error), hint=build.HOW) from None
     if emulated:
         raise PluginError("opened", str(device), "this process has an emulated NPU, and a chip needs one of its own")
     try:

@@ -62,9 +62,12 @@ def stand_in(backend: Backend, ladder: Ladder, arch: str) -> tuple[DeviceInfo, M
     """What stands in for an architecture, and the environment in which it is there; `ContractError` where none does."""
     environment = ladder.environment(arch)
     with changed(environment):
-        found = [each for each in backend.devices() if each.numerics == ladder.numerics and each.arch == arch]
+        devices = backend.devices()
+        absence = None if devices else backend.absence()
+    found = [each for each in devices if each.numerics == ladder.numerics and each.arch == arch]
     if not found:
-        raise ContractError("arch", f"a stand-in for {arch}, {ladder.numerics}", "none among the backend's devices")
+        got = "none among its devices" if absence is None else f"none: {absence.reason} ({absence.hint})"
+        raise ContractError("arch", f"a stand-in for {arch}, {ladder.numerics}", got)
     return found[0], environment
 
 

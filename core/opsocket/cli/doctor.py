@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from opsocket.plugins.probe import Probe
     from opsocket.runtime import RuntimeConfig
 
-_LIBRARIES = ("numpy", "torch", "openvino", "onnxruntime", "triton", "gguf", "safetensors", "tokenizers")
+_LIBRARIES = ("numpy", "torch", "torch-npu", "openvino", "onnxruntime", "triton", "gguf", "safetensors", "tokenizers")
 
 
 @click.command()

@@ -29,6 +29,9 @@ from opsocket.plugins.status import BackendStatus, Fault, PluginStatus, Stage
 SLOW_IMPORT_SECONDS: Final = 1.0
 _TAIL: Final = 4000
 _LAST_WORDS_SECONDS: Final = 2.0
+_AUTOLOAD: Final = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+"""torch would load every vendor's extension that is installed, and fall with one that is broken, whose plugin this may
+not be. A backend imports its own."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,12 @@ def probe(found: Discovered, limit_seconds: float) -> Probe:
         command = [sys.executable, "-X", "faulthandler", "-m", __name__, *found.key, str(report)]
         with output.open("wb") as out, errors.open("wb") as err:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=os.name == "posix"
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=os.name == "posix",
+                env={_AUTOLOAD: "0", **os.environ},
             )
             try:
                 code: int | None = child.wait(limit_seconds)

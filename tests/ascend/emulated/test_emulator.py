@@ -65,7 +65,10 @@ def test_a_tensor_outside_of_its_allocation_is_refused():
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"OPSOCKET_EMULATE_FAULT": "busy"}, "the NPU does not open.*npu-smi info shows which process holds it"),
+        (
+            {"OPSOCKET_EMULATE_FAULT": "busy"},
+            "the NPU does not open.*507033.*held by another process.*npu-smi info shows which process holds it",
+        ),
         ({"OPSOCKET_EMULATE": "Ascend310P3"}, "Ascend310P3"),
     ],
 )
@@ -75,6 +78,29 @@ def test_another_device_in_a_process_of_its_own(variables, words):
         [sys.executable, "-W", "ignore", "-c", program], env=os.environ | variables, capture_output=True, text=True
     )
     assert re.search(words, done.stdout + done.stderr, re.DOTALL)
+
+
+def test_doctor_says_that_a_device_is_busy_and_how_to_see_by_whom(session, monkeypatch):
+    from opsocket.plugins.discovery import discover
+    from opsocket.plugins.probe import probe
+
+    monkeypatch.setenv("OPSOCKET_EMULATE_FAULT", "busy")
+    (plugin,) = (found for found in discover(None) if found.entry_point.name == "ascend")
+    (backend,) = probe(plugin, 240.0).status.backends
+    assert backend.reached == "available"
+    assert "held by another process" in backend.fault.cause
+    assert backend.fault.hint == "npu-smi info shows which process holds it"
+    assert "nothing here has run on an NPU" in backend.notes[0]
+
+
+def test_doctor_of_another_plugin_is_not_disturbed(session):
+    """Each is looked at in a process of its own, where nobody has kept torch from loading torch_npu."""
+    from opsocket.plugins.discovery import discover
+    from opsocket.plugins.probe import probe
+
+    (plugin,) = (found for found in discover(None) if found.entry_point.name == "cpu")
+    (backend,) = probe(plugin, 240.0).status.backends
+    assert backend.reached == "opened"
 
 
 def test_plain_torch_is_not_disturbed():

@@ -21,6 +21,7 @@ SOURCES: Final = Path(__file__).parent / "src"
 FOLDER: Final = Path(sys.prefix) / "lib" / "opsocket-ascend-emulator"
 """Where the libraries of this environment are."""
 
+HOW: Final = "make ascend-emulator, or where opsocket is installed: python -m opsocket_ascend.emulator.build"
 STAMP: Final = "built-from"
 RUNTIME: Final = "libascendcl.so"
 OPERATORS: Final = "libopapi.so"
