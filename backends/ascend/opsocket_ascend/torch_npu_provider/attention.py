@@ -12,6 +12,7 @@ from opsocket.operators import AttentionBatch, AttentionPlan, Cache, Ragged, Rea
 from opsocket_ascend.device_array import DeviceArray
 from opsocket_ascend.layouts import KERNEL_BLOCK
 from opsocket_ascend.torch_npu_provider import sequences, strict
+from opsocket_ascend.torch_npu_provider.strict_attention import MASK_SIDE, MOST_LATENT_QUERIES
 
 _ARRAYS: Final = ("given", "wanted", "written", "empty")
 
@@ -25,7 +26,7 @@ class NpuAttention(AttentionPlan):
     """
 
     def _setup(self) -> None:
-        side, bounds, cache = strict.MASK_SIDE, self.request.bounds, self.request.cache
+        side, bounds, cache = MASK_SIDE, self.request.bounds, self.request.cache
         assert cache is not None
         causal = self.spec.mask == "causal"
         self._mask = self.session.upload(np.triu(np.ones((side, side), np.int8), 1)) if causal else None
@@ -34,7 +35,7 @@ class NpuAttention(AttentionPlan):
         if cache.k.is_quantized:
             self._longest = 1
         elif cache.kind == "latent":
-            self._longest = strict.MOST_LATENT_QUERIES if causal else 1
+            self._longest = MOST_LATENT_QUERIES if causal else 1
         tokens = bounds.max_tokens or 0
         given_twice = 1 if self.spec.window_left is None else 2
         self._rows = {name: DeviceArray(self.session, "i64", given_twice * tokens) for name in _ARRAYS}
