@@ -131,6 +131,9 @@ def test_matmul_by_format():
     assert by("gptq_v2_i4_g128", numerics=fast) == "torch_npu"
     assert by("gptq_v2_i4_g128") == "torch"
     assert by("q8_0", numerics=fast) == "torch_npu"
+    assert by("f16", numerics=fast, bias=True) == "torch"
+    biased = MatmulSpec("bf16", 256, 512, "bf16", "bf16", bias=True, numerics=FAST)
+    assert served(Request(biased)).provider == "torch_npu"
     assert by("i2_g64", numerics=fast) == "torch_npu"
     assert by("i8_channel", numerics=fast) == "torch"
     assert by("q4_1", numerics=fast) == "torch"

@@ -54,6 +54,7 @@ CASES = (
     "cache_write[hkv=3,d=64,bs=16,dtype=bf16]#0",
     "cache_write[hkv=3,d=64,bs=128,dtype=f16]#0",
     "matmul[m=3,n=136,k=256,w=bf16,dtype=bf16,acc=f32_truncating]#0",
+    "matmul[m=3,n=136,k=256,w=bf16,dtype=bf16,bias=1,acc=f32_truncating]#0",
     f"matmul[m=3,n=136,k=256,w=gptq_v2_i4_g64,{_W4A16}]#0",
     f"matmul[m=5,n=136,k=256,w=gptq_v1_i4_g32_act,{_W4A16}]#0",
     f"matmul[m=3,n=136,k=256,w=awq_i4_g128,{_W4A16}]#0",

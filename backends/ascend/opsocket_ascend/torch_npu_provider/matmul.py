@@ -23,7 +23,10 @@ class NpuQuantizeActivation(QuantizeActivationPlan):
 
 
 class NpuMatmul(MatmulPlan):
-    """x W^T of 16-bit matrices. Reads the layout of provider torch, whose embedding has the same table."""
+    """x W^T of 16-bit matrices. Reads the layout of provider torch, whose embedding has the same table.
+
+    A bias, in f32, has to be added before the sum is rounded: `npu_grouped_matmul` does that, of one group.
+    """
 
     weight_layouts = ("dense",)
 
@@ -38,7 +41,13 @@ class NpuMatmul(MatmulPlan):
     def _run(
         self, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor | None
     ) -> torch.Tensor:
-        product = x @ packed.content.t() if len(x) else x.new_empty(0, self.spec.n)
+        if not len(x):
+            product = x.new_empty(0, self.spec.n)
+        elif bias is None:
+            product = x @ packed.content.t()
+        else:
+            end = torch.full((1,), len(x), dtype=torch.int64, device=x.device)
+            product = strict.grouped_matmul(x.contiguous(), [packed.content.t()], end, x.dtype, bias=[bias])
         return product if out is None else out.copy_(product)
 
 

@@ -165,7 +165,8 @@ def _heads(spec: AttentionSpec, cache: CacheSpec) -> list[Reason]:
 
 
 def matmul(request: Request) -> tuple[Reason, ...]:
-    """torch's product of 16-bit matrices, npu_dynamic_quant with npu_quant_matmul, or npu_weight_quant_batchmatmul."""
+    """torch's product of 16-bit matrices (npu_grouped_matmul, of one group, where there is a bias), npu_dynamic_quant
+    with npu_quant_matmul, or npu_weight_quant_batchmatmul."""
     spec = request.spec
     assert isinstance(spec, MatmulSpec)
     fmt = get_format(spec.weight_format)
@@ -184,8 +185,8 @@ def matmul(request: Request) -> tuple[Reason, ...]:
     if fmt.activation != "none":
         return (Reason("weight_format", "weight_format", fmt.id, "i8_channel_a8, of those with int8 activations"),)
     reasons += _permitted(spec.numerics, spec.x_dtype, softmax=False)
-    if spec.bias:
-        reasons.append(Reason("bias", "bias", True, "False: it would be added to a rounded sum"))
+    if spec.bias and not (fmt.is_float and spec.x_dtype == "bf16"):
+        reasons.append(Reason("bias", "bias", True, "False but for bf16 weights: it would be rounded to f16"))
     return (*reasons, *(_float(spec) if fmt.is_float else _codes(spec)))
 
 
