@@ -20,7 +20,7 @@ from opsocket.quantization.gguf_file import open_gguf
 MUTATIONS = 3000
 PEAK_BYTES = 4 << 20
 U8, U32, STRING, ARRAY = 0, 4, 8, 9
-F32, Q4_0, Q5_K = 0, 2, 13
+F32, Q4_0, Q5_K, MXFP4 = 0, 2, 13, 39
 HUGE = 1 << 60
 
 
@@ -104,6 +104,11 @@ HOSTILE = {
     "a product that wraps to 32": (header(tensors=(tensor(dims=((1 << 63) + 16, 2)),)), "elements"),
     "2^62 elements": (header(tensors=(tensor(dims=(1 << 62,)),)), "data ends at"),
     "a row that is no whole number of blocks": (header(tensors=(tensor(dims=(48, 2), type_id=Q4_0),)), "blocks of 32"),
+    "MXFP4 rows that are no whole number of blocks": (
+        header(tensors=(tensor(dims=(80, 2), type_id=MXFP4),)),
+        "no whole number of mxfp4 blocks of 32",
+    ),
+    "2^40 rows of MXFP4": (header(tensors=(tensor(dims=(32, 1 << 40), type_id=MXFP4),)), "data ends at"),
     "type 4, which was removed": (header(tensors=(tensor(type_id=4),)), "ggml type 4"),
     "type 2^32 - 1": (header(tensors=(tensor(type_id=0xFFFFFFFF),)), "does not exist"),
     "a type without a format here": (header(tensors=(tensor(dims=(256,), type_id=Q5_K),)), "Q5_K"),
