@@ -25,6 +25,7 @@ SMOKE = (
     "q4_K",
     "i4_g64",
     "i2_g32",
+    "gptq_v1_i4_g32_act",
     "gptq_v2_i4_g64",
     "awq_i4_g128",
 )
