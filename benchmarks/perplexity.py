@@ -1,4 +1,4 @@
-"""What rounding costs in accuracy: the perplexity of SmolLM2 on a public text, by activations, dtype and cache format.
+"""What rounding costs in accuracy: the perplexity of SmolLM2 on a public text, by activations, cache and weights.
 
     .venv/bin/python benchmarks/perplexity.py [--tokens 8192] [--threads 2] [--settings 'none/f32/f32;...'] [--json F]
 
@@ -28,9 +28,10 @@ import torch
 import opsocket
 from opsocket.cache import BlockManager
 from opsocket.operators import Request
-from opsocket.quantization import with_activation
+from opsocket.quantization import QuantFormat, WeightTensor, dequantize, get_format, quantize, with_activation
 from opsocket_engine.batch import assemble
-from opsocket_engine.checkpoint import open_checkpoint
+from opsocket_engine.checkpoint import Checkpoint, open_checkpoint
+from opsocket_engine.config import ModelConfig
 from opsocket_engine.locate import GGUFModel, locate
 from opsocket_engine.model import Decoder
 from opsocket_engine.options import ACTIVATIONS, EngineOptions
@@ -53,6 +54,12 @@ SETTINGS = (
     *(f"{a}/bf16/{kv}" for a in ("none", "i8_g32") for kv in KV_FORMATS[2:]),
 )
 """ACTIVATIONS/DTYPE/KV FORMAT: activations by dtype, then cache formats on top of two of them."""
+WEIGHT_FORMATS = (
+    "f16", "bf16", "i8_channel", "q8_0", "q5_0", "q4_1", "q4_0", "i4_g32", "i4_g32_z", "i4_g64", "i4_g64_z", "i2_g32_z",
+    "q6_K", "q4_K", "q2_K", "f8e4m3fn_channel", "f8e4m3fn_tensor", "f8e4m3fn_128x128", "mxfp4",
+)  # fmt: skip
+"""With --weights: of the matrices of the layers, in f32 and with a cache in f32. Others are the same numbers in another
+order (AWQ and GPTQ are i4_gN_z)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,32 @@ class Row:
     change_error: float
     same: float
     provider: str
+
+
+@dataclass(frozen=True)
+class Requantized:
+    """A checkpoint whose layers' matrices are rounded to the nearest numbers of another format, where
+    its blocks divide their columns."""
+
+    checkpoint: Checkpoint
+    format: QuantFormat
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.checkpoint.config
+
+    def has(self, name: str) -> bool:
+        return self.checkpoint.has(name)
+
+    def vector(self, name: str) -> np.ndarray:
+        return self.checkpoint.vector(name)
+
+    def weight(self, name: str) -> WeightTensor:
+        weight = self.checkpoint.weight(name)
+        if not name.startswith("layers.") or weight.k % (self.format.super_block or self.format.block_k or 1):
+            return weight
+        values = dequantize(weight.format, weight.tensors, weight.n, weight.k)
+        return WeightTensor(self.format, weight.n, weight.k, quantize(self.format, values))
 
 
 def windows(tokens: list[int], count: int, width: int) -> list[list[int]]:
@@ -91,7 +124,9 @@ def by_operators(
     checkpoint: Any, texts: list[list[int]], setting: str, threads: int, chunk: int
 ) -> tuple[np.ndarray, str]:
     """Scores, and which providers served the products of the layers."""
-    activations, dtype, kv_format = setting.split("/")
+    activations, dtype, kv_format, *weights = setting.split("/")
+    if weights:
+        checkpoint = Requantized(checkpoint, get_format(weights[0]))
     activations, _, exception = activations.partition(", ")
     width = len(texts[0])
     options = EngineOptions(
@@ -159,11 +194,12 @@ def table(rows: list[Row], facts: dict[str, Any]) -> str:
         f"{facts['model']}; {facts['scored']} tokens of {facts['text']} ({facts['package']}), windows of "
         f"{facts['window']} in chunks of {facts['chunk']}",
         "",
-        "| activations | dtype | KV cache | perplexity | against the reference, nats per token | same first choice |",
-        "| --- | --- | --- | ---: | ---: | ---: |",
+        "| activations | dtype | KV cache | weights | perplexity | against the reference, nats per token | same pick |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: |",
     ]
     for r in rows:
-        names = r.setting.split("/") if "/" in r.setting else [r.setting, "", ""]
+        activations, dtype, kv_format, weights = [*r.setting.split("/"), "", "", ""][:4]
+        names = [activations, dtype, kv_format, weights or "the file's"]
         change = f"{r.change:+.5f} +- {r.change_error:.5f}" if r.setting != REFERENCE else ""
         lines.append(f"| {' | '.join(names)} | {r.perplexity:.4f} | {change} | {100 * r.same:.1f} % |")
     return "\n".join(lines)
@@ -187,7 +223,10 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=256, help="tokens in one step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--settings", help=f"ACTIVATIONS/DTYPE/KV, separated by semicolons; default: {', '.join(SETTINGS)}"
+        "--settings", help=f"ACTIVATIONS/DTYPE/KV[/WEIGHTS], separated by semicolons; default: {', '.join(SETTINGS)}"
+    )
+    parser.add_argument(
+        "--weights", action="store_true", help=f"instead: the layers' matrices in {', '.join(WEIGHT_FORMATS)}"
     )
     parser.add_argument("--kept", type=Path, default=Path("reports/perplexity"))
     parser.add_argument("--json", type=Path)
@@ -208,7 +247,8 @@ def main() -> None:
     checkpoint = open_checkpoint(files)
     rows: list[Row] = []
     reference = np.empty(0)
-    for setting in (REFERENCE, *(args.settings.split(";") if args.settings else SETTINGS)):
+    settings = [f"none/f32/f32/{name}" for name in WEIGHT_FORMATS] if args.weights else SETTINGS
+    for setting in (REFERENCE, *(args.settings.split(";") if args.settings else settings)):
         kept = args.kept / f"{key}-{re.sub(r'[ ,/]+', '-', setting)}.npz"
         if kept.exists():
             scores, provider = (saved := np.load(kept))["scores"], str(saved["provider"])
