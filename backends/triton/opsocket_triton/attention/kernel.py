@@ -41,10 +41,18 @@ _WIDE = (
     "rows of a factor in f32 are held whole where no matrix unit takes them, and a lane has 256 registers; numerics "
     "that permit 16 bits have none of it"
 )
+_TWICE = (
+    "WMMA takes whole rows of both factors, on RDNA 3 each twice, which fill 256 registers from heads of 128 on; a "
+    "loop over channels would read q again for every tile of keys"
+)
 _RDNA = (
     Accepted(_WIDE, 2048, {"QK": "f32", "D0": 512}),
     Accepted(_WIDE, 576, {"QK": "f32", "D0": 256}),
     Accepted(_WIDE, 128, {"QK": "f32", "D0": 128}),
+    Accepted(_TWICE, 2560, {"D0": 512}),
+    Accepted(_TWICE, 640, {"D0": 256}),
+    Accepted(_TWICE, 384, {"D0": 128}),
+    Accepted(_TWICE, 64, {"D0": 64}),
 )
 ACCEPTED = {
     **{("attend", arch, "spills"): (Accepted(FEW, 32),) for arch in ("sm_80", "sm_90", "sm_100", "sm_120")},
