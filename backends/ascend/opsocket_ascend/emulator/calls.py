@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, Final
 
 from opsocket_ascend.emulator import handles
@@ -100,7 +100,7 @@ class Door:
 
     def __init__(self, memory: Any, set_message: Callable[[bytes], None]) -> None:
         self._memory, self._set_message = memory, set_message
-        self._next = 1
+        self._numbers = count(1)  # one for each call, whichever thread makes it
         pointer = ctypes.POINTER
         kind = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.c_char_p, pointer(ctypes.c_uint64), pointer(ctypes.c_double), pointer(ctypes.c_uint64)
@@ -134,9 +134,9 @@ class Door:
         arguments = {name: self._argument(kind, words) for name, kind in signature.arguments}
         size, executor = words.integer(), words.integer()
         ctypes.c_uint64.from_address(size).value = 0
-        ctypes.c_uint64.from_address(executor).value = self._next
-        _pending[self._next] = (operator, arguments)
-        self._next += 1
+        number = next(self._numbers)
+        ctypes.c_uint64.from_address(executor).value = number
+        _pending[number] = (operator, arguments)
 
     def _argument(self, kind: str, words: _Words) -> Any:
         if kind in ("double", "float"):
