@@ -27,7 +27,7 @@ import torch
 
 import opsocket
 from opsocket.cache import BlockManager
-from opsocket.operators import Request
+from opsocket.operators import ContractError, Request
 from opsocket.quantization import QuantFormat, WeightTensor, dequantize, get_format, quantize, with_activation
 from opsocket_engine.batch import assemble
 from opsocket_engine.checkpoint import Checkpoint, open_checkpoint
@@ -78,7 +78,7 @@ class Row:
 @dataclass(frozen=True)
 class Requantized:
     """A checkpoint whose layers' matrices are rounded to the nearest numbers of another format, where
-    its blocks divide their columns."""
+    it has their shape."""
 
     checkpoint: Checkpoint
     format: QuantFormat
@@ -95,7 +95,11 @@ class Requantized:
 
     def weight(self, name: str) -> WeightTensor:
         weight = self.checkpoint.weight(name)
-        if not name.startswith("layers.") or weight.k % (self.format.super_block or self.format.block_k or 1):
+        if not name.startswith("layers."):
+            return weight
+        try:
+            self.format.tensor_specs(weight.n, weight.k)
+        except ContractError:
             return weight
         values = dequantize(weight.format, weight.tensors, weight.n, weight.k)
         return WeightTensor(self.format, weight.n, weight.k, quantize(self.format, values))
