@@ -92,7 +92,7 @@ def tile(request: Request, made_of: Products, arch: str, is_large: bool) -> Tile
     has_more = spec.mask == "tree" or spec.alibi or spec.softcap is not None
     has_codes = request.cache is not None and request.cache.k.is_quantized
     # Codes that become the factors of both products are held in registers, as all factors are on "mma".
-    is_tight = widest > 256 and (kind in ("mma", "rdna") or (kind == "wgmma" and has_codes))
+    is_tight = widest > 256 and (kind in ("mma", "rdna") or has_codes)
     if not is_large or is_tight or (has_more and kind == "rdna"):
         return _small_tile(widest, kind, is_split=of_qk[1] + of_vo[1] > 0)
     if widest > 256:
