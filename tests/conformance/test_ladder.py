@@ -19,6 +19,7 @@ from opsocket_conformance.profiles import PROFILES, hold
 from opsocket_conformance.report import data
 from opsocket_conformance.report.html import html
 from opsocket_conformance.report.junit import junit
+from opsocket_conformance.report.ladder import words
 from opsocket_conformance.report.markdown import markdown
 from opsocket_conformance.report.reading import schema
 from opsocket_conformance.report.terminal import lines
@@ -92,6 +93,13 @@ def test_a_real_device_proves_itself_and_nothing_else_becomes_one() -> None:
     assert evidence_of(real, content) == Evidence("device", "device")
     assert evidence_of(INTERPRETED) == Evidence("interpreted", "none")
     assert evidence_of(replace(INTERPRETED, numerics="emulated")) == Evidence("emulated", "schema")
+
+
+def test_a_device_alone_needs_no_artifacts() -> None:
+    content = climbed([result()], arches=())
+    assert section.failure(content) == ""
+    assert words(content).startswith("What ran on the device proves itself")
+    assert evidence_of(replace(INTERPRETED, numerics="device"), content) == Evidence("device", "device")
 
 
 def test_nothing_that_passed_proves_nothing() -> None:

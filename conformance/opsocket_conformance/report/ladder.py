@@ -101,6 +101,8 @@ def accepted(ladder: Mapping[str, Any]) -> Iterator[str]:
 
 def words(ladder: Mapping[str, Any]) -> str:
     """What was climbed, in one sentence."""
+    if not ladder["architectures"]:
+        return "What ran on the device proves itself, and nothing was made for another architecture" + _bound(ladder)
     controls = ladder["controls"]
     refused = sum(control["refused"] for control in controls)
     made, wrong = len(ladder["artifacts"]), sum(bool(entry["problems"]) for entry in ladder["artifacts"])

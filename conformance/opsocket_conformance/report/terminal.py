@@ -90,7 +90,7 @@ def _ladder(report: dict[str, Any]) -> Iterator[str]:
         if was_refused != "yes":
             yield f"control passed: {name} ({rung}, {arch}): {said}"
     for operator, provider, _, artifact, why in ladder.operator_rows(content):
-        if artifact == "none":
+        if artifact == "none" and content["architectures"]:
             yield f"artifact none: {operator} by {provider}: {why}"
     yield f"{ladder.words(content)}"
     yield from content["limits"][:1]

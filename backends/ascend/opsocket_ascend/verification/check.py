@@ -25,6 +25,7 @@ _MISSING: Final = (
 """How torch begins or words what does not fit a schema."""
 
 GOLDEN: Final = "golden.json"
+_INDEXED: Final = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
 
 
 def golden() -> dict[str, list[str]]:
@@ -145,10 +146,10 @@ def _depends_on_content(call: Any, function: Any) -> bool:
 
     if torch.Tag.data_dependent_output in function.tags:
         return True
+    if function._schema.name not in _INDEXED:
+        return torch.Tag.dynamic_output_shape in function.tags
     # Indexing has the tag, and deserves it for masks alone.
-    indexed = function._schema.name.startswith(("aten::index", "aten::_index_put", "aten::_unsafe_index"))
-    masks = json.dumps(call.args).count('"tensor": "bool"') + json.dumps(call.args).count('"tensor": "uint8"')
-    return bool(masks) if indexed else torch.Tag.dynamic_output_shape in function.tags
+    return any(index is not None and index["tensor"] in ("bool", "uint8") for index in call.args[1])
 
 
 def _first_line(error: Exception) -> str:
