@@ -213,6 +213,41 @@ def test_values_hidden_from_a_query_never_reach_it(session: Any, shared: bool):
     np.testing.assert_allclose(got[~touched], want[~touched], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("mask", ["causal", "tree"])
+@pytest.mark.parametrize("fmt", ["f32", "f16", "bf16", "f8e4m3fn", "f8e5m2", "i8"])
+def test_cached_values_hidden_from_one_of_few_queries_never_reach_it(session: Any, fmt: Any, mask: Any):
+    """A NaN in a drafted token's value stays with the queries that see that token, also where they share a pass."""
+    rng, n, kv_len = np.random.default_rng(6), 6, 70
+    form = KVFormat(fmt, "token_head" if fmt == "i8" else "none")
+    cache_spec = CacheSpec(5, 16, 2, 24, 40, form, form)
+    write = session.plan(Request(CacheWriteSpec("f32"), cache_spec), SlotBatch(np.arange(80)))
+    spec = AttentionSpec(6, 2, 24, 40, 24**-0.5, mask)
+    bits, tree = {}, None
+    if mask == "tree":
+        visible = rng.random((n, n)) < 0.5
+        tree = session.upload(np.packbits(visible.ravel(), bitorder="little"))
+        bits = {"mask_indptr": np.array([0, tree.shape[0]])}
+    else:
+        visible = np.tri(n, dtype=bool)
+    table = np.arange(5, dtype=np.int32)[None]
+    batch = AttentionBatch(np.array([0, n]), np.array([kv_len]), table, **bits)
+    q = session.upload(rng.standard_normal((n, 6, 24)).astype(np.float32))
+    k, v = (rng.standard_normal((80, 2, dim)).astype(np.float32) for dim in (24, 40))
+    results = []
+    for value in (0.0, np.nan):
+        v[kv_len - n + 2, 1] = value
+        cache = session.allocate_cache(cache_spec)
+        write.run(cache, session.upload(k), session.upload(v))
+        plan = session.plan(Request(spec, cache_spec), batch)
+        results.append(session.download(plan.run(q, cache, tree_mask=tree)[0]))
+    touched = np.zeros(results[0].shape, bool)
+    touched[visible[:, 2], 3:] = True
+    assert 0 < touched.sum() < touched[:, 3:].size
+    assert np.isfinite(results[0]).all()
+    assert np.isnan(results[1][touched]).all()
+    np.testing.assert_allclose(results[1][~touched], results[0][~touched], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_stale_slots_never_reach_a_decoded_token(session: Any, dtype: Any):
     """NaN before the window and at and past kv_len, within the first and last tiles, changes no bit of the output."""

@@ -1,9 +1,11 @@
 """Builds and runs the native tests (`tests/test_*.cpp`) at every instruction-set level, plain or under sanitizers.
 
-    python backends/cpu/native/check.py [--sanitize address undefined thread] [--machine aarch64] [test_name ...]
+    python backends/cpu/native/check.py [--sanitize address undefined thread] [--machine aarch64] [--emulate-bf16]
+                                        [test_name ...]
 
 A test is compiled once per level, as a kernel is, and linked with all kernels. On another architecture's `--machine`
-its cross compiler and user-mode emulator run them, or this says which one is missing and ends well.
+its cross compiler and user-mode emulator run them, or this says which one is missing and ends well. A processor that
+has all of level avx512_bf16 but AVX512_BF16 itself tests that level alone with its two instructions emulated.
 """
 
 from __future__ import annotations
@@ -29,8 +31,17 @@ _FIRST_REPORT_ENDS = {"ASAN_OPTIONS": "abort_on_error=0", "UBSAN_OPTIONS": "halt
                       "TSAN_OPTIONS": "halt_on_error=1"}  # fmt: skip
 
 
+_EMULATED = "avx512_bf16"
+
+
 def check(
-    names: list[str], compiler: str, machine: str, emulator: list[str], sanitizer: str | None, verbose: bool
+    names: list[str],
+    compiler: str,
+    machine: str,
+    emulator: list[str],
+    sanitizer: str | None,
+    emulate_bf16: bool,
+    verbose: bool,
 ) -> int:
     """How many tests failed, over all levels."""
     extra = _sanitized(sanitizer, compiler) if sanitizer else []
@@ -40,8 +51,11 @@ def check(
     built = cache if shared or extra or machine != platform.machine() else own  # those that the library is made of
     kernels = units_of(sorted((HERE / "src").glob("*.cpp")), compiler, machine, extra, built)
     tests = units_of(sources, compiler, machine, [*extra, f"-I{HERE / 'src'}"], cache)
+    if emulate_bf16:
+        kernels = [(s, o, cache / t.name) if _level((s, o, t)) == _EMULATED else (s, o, t) for s, o, t in kernels]
+        tests = [test for test in tests if _level(test) == _EMULATED]
     if extra:  # what can't run here is as the library has it: sanitized kernels take the compiler long
-        absent = _absent_levels()
+        absent = _absent_levels() - ({_EMULATED} if emulate_bf16 else set())
         as_built = units_of(sorted((HERE / "src").glob("*.cpp")), compiler, machine, [], Path(shared or own))
         kernels = [b if _level(b) in absent else k for b, k in zip(as_built, kernels, strict=True)]
         tests = [test for test in tests if _level(test) not in absent]
@@ -60,7 +74,8 @@ def check(
                 raise BuildError(done.stderr[-4000:])
             done = subprocess.run([*emulator, str(program)], capture_output=True, text=True, env=environment)
             verdict = {0: "ok", NOT_HERE: "not on this processor"}.get(done.returncode, f"FAILED ({done.returncode})")
-            print(f"{machine} {sanitizer or 'plain'} {level} {source.stem}: {verdict}", flush=True)
+            how = f"{sanitizer or 'plain'}{' emulated' if emulate_bf16 else ''}"
+            print(f"{machine} {how} {level} {source.stem}: {verdict}", flush=True)
             if verdict.startswith("FAILED"):
                 failed += 1
             if verdict.startswith("FAILED") or verbose:
@@ -97,6 +112,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sanitize", nargs="+", choices=("address", "undefined", "thread"), default=[None])
     parser.add_argument("--machine", choices=sorted(LEVELS), default=platform.machine())
+    parser.add_argument(
+        "--emulate-bf16", action="store_true", help=f"level {_EMULATED} alone, on a processor without it"
+    )
     parser.add_argument("--verbose", action="store_true", help="what the tests print, passed or not")
     parser.add_argument("tests", nargs="*", default=[])
     args = parser.parse_args()
@@ -108,7 +126,15 @@ def main() -> None:
             if missing := [tool for tool in (compiler, emulator[0]) if not shutil.which(tool)]:
                 print(f"not checked for {args.machine}: {' and '.join(missing)} not on the path")
                 return
-        failed = sum(check(args.tests, compiler, args.machine, emulator, s, args.verbose) for s in args.sanitize)
+        if args.emulate_bf16 and _EMULATED not in LEVELS[args.machine]:
+            parser.error(f"--emulate-bf16: {args.machine} has no level {_EMULATED}")
+        if args.emulate_bf16:
+            options = LEVELS[args.machine][_EMULATED]
+            LEVELS[args.machine][_EMULATED] = [o for o in options if o != "-mavx512bf16"] + ["-DOPSOCKET_EMULATED_BF16"]
+        failed = sum(
+            check(args.tests, compiler, args.machine, emulator, s, args.emulate_bf16, args.verbose)
+            for s in args.sanitize
+        )
     except BuildError as error:
         sys.exit(f"error: {error}")
     sys.exit(f"{failed} failed" if failed else 0)

@@ -1,4 +1,4 @@
-// A part of one query's keys, chunk by chunk: scores, knobs, the online softmax's step, values.
+// A part of a few queries' keys, chunk by chunk: scores, knobs, masks, the online softmax's step, values.
 #include "attention_decode.h"
 
 #include <algorithm>
@@ -8,29 +8,62 @@ namespace OPSOCKET_LEVEL {
 
 namespace {
 
-// Logits of a chunk, and copies of values' tiles where bytes of tokens that the query does not see are in the way.
+// Logits of a chunk, and copies of values' tiles where bytes of tokens that nobody sees are in the way.
 struct Scratch {
     alignas(64) float s[DECODE_ROWS * DECODE_TOKENS];
-    DecodeWeights weights;
-    unsigned char *tiles;  // [DECODE_TILES][bytes of codes]
+    DecodeWeights weights, single;  // of a block of rows; of one of them
+    unsigned char *tiles, *single_tiles;  // [DECODE_TILES][bytes of codes]
 };
+
+// Keys of a chunk that someone sees, one bit each.
+using Seen = uint64_t;
+static_assert(DECODE_TOKENS == 64);
+
+constexpr Seen tokens_below(int64_t n) { return n >= 64 ? ~Seen(0) : (Seen(1) << n) - 1; }
+constexpr uint32_t seen_of_tile(Seen seen, int tile) { return uint32_t(seen >> (tile * TILE)) & 0xffff; }
 
 struct Chunk {
-    int64_t token;    // of the first key
-    int first, last;  // keys of the chunk that the query sees
+    int64_t token;  // of the first key
     int tiles;
-    bool whole() const { return first == 0 && last == tiles * TILE; }
+    Seen seen[DECODE_QUERIES], by_some;
+    bool by_all;  // whether every query sees every key
+    Seen every() const { return tokens_below(int64_t(tiles) * TILE); }
 };
 
-// The tile without the tokens outside [first, last) of it: stale bytes may be NaN.
-void copy_tokens(const KVTiles &v, const unsigned char *tile, int first, int last, unsigned char *copy) {
+// The chunk from `token` on, of the keys [first, last) of the part.
+Chunk make_chunk(const Part &part, int64_t token, int64_t first, int64_t last) {
+    Chunk chunk{};
+    chunk.token = token;
+    chunk.tiles = int(std::min<int64_t>(DECODE_TILES, (last - token + TILE - 1) / TILE));
+    chunk.by_all = true;
+    for (int64_t i = 0; i < part.queries; i++) {
+        const Row &row = part.row[i];
+        int64_t low = std::max<int64_t>(first, row.low), high = std::min<int64_t>(last, row.high);
+        Seen seen = tokens_below(std::max<int64_t>(high - token, 0)) & ~tokens_below(std::max<int64_t>(low - token, 0));
+        if (row.tree)
+            for (int64_t key = std::max<int64_t>(token, row.history); key < std::min(token + DECODE_TOKENS, high); key++)
+                if (!sees(row, key)) seen &= ~(Seen(1) << (key - token));
+        chunk.seen[i] = seen;
+        chunk.by_some |= seen;
+        chunk.by_all = chunk.by_all && seen == chunk.every();
+    }
+    return chunk;
+}
+
+// x where a bit of `seen` is set, from its lowest on, else `hidden`.
+F where_seen(Seen seen, F x, float hidden) {
+    U bits = (U{} + uint32_t(seen)) >> (U)lanes();
+    return (I)((bits & 1) != 0) ? x : set(hidden);
+}
+
+// The tile without the tokens that `seen` lacks: stale bytes may be NaN.
+void copy_tokens(const KVTiles &v, const unsigned char *tile, uint32_t seen, unsigned char *copy) {
     int n = kv_per_dword(v.code);
     int64_t width = v_width(v.dim);
     for (int i = 0; i < v_rows(v.code); i++) {
         uint32_t mask = 0;
         for (int j = 0; j < n; j++)
-            if (i * n + j >= first && i * n + j < last)
-                mask |= uint32_t((uint64_t(1) << kv_bits(v.code)) - 1) << kv_shift(v.code, j);
+            if (seen >> (i * n + j) & 1) mask |= uint32_t((uint64_t(1) << kv_bits(v.code)) - 1) << kv_shift(v.code, j);
         const unsigned char *from = tile + i * width * 4;
         unsigned char *to = copy + i * width * 4;
         for (int64_t d = 0; d < width; d += W) {
@@ -40,24 +73,45 @@ void copy_tokens(const KVTiles &v, const unsigned char *tile, int first, int las
     }
 }
 
+// Whether a tile of values has an infinite one or NaN.
+bool has_broken_value(const KVTiles &v, const unsigned char *tile) {
+    I broken = set(int32_t(0));
+    with_code(v.code, [&](auto code) {
+        constexpr int32_t C = decltype(code)::value;
+        if constexpr (!kv_is_integer(C))
+            for (int64_t i = 0; i < v_code_bytes(C, v.dim); i += W * 4)
+                for (int j = 0; j < kv_per_dword(C); j++) {
+                    F x = kv_decode<C>(kv_field<C>(load_as<U>(tile + i), j));
+                    broken |= (I)(((U)x & 0x7f800000u) == 0x7f800000u);
+                }
+    });
+    return sum(broken) != 0;
+}
+
+#if OPSOCKET_AVX512
+constexpr int SHUFFLED = 0xd8;  // of each four: 0, 2, 1, 3
+#endif
 #if OPSOCKET_AVX512_BF16
-void to_bf16(const float *p, int tiles, unsigned char *packed) {
-    for (int t = 0; t < tiles; t++)
-        _mm256_store_si256(
-            (__m256i *)(packed + t * TILE * 2), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(p + t * TILE))
-        );
+void to_bf16(const float *p, int tiles, bool shuffled, unsigned char *packed) {
+    for (int t = 0; t < tiles; t++) {
+        __m512 x = _mm512_load_ps(p + t * TILE);
+        if (shuffled) x = _mm512_permute_ps(x, SHUFFLED);
+        _mm256_store_si256((__m256i *)(packed + t * TILE * 2), (__m256i)_mm512_cvtneps_pbh(x));
+    }
 }
 #endif
 
-// A step of the online softmax: logits to weights of values (scaled), and what older output is multiplied by.
-// Returns how the products with values are to be formed.
-int32_t soften(const Attention &c, const Chunk &chunk, int rows, const unsigned char *const *tiles, DecodeState &state,
-               Scratch &x) {
+// A step of the online softmax: logits to weights of values (scaled), and what older output is multiplied by. seen: of
+// each row; null: they see all. Returns how the products with values are to be formed.
+int32_t soften(const Attention &c, const Chunk &chunk, const Seen *seen, int rows, const unsigned char *const *tiles,
+               DecodeState &state, Scratch &x) {
     const KVTiles &v = c.cache.v;
     DecodeWeights &w = x.weights;
     int n = chunk.tiles * TILE;
     int32_t dot = decode_dot(v.code, c.bf16_probabilities != 0);
-    F base[DECODE_ROWS];
+    const bool shuffled = decode_order(v.code, dot) == ORDER_SHUFFLED;
+    static_assert(DECODE_ROWS <= W);
+    F base[DECODE_ROWS], fall = set(0.0f);
     for (int r = 0; r < rows; r++) {
         const float *s = x.s + r * DECODE_TOKENS;
         F most = load(s);
@@ -65,8 +119,10 @@ int32_t soften(const Attention &c, const Chunk &chunk, int rows, const unsigned 
         float old = state.largest[r], top = std::max(old, largest(most));
         state.largest[r] = top;
         base[r] = set(top == -INFINITY ? 0.0f : top);
-        w.carry[r] = old == top ? 1.0f : exp(set(old - top))[0];
+        if (old != top) fall[r] = old - top;
     }
+    fall = exp(fall);
+    for (int r = 0; r < rows; r++) w.carry[r] = fall[r];
     for (int r = 0; r < rows; r++) {
         const float *s = x.s + r * DECODE_TOKENS;
         float *p = w.p + r * DECODE_TOKENS;
@@ -77,24 +133,24 @@ int32_t soften(const Attention &c, const Chunk &chunk, int rows, const unsigned 
                 F weight = exp(load(s + i) - base[r]);
                 sums += weight;
                 if (v.granularity == SCALE_TOKEN_HEAD) weight *= load(scales + i - t * TILE);
+                if (seen) weight = where_seen(seen[r] >> i, weight, 0);  // a stale scale may be NaN
                 store(p + i, weight);
             }
         }
         state.sum[r] = state.sum[r] * w.carry[r] + sum(sums);
-        if (!chunk.whole()) {
-            std::fill(p, p + chunk.first, 0.0f);
-            std::fill(p + chunk.last, p + n, 0.0f);
-        }
     }
 #if OPSOCKET_AVX512_BF16
     if (dot == DOT_BF16)
-        for (int r = 0; r < rows; r++) to_bf16(w.p + r * DECODE_TOKENS, chunk.tiles, w.packed + r * DECODE_TOKENS * 2);
+        for (int r = 0; r < rows; r++)
+            to_bf16(w.p + r * DECODE_TOKENS, chunk.tiles, shuffled, w.packed + r * DECODE_TOKENS * 2);
 #endif
 #if OPSOCKET_AVX512
-    if (dot == DOT_F32 && decode_pairs(v.code) == 4)
-        for (int i = 0; i < rows * DECODE_TOKENS; i += W)
-            store(w.p + i, (F)_mm512_permute_ps((__m512)load(w.p + i), 0xd8));
+    if (dot == DOT_F32 && shuffled)
+        for (int r = 0; r < rows; r++)
+            for (int i = r * DECODE_TOKENS; i < r * DECODE_TOKENS + n; i += W)
+                store(w.p + i, (F)_mm512_permute_ps((__m512)load(w.p + i), SHUFFLED));
 #endif
+    (void)shuffled;
     return dot;
 }
 
@@ -122,23 +178,49 @@ void scale_values(const KVTiles &v, int64_t head, int64_t rows, float *acc) {
 }
 
 int64_t scratch_bytes(const KVTiles &v) {
-    return (int64_t(sizeof(Scratch)) + 63) / 64 * 64 + DECODE_TILES * v_code_bytes(v.code, v.dim);
+    return (int64_t(sizeof(Scratch)) + 63) / 64 * 64 + 2 * DECODE_TILES * v_code_bytes(v.code, v.dim);
 }
 
-// How the rows of a KV head are cut: blocks of DECODE_ROWS, the last perhaps of fewer.
+// How the rows of a KV head are cut: blocks that there are kernels for.
 struct Blocks {
-    int64_t group, of_head, all;
-    explicit Blocks(const Attention &c)
-        : group(c.q_heads / c.kv_heads), of_head((group + DECODE_ROWS - 1) / DECODE_ROWS), all(of_head * c.kv_heads) {}
-    int64_t first_row(int64_t block) const { return block / of_head * group + block % of_head * DECODE_ROWS; }
-    int rows(int64_t block) const {
-        return int(std::min<int64_t>(DECODE_ROWS, group - block % of_head * DECODE_ROWS));
+    int64_t rows_of_head, of_head = 0, all;
+    explicit Blocks(const Part &part)
+        : rows_of_head(part.command.q_heads / part.command.kv_heads * part.queries) {
+        for (int64_t row = 0; row < rows_of_head; row += block_rows(rows_of_head - row)) of_head++;
+        all = of_head * part.command.kv_heads;
     }
 };
 
+struct Block {
+    int64_t row;  // of the part: the first
+    DecodeQuery query;
+    DecodeState state;
+};
+
+// out = out * carry + weights * values for a block of rows of which some don't see what others see, where values are
+// infinite or NaN: row by row, without the tokens that it does not see.
+void add_values_of_each(const Attention &c, const Chunk &chunk, const Seen *seen, int rows, int32_t dot,
+                        DecodeState &state, Scratch &x) {
+    const KVTiles &v = c.cache.v;
+    const DecodeWeights &w = x.weights;
+    const int64_t bytes = v_code_bytes(v.code, v.dim);
+    DecodeWeights &one = x.single;
+    one.count = w.count, one.width = w.width;
+    for (int r = 0; r < rows; r++) {
+        one.carry[0] = w.carry[r];
+        std::copy_n(w.p + r * DECODE_TOKENS, DECODE_TOKENS, one.p);
+        std::copy_n(w.packed + r * DECODE_TOKENS * 2, DECODE_TOKENS * 2, one.packed);
+        for (int t = 0; t < chunk.tiles; t++) {
+            unsigned char *copy = x.single_tiles + t * bytes;
+            copy_tokens(v, w.tiles[t], seen_of_tile(seen[r], t), copy);
+            one.tiles[t] = one.ahead[t] = copy;
+        }
+        decode_values(v.code, dot, 1)(one, state.out + r * w.width);
+    }
+}
+
 // Adds keys [first, last) to the states of all blocks of rows.
-void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t last, const DecodeQuery *queries,
-              DecodeState *states, Scratch &x) {
+void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t last, Block *block, Scratch &x) {
     const Attention &c = part.command;
     const KVTilesPair &kv = c.cache;
     DecodeWeights &w = x.weights;
@@ -166,11 +248,7 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
     Pages here, next;
     pages(start, tiles_from(start), here);
     for (int64_t token = start; token < last; token += DECODE_TOKENS) {
-        Chunk chunk;
-        chunk.token = token;
-        chunk.tiles = tiles_from(token);
-        chunk.first = int(std::max<int64_t>(first - token, 0));
-        chunk.last = int(std::min<int64_t>(last - token, DECODE_TOKENS));
+        const Chunk chunk = make_chunk(part, token, first, last);
         next = here;
         if (token + DECODE_TOKENS < last) pages(token + DECODE_TOKENS, tiles_from(token + DECODE_TOKENS), next);
         for (int64_t head = 0; head < kv.heads; head++) {
@@ -181,9 +259,30 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
                 k_ahead[t] = head + 1 < kv.heads ? k[t] + k_head : next.k[t];
                 v_ahead[t] = head + 1 < kv.heads ? v[t] + v_head : next.v[t];
             }
+            bool broken = false;  // whether what some row does not see would reach it, as 0 * NaN
+            w.count = chunk.tiles;
+            for (int t = 0; t < chunk.tiles; t++) {
+                w.tiles[t] = v[t];
+                const uint32_t seen = seen_of_tile(chunk.by_some, t);
+                if (chunk.by_all || kv_is_integer(kv.v.code)) continue;
+                if (seen != 0xffff) {
+                    unsigned char *copy = x.tiles + t * v_bytes;
+                    copy_tokens(kv.v, v[t], seen, copy);
+                    w.tiles[t] = copy;
+                }
+                broken = broken || (part.queries > 1 && has_broken_value(kv.v, w.tiles[t]));
+            }
             for (int64_t b = 0; b < blocks.of_head; b++) {
-                const DecodeQuery &query = queries[head * blocks.of_head + b];
-                DecodeState &state = states[head * blocks.of_head + b];
+                const int64_t row = block[head * blocks.of_head + b].row;
+                const DecodeQuery &query = block[head * blocks.of_head + b].query;
+                DecodeState &state = block[head * blocks.of_head + b].state;
+                Seen of_row[DECODE_ROWS], together = chunk.every(), by_some = 0;
+                for (int r = 0; r < query.rows; r++) {
+                    of_row[r] = chunk.seen[(row + r) % part.queries];
+                    together &= of_row[r], by_some |= of_row[r];
+                }
+                if (!by_some) continue;
+                const Seen *seen = together == chunk.every() ? nullptr : of_row;
                 DecodeScores scores = decode_scores(kv.k.code, query.dot, query.rows);
                 for (int t = 0; t < chunk.tiles; t++) {
                     float *s = x.s + t * TILE;
@@ -197,27 +296,16 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
                         }
                     }
                 }
-                if (knobs) apply_knobs(part, blocks.first_row(head * blocks.of_head + b), query.rows, token, x.s);
-                if (!chunk.whole())
-                    for (int r = 0; r < query.rows; r++) {
-                        float *s = x.s + r * DECODE_TOKENS;
-                        std::fill(s, s + chunk.first, -INFINITY);
-                        std::fill(s + chunk.last, s + chunk.tiles * TILE, -INFINITY);
+                if (knobs) apply_knobs(part, row, query.rows, token, x.s);
+                for (int r = 0; seen && r < query.rows; r++)
+                    for (int i = 0; i < chunk.tiles * TILE; i += W) {
+                        float *s = x.s + r * DECODE_TOKENS + i;
+                        store(s, where_seen(seen[r] >> i, load(s), -INFINITY));
                     }
-                int32_t dot = soften(c, chunk, query.rows, v, state, x);
-                w.count = chunk.tiles;
-                for (int t = 0; t < chunk.tiles; t++) {
-                    int from = std::clamp(chunk.first - t * TILE, 0, TILE);
-                    int to = std::clamp(chunk.last - t * TILE, 0, TILE);
-                    w.tiles[t] = v[t];
-                    w.ahead[t] = b ? v[t] : v_ahead[t];
-                    if ((from > 0 || to < TILE) && !kv_is_integer(kv.v.code)) {
-                        unsigned char *copy = x.tiles + t * v_bytes;
-                        copy_tokens(kv.v, v[t], from, to, copy);
-                        w.tiles[t] = copy;
-                    }
-                }
-                decode_values(kv.v.code, dot, query.rows)(w, state.out);
+                const int32_t dot = soften(c, chunk, seen, query.rows, v, state, x);
+                for (int t = 0; t < chunk.tiles; t++) w.ahead[t] = b ? w.tiles[t] : v_ahead[t];
+                if (broken && together != by_some) add_values_of_each(c, chunk, of_row, query.rows, dot, state, x);
+                else decode_values(kv.v.code, dot, query.rows)(w, state.out);
             }
         }
         here = next;
@@ -228,42 +316,52 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
 
 bool decodes_part(const Part &part) {
     const Attention &c = part.command;
-    if (!part.blocks || part.queries != 1 || part.row->tree) return false;
-    int64_t of_block = sizeof(DecodeQuery) + sizeof(DecodeState) + decode_query_floats(c.dim_qk, DECODE_ROWS) * 4;
-    return Blocks(c).all * of_block + scratch_bytes(c.cache.v) + 256 <= PART_SCRATCH;
+    if (!part.blocks || part.queries > DECODE_QUERIES) return false;
+    const Blocks blocks(part);
+    if (part.queries > 1 && blocks.rows_of_head > MOST_HEAD_ROWS) return false;
+    const int64_t of_rows = c.kv_heads * blocks.rows_of_head * decode_query_floats(c.dim_qk, 1) * 4;
+    return blocks.all * int64_t(sizeof(Block)) + of_rows + scratch_bytes(c.cache.v) + 256 <= PART_SCRATCH;
 }
 
 void decode_part(const Part &part) {
     const Attention &c = part.command;
-    int64_t first = std::max(part.first, part.row->low), last = std::min(part.last, part.row->high);
+    int64_t first = part.last, last = part.first;  // that some query sees
+    for (int64_t i = 0; i < part.queries; i++) {
+        const Row &row = part.row[i];
+        if (row.low >= row.high) continue;
+        first = std::min(first, std::max<int64_t>(part.first, row.low));
+        last = std::max(last, std::min<int64_t>(part.last, row.high));
+    }
     if (first >= last) return;
-    const Blocks blocks(c);
+    const Blocks blocks(part);
     unsigned char *at = part.scratch;
     auto take = [&](int64_t bytes) {
         unsigned char *piece = at;
         at += (bytes + 63) / 64 * 64;
         return piece;
     };
-    DecodeQuery *queries = reinterpret_cast<DecodeQuery *>(take(blocks.all * int64_t(sizeof(DecodeQuery))));
-    DecodeState *states = reinterpret_cast<DecodeState *>(take(blocks.all * int64_t(sizeof(DecodeState))));
+    Block *block = reinterpret_cast<Block *>(take(blocks.all * int64_t(sizeof(Block))));
     Scratch &scratch = *reinterpret_cast<Scratch *>(take(sizeof(Scratch)));
     scratch.tiles = take(DECODE_TILES * v_code_bytes(c.cache.v.code, c.cache.v.dim));
+    scratch.single_tiles = take(DECODE_TILES * v_code_bytes(c.cache.v.code, c.cache.v.dim));
+    Block *next = block;
+    for (int64_t head = 0; head < c.kv_heads; head++)
+        for (int64_t row = 0; row < blocks.rows_of_head; row += next++->query.rows) {
+            const int rows = block_rows(blocks.rows_of_head - row);
+            next->row = head * blocks.rows_of_head + row;
+            float *memory = reinterpret_cast<float *>(take(decode_query_floats(c.dim_qk, rows) * 4));
+            decode_prepare(next->query, memory, c.cache.k, head, rows, part.q + next->row * c.dim_qk, c.q_dtype == BF16,
+                           c.scale);
+            std::fill_n(next->state.largest, rows, -INFINITY);
+            std::fill_n(next->state.sum, rows, 0.0f);
+            next->state.out = part.acc + next->row * out_width(c);
+        }
+    add_keys(part, blocks, first, last, block, scratch);
     for (int64_t i = 0; i < blocks.all; i++) {
-        int64_t row = blocks.first_row(i);
-        int rows = blocks.rows(i);
-        float *memory = reinterpret_cast<float *>(take(decode_query_floats(c.dim_qk, rows) * 4));
-        decode_prepare(queries[i], memory, c.cache.k, i / blocks.of_head, rows, part.q + row * c.dim_qk,
-                       c.q_dtype == BF16, c.scale);
-        std::fill_n(states[i].largest, rows, -INFINITY);
-        std::fill_n(states[i].sum, rows, 0.0f);
-        states[i].out = part.acc + row * out_width(c);
-    }
-    add_keys(part, blocks, first, last, queries, states, scratch);
-    for (int64_t i = 0; i < blocks.all; i++) {
-        int rows = blocks.rows(i);
-        std::copy_n(states[i].largest, rows, part.top + blocks.first_row(i));
-        std::copy_n(states[i].sum, rows, part.total + blocks.first_row(i));
-        scale_values(c.cache.v, i / blocks.of_head, rows, states[i].out);
+        const int rows = block[i].query.rows;
+        std::copy_n(block[i].state.largest, rows, part.top + block[i].row);
+        std::copy_n(block[i].state.sum, rows, part.total + block[i].row);
+        scale_values(c.cache.v, i / blocks.of_head, rows, block[i].state.out);
     }
 }
 

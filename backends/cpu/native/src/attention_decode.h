@@ -1,34 +1,43 @@
-// Attention of one query of a sequence over tiles of a paged cache (tiles.h): what a decode step is. A row is one query
-// head.
+// Attention of few queries of a sequence over tiles of a paged cache (tiles.h): what a decode step is, and what
+// verifying a few drafted tokens is. A row is one query head of one query.
 //
-// Work goes by chunks of 64 keys of one KV head. In a chunk: scores of all rows, 16 keys in a vector; knobs; one step
-// of the online softmax (Milakov and Gimelshein 2018); then values, 16 dimensions in a vector. A byte of the cache is
-// read once for up to 4 rows, decoded in registers. A part is walked chunk by chunk and, within a chunk, head by head,
-// so that the pages of a chunk are read from end to end, each as one run.
+// Work goes by chunks of 64 keys of one KV head. In a chunk, for each block of rows: scores, 16 keys in a vector; knobs
+// and masks; one step of the online softmax (Milakov and Gimelshein 2018); then values, 16 dimensions in a vector. A
+// byte of the cache is read from memory once for all rows of its head and decoded in registers once for each block. A
+// part is walked chunk by chunk and, within a chunk, head by head, so that the pages of a chunk are read from end to
+// end, each as one run.
 //
 // Products, by what the cache holds:
 // - floats: exact in f32, f32 FMA. Where the query is bf16 already, or probabilities may be rounded to bf16, vdpbf16ps.
-// - codes of 8 bits and less: exact as bf16 too, by table permutes; then as floats. Scales of tokens join the logits
-//   and the probabilities.
+// - codes of 8 bits and less: exact as f32 and as bf16; then as floats. Scales of tokens join the logits and the
+//   probabilities.
 #pragma once
 #include "attention_part.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
+#if OPSOCKET_AVX512
+constexpr int DECODE_ROWS = 8;  // two sums each, and as much again for what they are made of
+#else
 constexpr int DECODE_ROWS = 4;
+#endif
+constexpr int DECODE_QUERIES = 8;    // of a sequence
+constexpr int MOST_HEAD_ROWS = 32;   // of a KV head: beyond, tiles that are widened once for all rows cost less
 constexpr int DECODE_TILES = 4;
 constexpr int DECODE_TOKENS = DECODE_TILES * TILE;
 
 enum DecodeDot : int32_t { DOT_F32, DOT_BF16 };
 
-// Up to DECODE_ROWS query rows of one KV head. values: [dims][rows] f32, in pairs where the cache is decoded so.
-// packed: bf16 pairs [dims / 2][rows], or [dims / 4][rows][2], dwords.
+// Up to DECODE_ROWS query rows of one KV head. f32: values [dims][rows], or as decode_order has them; bf16: packed pairs
+// [dims / 2][rows], or twos of pairs [dims / 4][rows][2].
 struct DecodeQuery {
     int32_t rows, dot;
     float scale;  // what dot products are multiplied by
-    float *values;
-    int32_t *packed;
+    union {
+        float *values;
+        int32_t *packed;
+    };
 };
 
 // Running softmax of a query's rows: maximum, sum, and output [rows][width] that is still to be divided by the sum.
@@ -76,20 +85,31 @@ constexpr int32_t decode_dot(int32_t code, bool bf16) {
     return DOT_F32;
 }
 
-// How f32 numbers that are broadcast stand in memory, for codes that are decoded in pairs: 2: as they are; 4: in the
-// order 0, 2, 1, 3. 1: one by one.
-constexpr int decode_pairs(int32_t code) {
+// How numbers that are broadcast stand in memory, by how a cache's numbers come out of a dword (or two of them, f16).
+enum DecodeOrder : int32_t {
+    ORDER_SINGLE,   // f32, one by one
+    ORDER_TWOS,     // two at once, as they are: f32 by 2, bf16 by 2 or, where a dword has four codes, by 4
+    ORDER_SHUFFLED  // of each four: 0, 2, 1, 3, two at once
+};
+constexpr DecodeOrder decode_order(int32_t code, int32_t dot) {
+    if (dot == DOT_BF16) return kv_bits(code) < 8 ? ORDER_SHUFFLED : ORDER_TWOS;
 #if OPSOCKET_AVX512
-    if (code == KV_F16) return 2;
-    if (kv_bits(code) <= 8) return 4;
+    if (code == KV_F16) return ORDER_TWOS;
+    if (kv_bits(code) == 8 && !kv_is_integer(code)) return ORDER_SHUFFLED;
 #endif
-    (void)code;
-    return 1;
+    return ORDER_SINGLE;
 }
 
-// f(Count<rows>()).
+// Rows of the next block where `left` are: one of 1, 2, 3, 4, 6 and 8, for which there are kernels.
+constexpr int block_rows(int64_t left) {
+    if (left >= DECODE_ROWS) return left == 9 && DECODE_ROWS > 6 ? 6 : DECODE_ROWS;
+    return left == 7 ? 4 : left == 5 ? 3 : int(left);
+}
+
+// f(Count<rows>()), rows as block_rows gives them.
 template <class Fn> inline auto with_rows(int rows, const Fn &f) {
-    static_assert(DECODE_ROWS == 4);
+    if constexpr (DECODE_ROWS == 8)
+        if (rows > 4) return rows == 8 ? f(Count<8>()) : f(Count<6>());
     return rows == 1 ? f(Count<1>()) : rows == 2 ? f(Count<2>()) : rows == 3 ? f(Count<3>()) : f(Count<4>());
 }
 
@@ -107,7 +127,7 @@ inline Function choose_decode(int32_t code, int32_t dot, int rows) {
                 if (dot == DOT_BF16) return K::bf16;
 #endif
 #if OPSOCKET_AVX512
-            if constexpr (decode_pairs(C) > 1) return K::pairs;
+            if constexpr (decode_order(C, DOT_F32) != ORDER_SINGLE) return K::pairs;
             else
 #endif
             {
@@ -123,15 +143,40 @@ inline void prefetch(const unsigned char *p) {
     __builtin_prefetch(p, 0, 2);
 }
 
-// Number r of each dword, as f32.
+#if OPSOCKET_AVX512
+// What codes of 4 and 2 bits stand for, by the 4 bits from where one begins.
+struct NibbleTable {
+    alignas(64) float values[16] = {};
+};
+template <int32_t C> constexpr NibbleTable nibble_table() {
+    NibbleTable table;
+    for (int code = 0; code < 16; code++) table.values[code] = float(code % (1 << kv_bits(C)) - kv_offset(C));
+    return table;
+}
+template <int32_t C> inline constexpr NibbleTable NIBBLE_TABLE = nibble_table<C>();
+#endif
+
+// Number r of each dword, as f32, exactly.
 template <int32_t C> inline F decode_one(U x, int r) {
     if constexpr (C == KV_BF16) return (F)(r ? x & 0xffff0000u : x << 16);
+#if OPSOCKET_AVX512
+    // As the low digits of a float between 2^23 and 2^24, or 2^15 and 2^16, with the sign's bit turned over: one
+    // instruction, and one that takes away what the other digits are.
+    else if constexpr (C == KV_I8) {
+        if (r >= 2) x = x >> 16;
+        return r % 2 ? (F)((x & 0xff00u) ^ 0x47008000u) - 32896.0f : (F)((x & 0xffu) ^ 0x4b000080u) - 8388736.0f;
+    }
+    // A permute looks at no more than 4 bits of its index.
+    else if constexpr (kv_bits(C) < 8)
+        return (F)_mm512_permutexvar_ps((__m512i)(x >> kv_shift(C, r)), _mm512_load_ps(NIBBLE_TABLE<C>.values));
+#else
     else if constexpr (C == KV_I8) return convert((I)(x << (24 - 8 * r)) >> 24);
+#endif
     else return kv_decode<C>(kv_field<C>(x, r));
 }
 
 #if OPSOCKET_AVX512
-// The bf16 of each code, in two tables of bytes: of 8-bit codes by the 7 bits beside the sign (i8: by the magnitude).
+// The bf16 of each 8-bit code, in two tables of bytes: by the 7 bits beside the sign (i8: by the magnitude).
 struct CodeTables {
     alignas(64) unsigned char high[128] = {}, low[128] = {};
 };
@@ -155,7 +200,7 @@ template <int32_t C> constexpr int bf16_of_code(int code) {
 }
 template <int32_t C> constexpr CodeTables code_tables() {
     CodeTables tables;
-    for (int code = 0; code < (kv_bits(C) == 8 ? 128 : 1 << kv_bits(C)); code++) {
+    for (int code = 0; code < 128; code++) {
         tables.high[code] = (unsigned char)(bf16_of_code<C>(code) >> 8);
         tables.low[code] = (unsigned char)(bf16_of_code<C>(code) & 255);
     }
@@ -163,34 +208,42 @@ template <int32_t C> constexpr CodeTables code_tables() {
 }
 template <int32_t C> inline constexpr CodeTables CODE_TABLES = code_tables<C>();
 
-// The 64 codes of one field of a vector of dwords to twice 32 bf16, exactly. In each 128-bit lane of four dwords,
-// `even` has those of the first two, `odd` of the last two; the four codes of a dword stay together, in their order.
+// The 64 codes of a vector of dwords to twice 32 bf16, exactly. In each 128-bit lane of four dwords, `even` has those of
+// the first two, `odd` of the last two; the four codes of a dword stay together, in their order.
 template <int32_t C> struct CodeDecoder {
-    static constexpr int FIELDS = kv_per_dword(C) / 4;
     __m512i high0 = _mm512_load_si512(CODE_TABLES<C>.high), high1 = _mm512_load_si512(CODE_TABLES<C>.high + 64);
     __m512i low0 = _mm512_load_si512(CODE_TABLES<C>.low), low1 = _mm512_load_si512(CODE_TABLES<C>.low + 64);
 
-    void operator()(__m512i x, int field, __m512i &even, __m512i &odd) const {
-        __m512i high, low;
-        if constexpr (kv_bits(C) == 8) {
-            __m512i index = C == KV_I8 ? _mm512_abs_epi8(x) : x;
-            high = _mm512_permutex2var_epi8(high0, index, high1);
-            low = _mm512_permutex2var_epi8(low0, index, low1);
-            high = _mm512_ternarylogic_epi32(high, x, _mm512_set1_epi8(char(0x80)), 0xf8);
-            if constexpr (C == KV_F8E4M3FNUZ)  // NaN is where -0 would be
-                high = _mm512_mask_mov_epi8(
-                    high, _mm512_cmpeq_epi8_mask(x, _mm512_set1_epi8(char(0x80))), _mm512_set1_epi8(-1)
-                );
-        } else {
-            constexpr int bits = kv_bits(C);
-            x = _mm512_and_si512(field ? _mm512_srli_epi32(x, bits * field) : x, _mm512_set1_epi8((1 << bits) - 1));
-            high = _mm512_permutexvar_epi8(x, high0);
-            low = _mm512_permutexvar_epi8(x, low0);
-        }
+    void operator()(__m512i x, __m512i &even, __m512i &odd) const {
+        __m512i index = C == KV_I8 ? _mm512_abs_epi8(x) : x;
+        __m512i high = _mm512_permutex2var_epi8(high0, index, high1);
+        __m512i low = _mm512_permutex2var_epi8(low0, index, low1);
+        high = _mm512_ternarylogic_epi32(high, x, _mm512_set1_epi8(char(0x80)), 0xf8);
+        if constexpr (C == KV_F8E4M3FNUZ)  // NaN is where -0 would be
+            high = _mm512_mask_mov_epi8(
+                high, _mm512_cmpeq_epi8_mask(x, _mm512_set1_epi8(char(0x80))), _mm512_set1_epi8(-1)
+            );
         even = _mm512_unpacklo_epi8(low, high);
         odd = _mm512_unpackhi_epi8(low, high);
     }
 };
+
+// The bf16 of codes of 4 and 2 bits, by the 5 bits from where one begins: a permute of words looks at no more.
+struct WordTable {
+    alignas(64) uint16_t words[32] = {};
+};
+template <int32_t C> constexpr WordTable word_table() {
+    WordTable table;
+    for (int code = 0; code < 32; code++) table.words[code] = uint16_t(bf16_of_code<C>(code % (1 << kv_bits(C))));
+    return table;
+}
+template <int32_t C> inline constexpr WordTable WORD_TABLE = word_table<C>();
+
+// Codes of 4 and 2 bits, two of each dword: step i of n / 2 has 4 (i / 2) + i % 2 and the one two after it.
+template <int32_t C> inline __m512i decode_words(__m512i x, int step) {
+    int shift = step % 2 * 8 + step / 2 * kv_bits(C);
+    return _mm512_permutexvar_epi16(shift ? _mm512_srli_epi16(x, shift) : x, _mm512_load_si512(WORD_TABLE<C>.words));
+}
 
 // Sums of pairs of neighbouring lanes of a and b, in the order of the dwords that they came from.
 template <int32_t C> inline __m512 join_pairs(__m512 a, __m512 b) {

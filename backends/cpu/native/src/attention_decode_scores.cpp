@@ -8,7 +8,7 @@ namespace OPSOCKET_LEVEL {
 
 static int64_t padded(int64_t dim) { return (dim + TILE - 1) / TILE * TILE; }
 
-int64_t decode_query_floats(int64_t dim, int rows) { return (padded(dim) * 2 * rows + 15) / 16 * 16; }
+int64_t decode_query_floats(int64_t dim, int rows) { return (padded(dim) * rows + 15) / 16 * 16; }
 
 void decode_prepare(
     DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const float *q, bool bf16, float scale
@@ -21,23 +21,15 @@ void decode_prepare(
     query.dot = decode_dot(k.code, bf16 && !channels);
     query.scale = scale;
     query.values = memory;
-    query.packed = reinterpret_cast<int32_t *>(memory + n * rows);
-    std::fill_n(memory, n * rows * 2, 0.0f);
-    if (query.dot == DOT_BF16) {
-        uint16_t *packed = reinterpret_cast<uint16_t *>(query.packed);
-        int together = k.code == KV_BF16 ? 2 : 4;  // that are broadcast at once
-        for (int r = 0; r < rows; r++)
-            for (int64_t d = 0; d < dim; d++)
-                store_one(packed, (d / together * rows + r) * together + d % together, BF16, q[r * dim + d]);
-        return;
-    }
-    int pairs = decode_pairs(k.code);
+    std::fill_n(memory, n * rows, 0.0f);
+    const DecodeOrder order = decode_order(k.code, query.dot);
+    const int together = order == ORDER_SINGLE ? 1 : kv_bits(k.code) == 8 ? 4 : 2;  // that stand beside each other
     for (int r = 0; r < rows; r++)
         for (int64_t d = 0; d < dim; d++) {
-            int64_t at = pairs == 1 ? d * rows + r
-                         : pairs == 2 ? (d / 2 * rows + r) * 2 + d % 2
-                                      : (d / 4 * rows + r) * 4 + (d % 2) * 2 + d % 4 / 2;
-            query.values[at] = q[r * dim + d] * (channels ? channels[d] : 1.0f);
+            int64_t place = order == ORDER_SHUFFLED ? d / 4 * 4 + d % 2 * 2 + d % 4 / 2 : d;
+            int64_t at = (place / together * rows + r) * together + place % together;
+            if (query.dot == DOT_BF16) store_one(query.packed, at, BF16, q[r * dim + d]);
+            else query.values[at] = q[r * dim + d] * (channels ? channels[d] : 1.0f);
         }
 }
 
@@ -49,7 +41,7 @@ template <int32_t C, int R> static void scores_f32(
     constexpr int N = kv_per_dword(C);
     for (int part = 0; part < TILE; part += W) {
         F sums[R][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = set(0.0f);
         const float *q = query.values;
         for (int64_t i = 0; i < vectors; i++) {
@@ -58,12 +50,12 @@ template <int32_t C, int R> static void scores_f32(
 #pragma GCC unroll 16
             for (int j = 0; j < N; j++) {
                 F k = decode_one<C>(x, j);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int r = 0; r < R; r++) sums[r][j & 1] += k * set(q[j * R + r]);
             }
             q += N * R;
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++) store(s + r * DECODE_TOKENS + part, (sums[r][0] + sums[r][1]) * query.scale);
     }
 }
@@ -74,7 +66,7 @@ template <int32_t C, int R> static void scores_pairs(
     const DecodeQuery &query, const unsigned char *tile, const unsigned char *ahead, int64_t vectors, float *s
 ) {
     __m512 sums[R][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
     const float *q = query.values;
     if constexpr (C == KV_F16) {
@@ -82,7 +74,7 @@ template <int32_t C, int R> static void scores_pairs(
             __m512 a = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(tile + i * 64)));
             __m512 b = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(tile + i * 64 + 32)));
             prefetch(ahead + i * 64);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 __m512 x = broadcast_pair(q + r * 2);
                 sums[r][0] = _mm512_fmadd_ps(a, x, sums[r][0]);
@@ -96,24 +88,22 @@ template <int32_t C, int R> static void scores_pairs(
         for (int64_t i = 0; i < vectors; i++) {
             __m512i x = _mm512_load_si512(tile + i * 64);
             prefetch(ahead + i * 64);
-#pragma GCC unroll 4
-            for (int field = 0; field < decoder.FIELDS; field++, q += 4 * R) {
-                __m512i a, b;
-                decoder(x, field, a, b);
-                __m512 a0 = (__m512)_mm512_slli_epi32(a, 16), a1 = (__m512)_mm512_and_si512(a, upper);
-                __m512 b0 = (__m512)_mm512_slli_epi32(b, 16), b1 = (__m512)_mm512_and_si512(b, upper);
-#pragma GCC unroll 4
-                for (int r = 0; r < R; r++) {
-                    __m512 y0 = broadcast_pair(q + r * 4), y1 = broadcast_pair(q + r * 4 + 2);
-                    sums[r][0] = _mm512_fmadd_ps(a0, y0, sums[r][0]);
-                    sums[r][1] = _mm512_fmadd_ps(b0, y0, sums[r][1]);
-                    sums[r][0] = _mm512_fmadd_ps(a1, y1, sums[r][0]);
-                    sums[r][1] = _mm512_fmadd_ps(b1, y1, sums[r][1]);
-                }
+            __m512i a, b;
+            decoder(x, a, b);
+            __m512 a0 = (__m512)_mm512_slli_epi32(a, 16), a1 = (__m512)_mm512_and_si512(a, upper);
+            __m512 b0 = (__m512)_mm512_slli_epi32(b, 16), b1 = (__m512)_mm512_and_si512(b, upper);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                __m512 y0 = broadcast_pair(q + r * 4), y1 = broadcast_pair(q + r * 4 + 2);
+                sums[r][0] = _mm512_fmadd_ps(a0, y0, sums[r][0]);
+                sums[r][1] = _mm512_fmadd_ps(b0, y0, sums[r][1]);
+                sums[r][0] = _mm512_fmadd_ps(a1, y1, sums[r][0]);
+                sums[r][1] = _mm512_fmadd_ps(b1, y1, sums[r][1]);
             }
+            q += 4 * R;
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
         store(s + r * DECODE_TOKENS, (F)join_pairs<C>(sums[r][0], sums[r][1]) * query.scale);
 }
@@ -124,7 +114,7 @@ template <int32_t C, int R> static void scores_bf16(
     const DecodeQuery &query, const unsigned char *tile, const unsigned char *ahead, int64_t vectors, float *s
 ) {
     __m512 sums[R][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
     const int32_t *q = query.packed;
     if constexpr (C == KV_BF16) {
@@ -134,7 +124,7 @@ template <int32_t C, int R> static void scores_bf16(
             __m512bh b = (__m512bh)_mm512_load_si512(tile + i * 64 + 64);
             prefetch(ahead + i * 64);
             prefetch(ahead + i * 64 + 64);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 sums[r][0] = _mm512_dpbf16_ps(sums[r][0], a, (__m512bh)_mm512_set1_epi32(q[r]));
                 sums[r][1] = _mm512_dpbf16_ps(sums[r][1], b, (__m512bh)_mm512_set1_epi32(q[R + r]));
@@ -142,32 +132,46 @@ template <int32_t C, int R> static void scores_bf16(
             q += 2 * R;
         }
         for (; i < vectors; i++, q += R)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int r = 0; r < R; r++)
                 sums[r][0] = _mm512_dpbf16_ps(
                     sums[r][0], (__m512bh)_mm512_load_si512(tile + i * 64), (__m512bh)_mm512_set1_epi32(q[r])
                 );
-#pragma GCC unroll 4
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+            store(s + r * DECODE_TOKENS, (F)_mm512_add_ps(sums[r][0], sums[r][1]) * query.scale);
+    } else if constexpr (kv_bits(C) < 8) {
+        constexpr int STEPS = kv_per_dword(C) / 2;
+        for (int64_t i = 0; i < vectors; i++, q += STEPS * R) {
+            __m512i x = _mm512_load_si512(tile + i * 64);
+            prefetch(ahead + i * 64);
+#pragma GCC unroll 8
+            for (int step = 0; step < STEPS; step++) {
+                __m512bh k = (__m512bh)decode_words<C>(x, step);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++)
+                    sums[r][step & 1] =
+                        _mm512_dpbf16_ps(sums[r][step & 1], k, (__m512bh)_mm512_set1_epi32(q[step * R + r]));
+            }
+        }
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++)
             store(s + r * DECODE_TOKENS, (F)_mm512_add_ps(sums[r][0], sums[r][1]) * query.scale);
     } else {
         const CodeDecoder<C> decoder;
-        for (int64_t i = 0; i < vectors; i++) {
+        for (int64_t i = 0; i < vectors; i++, q += 2 * R) {
             __m512i x = _mm512_load_si512(tile + i * 64);
             prefetch(ahead + i * 64);
-#pragma GCC unroll 4
-            for (int field = 0; field < decoder.FIELDS; field++, q += 2 * R) {
-                __m512i a, b;
-                decoder(x, field, a, b);
-#pragma GCC unroll 4
-                for (int r = 0; r < R; r++) {
-                    __m512bh y = (__m512bh)broadcast_pair((const float *)(q + r * 2));
-                    sums[r][0] = _mm512_dpbf16_ps(sums[r][0], (__m512bh)a, y);
-                    sums[r][1] = _mm512_dpbf16_ps(sums[r][1], (__m512bh)b, y);
-                }
+            __m512i a, b;
+            decoder(x, a, b);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                __m512bh y = (__m512bh)broadcast_pair((const float *)(q + r * 2));
+                sums[r][0] = _mm512_dpbf16_ps(sums[r][0], (__m512bh)a, y);
+                sums[r][1] = _mm512_dpbf16_ps(sums[r][1], (__m512bh)b, y);
             }
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++)
             store(s + r * DECODE_TOKENS, (F)join_pairs<C>(sums[r][0], sums[r][1]) * query.scale);
     }

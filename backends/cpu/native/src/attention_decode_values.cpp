@@ -10,7 +10,7 @@ namespace OPSOCKET_LEVEL {
 template <int32_t C, int R, int V> static void sum_f32(const DecodeWeights &w, int64_t d, float *out) {
     constexpr int N = kv_per_dword(C), ROWS = TILE / N;
     F sums[R][V];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) sums[r][v] = load(out + r * w.width + d + v * W) * w.carry[r];
@@ -29,7 +29,7 @@ template <int32_t C, int R, int V> static void sum_f32(const DecodeWeights &w, i
                 F value[V];
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) value[v] = decode_one<C>(x[v], j);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
                     F weight = set(p[r * DECODE_TOKENS + i * N + j]);
 #pragma GCC unroll 4
@@ -38,7 +38,7 @@ template <int32_t C, int R, int V> static void sum_f32(const DecodeWeights &w, i
             }
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) store(out + r * w.width + d + v * W, sums[r][v]);
@@ -49,7 +49,7 @@ template <int32_t C, int R, int V> static void sum_f32(const DecodeWeights &w, i
 template <int32_t C, int R, int V> static void sum_pairs(const DecodeWeights &w, int64_t d, float *out) {
     constexpr int N = kv_per_dword(C), ROWS = TILE / N;
     __m512 sums[R][V][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) sums[r][v][0] = sums[r][v][1] = _mm512_setzero_ps();
@@ -67,7 +67,7 @@ template <int32_t C, int R, int V> static void sum_pairs(const DecodeWeights &w,
                     b[v] = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(x + 32)));
                     prefetch(ahead + (i * w.width + v * 16) * 4);
                 }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
                     __m512 weight = broadcast_pair(p + r * DECODE_TOKENS + i * 2);
 #pragma GCC unroll 2
@@ -82,27 +82,24 @@ template <int32_t C, int R, int V> static void sum_pairs(const DecodeWeights &w,
                 for (int v = 0; v < V; v++) {
                     __m512i dwords = _mm512_load_si512(tile + (i * w.width + v * 16) * 4);
                     prefetch(ahead + (i * w.width + v * 16) * 4);
-#pragma GCC unroll 4
-                    for (int field = 0; field < decoder.FIELDS; field++) {
-                        __m512i a, b;
-                        decoder(dwords, field, a, b);
-                        __m512 a0 = (__m512)_mm512_slli_epi32(a, 16), a1 = (__m512)_mm512_and_si512(a, upper);
-                        __m512 b0 = (__m512)_mm512_slli_epi32(b, 16), b1 = (__m512)_mm512_and_si512(b, upper);
-#pragma GCC unroll 4
-                        for (int r = 0; r < R; r++) {
-                            const float *at = p + r * DECODE_TOKENS + (i * decoder.FIELDS + field) * 4;
-                            __m512 x = broadcast_pair(at), y = broadcast_pair(at + 2);
-                            sums[r][v][0] = _mm512_fmadd_ps(a0, x, sums[r][v][0]);
-                            sums[r][v][1] = _mm512_fmadd_ps(b0, x, sums[r][v][1]);
-                            sums[r][v][0] = _mm512_fmadd_ps(a1, y, sums[r][v][0]);
-                            sums[r][v][1] = _mm512_fmadd_ps(b1, y, sums[r][v][1]);
-                        }
+                    __m512i a, b;
+                    decoder(dwords, a, b);
+                    __m512 a0 = (__m512)_mm512_slli_epi32(a, 16), a1 = (__m512)_mm512_and_si512(a, upper);
+                    __m512 b0 = (__m512)_mm512_slli_epi32(b, 16), b1 = (__m512)_mm512_and_si512(b, upper);
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; r++) {
+                        const float *at = p + r * DECODE_TOKENS + i * 4;
+                        __m512 x = broadcast_pair(at), y = broadcast_pair(at + 2);
+                        sums[r][v][0] = _mm512_fmadd_ps(a0, x, sums[r][v][0]);
+                        sums[r][v][1] = _mm512_fmadd_ps(b0, x, sums[r][v][1]);
+                        sums[r][v][0] = _mm512_fmadd_ps(a1, y, sums[r][v][0]);
+                        sums[r][v][1] = _mm512_fmadd_ps(b1, y, sums[r][v][1]);
                     }
                 }
             }
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
@@ -115,9 +112,9 @@ template <int32_t C, int R, int V> static void sum_pairs(const DecodeWeights &w,
 #if OPSOCKET_AVX512_BF16
 template <int32_t C, int R, int V> static void sum_bf16(const DecodeWeights &w, int64_t d, float *out) {
     constexpr int N = kv_per_dword(C), ROWS = TILE / N;
-    constexpr int HALVES = C == KV_BF16 ? 1 : 2, FIELDS = C == KV_BF16 ? 1 : N / 4;
+    constexpr int HALVES = kv_bits(C) == 8 ? 2 : 1, STEPS = kv_bits(C) < 8 ? N / 2 : 1;
     __m512 sums[R][V][HALVES];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++)
@@ -133,21 +130,19 @@ template <int32_t C, int R, int V> static void sum_bf16(const DecodeWeights &w, 
                 dwords[v] = _mm512_load_si512(tile + (i * w.width + v * 16) * 4);
                 prefetch(ahead + (i * w.width + v * 16) * 4);
             }
-#pragma GCC unroll 4
-            for (int field = 0; field < FIELDS; field++) {
+#pragma GCC unroll 8
+            for (int step = 0; step < STEPS; step++) {
                 __m512i x[V][HALVES];
-                if constexpr (C == KV_BF16) {
 #pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) x[v][0] = dwords[v];
-                } else {
-                    const CodeDecoder<C> decoder;
-#pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) decoder(dwords[v], field, x[v][0], x[v][1]);
+                for (int v = 0; v < V; v++) {
+                    if constexpr (C == KV_BF16) x[v][0] = dwords[v];
+                    else if constexpr (kv_bits(C) < 8) x[v][0] = decode_words<C>(dwords[v], step);
+                    else CodeDecoder<C>()(dwords[v], x[v][0], x[v][1]);
                 }
-                const int32_t *at = p + (i * FIELDS + field) * HALVES;
-#pragma GCC unroll 4
+                const int32_t *at = p + (i * STEPS + step) * HALVES;
+#pragma GCC unroll 8
                 for (int r = 0; r < R; r++, at += DECODE_TOKENS / 2) {
-                    __m512i weight = C == KV_BF16 ? _mm512_set1_epi32(*at) : (__m512i)broadcast_pair((const float *)at);
+                    __m512i weight = HALVES == 1 ? _mm512_set1_epi32(*at) : (__m512i)broadcast_pair((const float *)at);
 #pragma GCC unroll 4
                     for (int v = 0; v < V; v++)
 #pragma GCC unroll 2
@@ -158,7 +153,7 @@ template <int32_t C, int R, int V> static void sum_bf16(const DecodeWeights &w, 
             }
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
@@ -170,10 +165,11 @@ template <int32_t C, int R, int V> static void sum_bf16(const DecodeWeights &w, 
 }
 #endif
 
-// WIDE vectors at a time, then one.
+// As many vectors at a time as leave registers for what they are made of, then one.
 #define BY_VECTORS(sum, WIDE, STEP)                                                       \
+    constexpr int wide = R <= 4 ? WIDE : WIDE / 2;                                        \
     int64_t d = 0;                                                                        \
-    for (; d + WIDE * STEP <= w.width; d += WIDE * STEP) sum<C, R, WIDE>(w, d, out);      \
+    for (; d + wide * STEP <= w.width; d += wide * STEP) sum<C, R, wide>(w, d, out);      \
     for (; d < w.width; d += STEP) sum<C, R, 1>(w, d, out);
 
 template <int32_t C, int R> static void values_f32(const DecodeWeights &w, float *out) {
@@ -190,10 +186,10 @@ template <int32_t C, int R> static void values_pairs(const DecodeWeights &w, flo
 #endif
 #if OPSOCKET_AVX512_BF16
 template <int32_t C, int R> static void values_bf16(const DecodeWeights &w, float *out) {
-    if constexpr (C == KV_BF16) {
-        BY_VECTORS(sum_bf16, 4, 16)
-    } else {
+    if constexpr (kv_bits(C) == 8) {
         BY_VECTORS(sum_bf16, 2, 16)
+    } else {
+        BY_VECTORS(sum_bf16, 4, 16)
     }
 }
 #endif

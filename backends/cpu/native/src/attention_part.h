@@ -14,8 +14,7 @@ namespace OPSOCKET_LEVEL {
 // multiple of 16, and last is one, or the end of what is seen. Keys at or past `last` in the last tile, and keys that
 // a row does not see by its [low, high), may hold anything, NaN included; their probability is 0 and their V must not
 // be multiplied: not by 0 either where it is infinite or NaN. (That also holds for a key which one row sees and another does
-// not: tests/cpu/test_attention.py::test_values_hidden_from_a_query_never_reach_it. With one query only the ends of the
-// range matter.)
+// not: tests/cpu/test_attention.py::test_values_hidden_from_a_query_never_reach_it.)
 //
 // The state (acc, top, total) comes initialised to (0, -inf, 0) and goes back unnormalised: `top` the largest logit
 // (natural, after scale, softcap and ALiBi), total the sum of exp(logit - top), acc the same sum times v. Where a row
@@ -33,7 +32,7 @@ struct Part {
     unsigned char *scratch;  // of this thread, 64-byte aligned; at least PART_SCRATCH bytes
 };
 
-// Kernels for one query over a cache (attention_decode.cpp), and whether they take a part.
+// Kernels for few queries over a cache (attention_decode.cpp), and whether they take a part.
 bool decodes_part(const Part &part);
 void decode_part(const Part &part);
 

@@ -26,7 +26,7 @@ struct Table {
 static constexpr Table table;
 
 static bool runs_here() {
-#if OPSOCKET_AVX512_BF16
+#if defined(__AVX512BF16__)
     if (!__builtin_cpu_supports("avx512bf16")) return false;
 #endif
 #if OPSOCKET_AVX512

@@ -299,6 +299,22 @@ static void decode(Random &random) {
         }
 }
 
+// A few queries of a sequence over caches of every code, as verifying drafted tokens has them: rows of all blocks.
+static void verify(Random &random) {
+    const int64_t groups[] = {1, 2, 3, 4, 5, 7, 8};
+    for (int32_t code = 0; code < KV_CODES; code++)
+        for (int round = 0; round < 6; round++) {
+            Case c = some_case(random);
+            c.cached = true, c.split_queries = 8, c.kv_heads = 2, c.q_heads = 2 * groups[random.below(7)];
+            c.mask = round % 3, c.positions = c.positions && c.mask == MASK_TREE;
+            if (c.mask == MASK_CAUSAL) c.window_right = 0;
+            if (c.mask == MASK_TREE) c.window_left = c.window_right = INT64_MAX, c.alibi = c.positions;
+            c.k = test::some_format(random, code), c.v = test::some_format(random, code);
+            if (round < 3) c.q_dtype = BF16, c.bf16_probabilities = true;
+            check_case(random, c, {{2 + random.below(7), 8 + random.below(200)}, {8, 130}, {1, 64}, {3, 67}});
+        }
+}
+
 // Heads as long as refusals.py lets them be: tiles, rows and states have to lie in a thread's own memory.
 static void longest_heads(Random &random) {
     for (int round = 0; round < 4; round++) {
@@ -315,6 +331,7 @@ int main() {
     test::use_this_level();
     Random random;
     decode(random);
+    verify(random);
     longest_heads(random);
     for (int i = 0; i < 150; i++) {
         const Case c = some_case(random);
