@@ -10,6 +10,7 @@ from opsocket_triton import artifact as triton_artifact
 from opsocket_triton.arches import Arch, arches_of, find_arch
 from opsocket_triton.compile import compile_all
 from opsocket_triton.mode import VARIABLE
+from opsocket_triton.slips import SLIPS, plan_with
 from opsocket_triton.specialization import Specialization
 
 _CONTROLS: Final = "opsocket_triton.controls"
@@ -69,9 +70,11 @@ class TritonLadder(Ladder):
         return [_neutral(each) for each in made]
 
     def wrong_kernels(self) -> Sequence[WrongKernel]:
-        return _WRONG_KERNELS
+        return (*_WRONG_KERNELS, *(slip.control for slip in SLIPS))
 
     def wrong_plan(self, name: str) -> type[Plan]:
+        if slip := next((slip for slip in SLIPS if slip.control.name == name), None):
+            return plan_with(slip)
         from opsocket_triton.controls import WRONG_PLANS
 
         return WRONG_PLANS[name]
