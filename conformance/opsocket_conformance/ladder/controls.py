@@ -55,7 +55,8 @@ def ask_kernels(ladder: Ladder, arch: str, pool: Pool, seed: int) -> list[Contro
         told = "\n".join(result.messages).strip()
         refused = result.verdict in (Verdict.FAIL, Verdict.CRASH) and kernel.finding in told
         lines = told.splitlines()
-        telling = next((line for line in lines if kernel.finding in line), "".join(lines[-1:]))
+        # The last: before it a traceback shows the line of source that raises the error, its text not filled in.
+        telling = next((line for line in reversed(lines) if kernel.finding in line), "".join(lines[-1:]))
         said = f"{result.verdict}: {telling}"
         found.append(Control(kernel.name, kernel.wrong, "numerics", arch, refused, said))
     return found
