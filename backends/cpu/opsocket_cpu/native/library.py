@@ -16,7 +16,7 @@ PATH = Path(__file__).with_name("libopsocket_cpu.so")
 REASON = PATH.with_suffix(".reason")
 """Written by the build where it could not make the library: what was in the way."""
 
-BORDER = 1
+BORDER = 2
 """`opsocket_border` of the library that these modules call."""
 
 LEVEL_VARIABLE = "OPSOCKET_CPU_ISA"
