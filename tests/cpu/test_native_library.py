@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,9 +112,15 @@ def test_without_the_library_other_providers_serve():
 
 
 @needs_library
-def test_a_library_of_other_sources_is_not_called():
-    older = "import opsocket_cpu.native.library as l; l.BORDER += 1; print(l.absence().partition(': ')[2])\n"
-    done = _python(older + RUN)
+def test_a_library_of_other_sources_is_not_called(tmp_path: Path) -> None:
+    sources = tmp_path / "src"
+    shutil.copytree(BUILD.parent / "src", sources)
+    there = f"import pathlib, opsocket_cpu.native.library as l; l.SOURCES = pathlib.Path({str(sources)!r})\n"
+    ask = there + "print(l.absence() and l.absence().partition(': ')[2])\n" + RUN
+    assert _python(ask).stdout.splitlines()[0] == "None"
+    panel = sources / "panel.h"
+    panel.write_text(panel.read_text() + "\n")
+    done = _python(ask)
     assert done.stdout.splitlines() == ["run `make native`", "composed none"], done.stderr
 
 

@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,8 @@ LEVELS: dict[str, dict[str, list[str]]] = {
 COMMON = ("pool.cpp", "dispatch.cpp", "library.cpp", "repeat.cpp")
 SHARED_CACHE = "OPSOCKET_NATIVE_CACHE"
 """A directory for objects that several checkouts share: objects are named by what they were compiled from."""
+
+border_of = runpy.run_path(str(OUTPUT.with_name("border.py")))["border_of"]
 
 FLAGS = [
     *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-pthread"),
@@ -114,10 +117,13 @@ def units_of(sources: list[Path], compiler: str, machine: str, extra: list[str],
         raise BuildError(f"no instruction-set levels are known for the architecture {machine}")
     version = _run([*compiler.split(), "--version"])
     units = []
+    border = f"-DOPSOCKET_BORDER={border_of(HERE / 'src')}"
     for source in sources:
         levels = {"": []} if source.name in COMMON else LEVELS[machine]
         for level, flags in levels.items():
             options = [*FLAGS, *flags, *extra, *([f"-DOPSOCKET_LEVEL={level}"] if level else [])]
+            if source.name == "library.cpp":
+                options.append(border)
             text = b"".join(path.read_bytes() for path in _with_headers(source)) + repr((version, options)).encode()
             name = f"{source.stem}-{level or 'any'}-{hashlib.sha256(text).hexdigest()[:20]}.o"
             units.append((source, options, cache / name))

@@ -41,7 +41,7 @@ class GpuSession(TorchSession):
             mode.check_compiles(device)
             self.torch_device = torch.device("cuda", device.index)
             torch.cuda.set_device(self.torch_device)
-            self._staging = StagingRing(StreamTransfers())
+            self._staging = StagingRing(StreamTransfers(self.torch_device))
 
     def allocate_cache(
         self,

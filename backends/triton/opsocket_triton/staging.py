@@ -45,16 +45,17 @@ class Transfers(ABC):
 
 
 class StreamTransfers(Transfers):
-    """On torch's current stream of the current GPU."""
+    """On torch's current stream of a GPU, which need not be the current one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
     def enqueue(self, target: torch.Tensor, source: torch.Tensor) -> torch.cuda.Event:
         target.copy_(source, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        return event
+        return torch.cuda.current_stream(self._device).record_event()
 
     def has_run(self, event: torch.cuda.Event) -> bool:
         return event.query()
@@ -63,7 +64,8 @@ class StreamTransfers(Transfers):
         event.synchronize()
 
     def is_recording(self) -> bool:
-        return torch.cuda.is_current_stream_capturing()
+        with torch.cuda.device(self._device):
+            return torch.cuda.is_current_stream_capturing()
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,11 @@
 """Which sizes of a kernel's pieces were measured to be fastest on a chip: chosen here, kept in a file, taken by plans.
 
 Measuring belongs to `opsocket tune`, on the chip itself, never to a run: a plan looks up what was kept when it is made.
-One JSON file for each device in the user's cache folder; what another version of this package or of Triton has written
-is passed over, since its kernels were others.
+One file for each device (`opsocket.runtime.kept`); a version is one of this package and of Triton.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +15,7 @@ import triton
 
 import opsocket
 from opsocket.operators import DeviceInfo, FormatError
-from opsocket.runtime.files import cache_folder
+from opsocket.runtime import kept
 
 Choice = TypeVar("Choice")
 Kept = dict[str, dict[str, list[int]]]
@@ -51,45 +47,31 @@ def fastest(default: Choice, others: Sequence[Choice], seconds: Callable[[Choice
 def _runs(choice: Choice, seconds: Callable[[Choice], float]) -> bool:
     try:
         seconds(choice)
-    except Exception:
+    except Exception:  # on-chip memory, the compiler; what is wrong with the clock, the default raises
         return False
     return True
 
 
 def path(device: DeviceInfo) -> Path:
     """Where what was measured on a device is kept: $XDG_CACHE_HOME/opsocket/tiles/."""
-    name = re.sub(r"[^a-z0-9]+", "-", f"{device.backend} {device.name} {device.arch}".lower()).strip("-")
-    return cache_folder() / "tiles" / f"{name}.json"
+    return kept.path("tiles", device)
 
 
 def load(device: DeviceInfo) -> Kept:
     """All that was kept for a device; empty where nothing was. `FormatError` for a file that is not ours."""
     file = path(device)
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(file, "JSON", str(error)) from None
-    if not isinstance(content, dict) or not isinstance(content.get("tiles"), dict):
-        raise FormatError(file, "tiles", "wanted an object of choices")
-    if content.get("version") != _version():
-        return {}
-    for work, by_rows in content["tiles"].items():
+    tiles: Kept = kept.load(file, "tiles", "choices", _version())
+    for work, by_rows in tiles.items():
         if not isinstance(by_rows, dict) or not all(map(_is_numbers, by_rows.values())):
             raise FormatError(file, f"tiles[{work!r}]", "wanted lists of numbers by rows")
-    kept: Kept = content["tiles"]
-    return kept
+    return tiles
 
 
 def save(device: DeviceInfo, work: str, by_rows: Mapping[str, Sequence[int]]) -> Path:
     """Keep the choices for a piece of work, beside those of others; returns the file."""
     file = path(device)
     tiles = load(device) | {work: {rows: list(numbers) for rows, numbers in by_rows.items()}}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps({"version": _version(), "tiles": tiles}, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, file)
+    kept.save(file, {"version": _version(), "tiles": tiles})
     return file
 
 

@@ -100,7 +100,7 @@ class Checker:
             result = function(
                 *calls.decode(call.args, "meta"), **{k: calls.decode(v, "meta") for k, v in call.kwargs.items()}
             )
-        except NotImplementedError:
+        except NotImplementedError:  # torch's word for an operator without one; the report says "none"
             return "none", []
         except Exception as error:
             text = _first_line(error)

@@ -7,8 +7,9 @@ using namespace opsocket;
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// Counted up by whatever changes what crosses the border: a library of other sources must not be called by these.
-EXPORT int32_t opsocket_border() { return 2; }
+// Which sources this is of, by the build: modules beside other sources must not call it, since structs and
+// packed weights cross the border by their layout alone.
+EXPORT int32_t opsocket_border() { return OPSOCKET_BORDER; }
 
 // Bytes of an operator's command as this library was compiled; 0 for an operator that it lacks.
 EXPORT int64_t opsocket_command_size(int32_t op) {

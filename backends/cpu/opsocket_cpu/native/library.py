@@ -10,14 +10,15 @@ from functools import cache
 from pathlib import Path
 
 from opsocket.operators import ContractError, ResourceError
+from opsocket_cpu.native.border import border_of
 from opsocket_cpu.native.command import Command, workspace_of
 
 PATH = Path(__file__).with_name("libopsocket_cpu.so")
 REASON = PATH.with_suffix(".reason")
 """Written by the build where it could not make the library: what was in the way."""
 
-BORDER = 2
-"""`opsocket_border` of the library that these modules call."""
+SOURCES = Path(__file__).parents[2] / "native" / "src"
+"""What the library is made of, in a checkout. A wheel brings the library that belongs to its modules."""
 
 LEVEL_VARIABLE = "OPSOCKET_CPU_ISA"
 
@@ -115,6 +116,6 @@ def absence() -> str | None:
     except OSError as error:
         return f"{PATH.name} can't be loaded: {error}"
     border = getattr(dll, "opsocket_border", None)
-    if border is None or border() != BORDER:
+    if border is None or (SOURCES.is_dir() and border() != border_of(SOURCES)):
         return f"{PATH.name} is of other sources than what calls it: run `make native`"
     return None
