@@ -74,10 +74,10 @@ class Accepted:
 
 
 FEW: Final = (
-    "the assembler stays within the registers that let one more program be there, and leaves a few values in memory "
-    "that a turn of the loop reads once at most"
+    "a few values that the assembler leaves in memory, so that registers let one more program be there: read in the "
+    "disassembly of two launches of product_tiles, inferred for others"
 )
-"""Why NVIDIA's spills of some bytes are accepted: seen in the disassembly, at 64 or 80 registers of 255."""
+"""Why NVIDIA's spills of some bytes are accepted."""
 
 
 def dots_of(source: str) -> tuple[str, ...]:
