@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,20 @@ def attention(dtype: str = "f32", **knobs: object) -> AttentionSpec:
     )
 
 
-def rows() -> Iterable[tuple[str, list[tuple[str, Request]]]]:
-    """Each row of the matrix: its name and the variants that it asks for."""
+@dataclass(frozen=True)
+class Row:
+    """name: of the row. variants: what is asked for, by its label: one request, or one for each dtype of activations.
+    shown: whether the row says its labels, which else stand above the table."""
+
+    name: str
+    variants: Mapping[str, Mapping[str, Request]]
+    shown: bool = True
+
+
+def rows() -> Iterable[Row]:
     paged = cache(KVFormat("f32"))
-    yield "attention, paged cache: dtypes", [(d, Request(attention(d), paged)) for d in DTYPES]
-    yield "attention, contiguous K and V: dtypes", [(d, Request(attention(d))) for d in DTYPES]
+    yield _by_dtype("attention, paged cache", lambda d: Request(attention(d), paged))
+    yield _by_dtype("attention, contiguous K and V", lambda d: Request(attention(d)))
     knobs: dict[str, dict[str, object]] = {
         "causal": {},
         "full": {"mask": "full"},
@@ -88,25 +97,24 @@ def rows() -> Iterable[tuple[str, list[tuple[str, Request]]]]:
         "sinks": {"sinks": True},
         "LSE": {"want_lse": True},
     }
-    yield "attention: masks and knobs", [(n, Request(attention(**k), paged)) for n, k in knobs.items()]
-    yield (
-        "attention: KV formats",
-        [(_kv(f), Request(attention(), cache(f))) for f in KV_FORMATS],
-    )
-    yield "merge_states", [(d, Request(MergeStatesSpec(6, 64, d, d))) for d in DTYPES]
-    for spec in (CacheWriteSpec(), CacheReadSpec(), CacheMoveSpec(), CacheCopyBlocksSpec()):
-        yield spec.op, [(_kv(f), Request(spec, cache(f))) for f in KV_FORMATS]
-    # Any multiple of 16 is a group size; 64 stands for them all.
-    formats = [f for f in FORMATS if f.block_k in (0, 64) or "_g" not in f.id]
-    weights: dict[str, Callable[[str], Spec]] = {
-        "matmul": lambda f: MatmulSpec(f, 256, 512),
-        "embedding": lambda f: EmbeddingSpec(f, 256, 512),
-        "grouped_matmul": lambda f: GroupedMatmulSpec(4, f, 256, 512),
+    yield Row("attention", {n: {d: Request(attention(d, **k), paged) for d in DTYPES} for n, k in knobs.items()})
+    yield _by_kv_format("attention", lambda d, f: Request(attention(d), cache(f)))
+    yield _by_dtype("merge_states", lambda d: Request(MergeStatesSpec(6, 64, d, d)))
+    yield _by_kv_format("cache_write", lambda d, f: Request(CacheWriteSpec(d), cache(f)))
+    yield _by_kv_format("cache_read", lambda d, f: Request(CacheReadSpec(d), cache(f)))
+    yield _by_kv_format("cache_move", lambda d, f: Request(CacheMoveSpec(), cache(f)))
+    yield _by_kv_format("cache_copy_blocks", lambda d, f: Request(CacheCopyBlocksSpec(), cache(f)))
+    weights: dict[str, Callable[[str, str], Spec]] = {
+        "matmul": lambda f, d: MatmulSpec(f, 256, 512, x_dtype=d, out_dtype=d),
+        "grouped_matmul": lambda f, d: GroupedMatmulSpec(4, f, 256, 512, x_dtype=d, out_dtype=d),
+        "embedding": lambda f, d: EmbeddingSpec(f, 256, 512, out_dtype=d),
     }
     for op, of in weights.items():
-        yield f"{op}: weight formats", [(f.id.replace("_g64", "_gN"), Request(of(f.id))) for f in formats]
-    yield "quantize_activation", [(d, Request(QuantizeActivationSpec(512, x_dtype=d))) for d in DTYPES]
+        for name, formats in weight_formats().items():
+            asked = {_group(f): {d: Request(of(f, d)) for d in DTYPES} for f in formats}
+            yield Row(f"{op}, {name}", asked, shown=False)
     for make in (
+        lambda d: QuantizeActivationSpec(512, x_dtype=d),
         lambda d: RMSNormSpec(512, 1e-5, d),
         lambda d: RopeSpec(6, 64, 64, 1e4, dtype=d),
         lambda d: SiluMulSpec(512, d),
@@ -116,7 +124,26 @@ def rows() -> Iterable[tuple[str, list[tuple[str, Request]]]]:
         lambda d: ArgmaxSpec(512, d),
         lambda d: SampleSpec(512, d),
     ):
-        yield make("f32").op, [(d, Request(make(d))) for d in DTYPES]
+        yield _by_dtype(make("f32").op, lambda d, make=make: Request(make(d)))
+
+
+def weight_formats() -> dict[str, tuple[str, ...]]:
+    """Of the formats that differ in the size of a group alone, one: any multiple of 16 is one, 64 stands for them."""
+    ids = [f.id for f in FORMATS if f.block_k in (0, 64) or "_g" not in f.id]
+    coded = tuple(id for id in ids if re.search(r"_a8(g\d+)?$", id))
+    return {"weights": tuple(id for id in ids if id not in coded), "weights and int8 activations": coded}
+
+
+def _group(id: str) -> str:
+    return id.replace("_g64", "_gN")
+
+
+def _by_dtype(name: str, of: Callable[[str], Request]) -> Row:
+    return Row(name, {d: {d: of(d)} for d in DTYPES})
+
+
+def _by_kv_format(name: str, of: Callable[[str, KVFormat], Request]) -> Row:
+    return Row(f"{name}, KV", {_kv(f): {d: of(d, f) for d in DTYPES} for f in KV_FORMATS}, shown=False)
 
 
 def _kv(f: KVFormat) -> str:
@@ -124,31 +151,49 @@ def _kv(f: KVFormat) -> str:
 
 
 def support_matrix() -> str:
-    """One row per operator, one column per backend: served variants with their providers, refused ones struck out."""
+    """What the formats are; then a row for each operator, a column for each backend: what it serves, and by whom."""
     # Only this repository's own: a plugin that happens to be installed here is not ours to document.
     ours = [plugin for plugin in plugins() if plugin.distribution == "opsocket"]
     backends = [status.backend for plugin in ours for status in plugin.backends if status.backend is not None]
-    lines = ["| operator | " + " | ".join(b.info.name for b in backends) + " |", "| --- " * (len(backends) + 1) + "|"]
-    for name, variants in rows():
-        cells = [_cell(backend, variants) for backend in backends]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines = [f"- KV: {', '.join(map(_kv, KV_FORMATS))}"]
+    lines += [f"- {name}: {', '.join(map(_group, ids))}" for name, ids in weight_formats().items()]
+    lines += ["", "| operator | " + " | ".join(b.info.name for b in backends) + " |"]
+    lines.append("| --- " * (len(backends) + 1) + "|")
+    for row in rows():
+        name = f"{row.name}: {', '.join(row.variants)}" if row.shown else row.name
+        lines.append(f"| {name} | " + " | ".join(_cell(backend, row) for backend in backends) + " |")
     return "\n".join(lines)
 
 
-def _cell(backend: Backend, variants: list[tuple[str, Request]]) -> str:
+def _cell(backend: Backend, row: Row) -> str:
     # A generic device: the table says what the code serves, not what the machine that wrote it has.
     device = DeviceInfo(backend.info.name, 0, "generic", "generic", 1 << 40)
     served: dict[str, list[str]] = {}
     refused = []
-    for label, request in variants:
-        support = backend.supports(device, request)
-        if support:
-            served.setdefault(support.provider, []).append(label)
-        else:
+    for label, requests in row.variants.items():
+        found = {dtype: backend.supports(device, request) for dtype, request in requests.items()}
+        yes = {dtype: support.provider for dtype, support in found.items() if support}
+        if not yes:
             refused.append(label)
-    parts = [f"{', '.join(labels)} ({provider})" for provider, labels in served.items()]
+            continue
+        by = ", ".join(sorted(set(yes.values())))
+        served.setdefault(by, []).append(label if len(yes) == len(found) else f"{label} of {' and '.join(yes)}")
+    return _told(served, refused)
+
+
+def _told(served: dict[str, list[str]], refused: list[str]) -> str:
+    """The longest list is not written out: it is "all", or the others."""
+    if not served:
+        return "none"
+    longest = max(served, key=lambda by: len(served[by]))
+    others = {by: labels for by, labels in served.items() if by != longest}
+    if len(served[longest]) <= max(3, len(refused)) and (others or refused):
+        others, longest = served, ""
+    parts = [f"{', '.join(labels)} ({by})" for by, labels in others.items()]
+    if longest:
+        parts.append(f"{'the others' if others else 'all'} ({longest})")
     if refused:
-        parts.append("not: " + ", ".join(f"~~{label}~~" for label in refused))
+        parts.append(f"not {', '.join(refused)}" if longest or not parts else "no other")
     return "; ".join(parts)
 
 
