@@ -8,23 +8,7 @@ from opsocket.operators.attention import (
     MergeStatesSpec,
     Ragged,
 )
-from opsocket.operators.backend import (
-    INTERFACE_VERSION,
-    Absence,
-    Array,
-    ArrayInfo,
-    Backend,
-    BackendInfo,
-    DeviceInfo,
-    Limit,
-    Memory,
-    Pick,
-    Plan,
-    Provider,
-    Session,
-    SessionOptions,
-    Support,
-)
+from opsocket.operators.backend import INTERFACE_VERSION, Backend, BackendInfo, Pick, Provider, Support
 from opsocket.operators.cache import (
     BlockPairs,
     Cache,
@@ -41,6 +25,7 @@ from opsocket.operators.cache import (
     static_scale,
 )
 from opsocket.operators.capture import Call, CaptureLevel, CommandList, Graph
+from opsocket.operators.device import Absence, Array, ArrayInfo, DeviceInfo, Limit, Memory
 from opsocket.operators.dtypes import FLOAT_DTYPES, DType, dtype_info
 from opsocket.operators.errors import (
     BackendError,
@@ -81,8 +66,10 @@ from opsocket.operators.model import (
     TakeRowsSpec,
 )
 from opsocket.operators.numerics import Numerics
+from opsocket.operators.plan import Plan
 from opsocket.operators.request import Bounds, Request, Spec
 from opsocket.operators.sampling import ArgmaxPlan, ArgmaxSpec, SampleBatch, SamplePlan, SampleSpec
+from opsocket.operators.session import Session, SessionOptions
 
 __all__ = [
     "FLOAT_DTYPES",

@@ -19,12 +19,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from opsocket.operators.backend import Array, Plan
 from opsocket.operators.cache import Cache, check_cache
 from opsocket.operators.capture import CaptureLevel
+from opsocket.operators.device import Array
 from opsocket.operators.dtypes import check_float
 from opsocket.operators.errors import ContractError
 from opsocket.operators.numerics import DEFAULT_NUMERICS, Numerics
+from opsocket.operators.plan import Plan
 from opsocket.operators.request import Spec
 from opsocket.operators.validate import (
     check_array,

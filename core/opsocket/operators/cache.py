@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from opsocket.operators.backend import Array, Plan
+from opsocket.operators.device import Array
 from opsocket.operators.dtypes import check_float
 from opsocket.operators.errors import ContractError
 from opsocket.operators.layout import CacheLayout, CacheSpec
+from opsocket.operators.plan import Plan
 from opsocket.operators.request import Request, Spec
 from opsocket.operators.validate import check_array, check_bound, check_slots, host_ints
 

@@ -24,7 +24,9 @@ from opsocket.operators.errors import ContractError, Reason, Unsupported
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from opsocket.operators.backend import Array, Plan, Session
+    from opsocket.operators.device import Array
+    from opsocket.operators.plan import Plan
+    from opsocket.operators.session import Session
 
 CaptureLevel = Literal["never", "decode", "uniform", "any"]
 """Which batches a kernel can be captured and replayed with. decode: q_len 1 everywhere. uniform: one q_len, that of the

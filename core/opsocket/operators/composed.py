@@ -10,7 +10,8 @@ import importlib
 import importlib.util
 from typing import Final
 
-from opsocket.operators.backend import DeviceInfo, Pick, Provider
+from opsocket.operators.backend import Pick, Provider
+from opsocket.operators.device import DeviceInfo
 from opsocket.operators.errors import Reason
 from opsocket.operators.model import AddSpec, MoERouteSpec, RMSNormSpec, RopeSpec, SiluMulSpec, TakeRowsSpec
 from opsocket.operators.request import Request, Spec

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from opsocket.operators.contract import Checked
 
 if TYPE_CHECKING:
-    from opsocket.operators.backend import Plan
+    from opsocket.operators.plan import Plan
 
 Fact = float | int | str | tuple[str, ...]
 

@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from opsocket.operators.backend import Array, Plan, Session
+from opsocket.operators.device import Array
 from opsocket.operators.dtypes import check_float
 from opsocket.operators.errors import ContractError
 from opsocket.operators.numerics import DEFAULT_NUMERICS, Numerics
+from opsocket.operators.plan import Plan
 from opsocket.operators.request import Request, Spec
+from opsocket.operators.session import Session
 from opsocket.operators.validate import check_array, check_bound, check_optional
 
 

@@ -11,9 +11,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from opsocket.operators.backend import Array, Plan
+from opsocket.operators.device import Array
 from opsocket.operators.dtypes import check_float
 from opsocket.operators.errors import ContractError
+from opsocket.operators.plan import Plan
 from opsocket.operators.request import Spec
 from opsocket.operators.validate import check_array, check_optional
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from opsocket.operators.backend import Array, ArrayInfo, Session
+from opsocket.operators.device import Array, ArrayInfo
 from opsocket.operators.errors import ContractError, ResourceError
+from opsocket.operators.session import Session
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "f64": torch.float64,

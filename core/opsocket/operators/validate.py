@@ -10,7 +10,8 @@ import numpy as np
 from opsocket.operators.errors import ContractError
 
 if TYPE_CHECKING:
-    from opsocket.operators.backend import Array, Session
+    from opsocket.operators.device import Array
+    from opsocket.operators.session import Session
 
 
 def check_array(
