@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from opsocket.operators import (
+    AddSpec,
     AttentionSpec,
     Bounds,
     CacheSpec,
@@ -163,3 +164,36 @@ def test_a_chip_without_bf16_refuses_it_and_serves_f16():
     assert not served(write, INFERENCE)
     assert {reason.field for reason in served(write, INFERENCE).reasons} >= {"dtype", "cache.k.code"}
     assert served(Request(CacheWriteSpec("f16"), cache(k=KVFormat("f16"))), INFERENCE)
+
+
+def test_a_chip_whose_products_are_in_f16_serves_what_permits_it():
+    half = {"x_dtype": "f16", "out_dtype": "f16"}
+    pages = cache(k=KVFormat("f16"))
+
+    def refused(request):
+        support = served(request, INFERENCE)
+        assert not support
+        return {reason.field for reason in support.reasons if reason.code == "chip"}
+
+    assert served(Request(MatmulSpec("f16", 256, 512, **half, numerics=F16)), INFERENCE).provider == "torch_npu"
+    assert served(Request(MatmulSpec("q4_1", 256, 512, **half, numerics=F16)), INFERENCE).provider == "torch"
+    assert served(attention(pages, numerics=F16, **dict.fromkeys(KINDS, "f16")), INFERENCE).provider == "torch"
+    assert refused(Request(MatmulSpec("f16", 256, 512, **half))) >= {"numerics.accumulate"}
+    assert refused(Request(MatmulSpec("f16", 256, 512, "f32", "f32", numerics=F16))) >= {"x_dtype"}
+    exact = replace(F16, dequantized="f32", probabilities="f32")
+    assert refused(Request(MatmulSpec("q4_1", 256, 512, **half, numerics=exact))) >= {"numerics.dequantized"}
+    wide = attention(pages, numerics=exact, **dict.fromkeys(KINDS, "f16"))
+    assert refused(wide) >= {"numerics.probabilities"}
+    assert refused(attention(pages, numerics=F16, **dict.fromkeys(KINDS, "f32"))) >= {"q_dtype"}
+
+
+def test_what_core_composes_in_f64_is_refused():
+    stretched = Request(RopeSpec(3, 64, 64, 0.05, factors=True, dtype="f16"))
+    fields = {reason.field for reason in served(stretched).reasons}
+    assert fields >= {"theta", "device.arch"}
+
+
+def test_core_composes_in_the_types_that_the_chip_has():
+    assert served(Request(AddSpec(64, "bf16"))).provider == "composed"
+    assert served(Request(AddSpec(64, "f16")), INFERENCE).provider == "composed"
+    assert [reason.got for reason in served(Request(AddSpec(64, "bf16")), INFERENCE).reasons if reason.field == "dtype"]

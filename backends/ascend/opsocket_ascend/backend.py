@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import opsocket
 from opsocket.operators import Absence, Backend, BackendInfo, DeviceInfo, Ladder, Provider, Session, SessionOptions
-from opsocket.operators.composed import ComposedProvider
 from opsocket_ascend import installation, mode, npu_smi
+from opsocket_ascend.composed import NpuComposedProvider
 from opsocket_ascend.emulator import build
 from opsocket_ascend.graph import NpuGraph
 from opsocket_ascend.socs import find_soc, soc_of
@@ -39,7 +39,7 @@ class AscendBackend(Backend):
         return [] if installation.missing_cann() is not None else _present()
 
     def providers(self) -> Sequence[Provider]:
-        return [TorchNpuProvider(), TorchProvider(), ComposedProvider()]
+        return [TorchNpuProvider(), TorchProvider(), NpuComposedProvider()]
 
     def open(self, device: DeviceInfo, options: SessionOptions) -> Session:
         from opsocket_ascend.session import NpuSession

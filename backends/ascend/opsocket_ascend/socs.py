@@ -19,12 +19,14 @@ _GIB = 1 << 30
 @dataclass(frozen=True)
 class Soc:
     """name: as `aclrtGetSocName` says it. memory_bytes: of one device; of some chips there are several sizes, and this
-    is the smallest. has_bf16: in the matrix unit and in the fused operators. lacks: operators of torch_npu."""
+    is the smallest. has_bf16: anywhere. has_f32_products: where not, torch_npu asks CANN for products of f32 with
+    cubeMathType USE_FP16, which rounds both matrices to f16 first. lacks: operators of torch_npu."""
 
     name: str
     family: str
     memory_bytes: int
     has_bf16: bool = True
+    has_f32_products: bool = True
     lacks: frozenset[str] = frozenset()
 
 
@@ -46,7 +48,7 @@ SOCS: Final = (
     *(Soc(f"Ascend910B{suffix}", "A2", size * _GIB) for suffix, size in (("4", 32), ("4-1", 64))),
     *(Soc(f"Ascend910_93{suffix}", "A3", 64 * _GIB) for suffix in ("91", "92", "72", "81", "82", "62")),
     *(
-        Soc(f"Ascend310P{suffix}", "310P", 24 * _GIB, has_bf16=False, lacks=_NOT_ON_310P)
+        Soc(f"Ascend310P{suffix}", "310P", 24 * _GIB, has_bf16=False, has_f32_products=False, lacks=_NOT_ON_310P)
         for suffix in ("1", "3", "5", "7")
     ),
 )

@@ -1,7 +1,8 @@
 """What CANN is asked for by each call of the vendor's operators that the smoke tier makes, for `opsocket verify` to
 compare with: where a release of torch_npu makes something else of a call, that shows there.
 
-`python tests/ascend/emulated/golden.py` writes it anew.
+`OPSOCKET_EMULATE=Ascend910B3 python tests/ascend/emulated/golden.py` writes anew what chips of that family ask for, and
+leaves the others' as it is.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ def written_down(session: Session, texts: list[str]) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    from opsocket_ascend.verification.check import GOLDEN
+    from opsocket_ascend.socs import find_soc
+    from opsocket_ascend.verification.check import GOLDEN, WRITTEN_OF
 
     with opsocket.open("ascend:0") as session:
         found = written_down(session, [case.id for case in cases_of("smoke")])
-    (FOLDER / GOLDEN).write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{len(found)} calls: {FOLDER / GOLDEN}")
+        family = WRITTEN_OF[find_soc(session.device.arch).family]
+    file = FOLDER / GOLDEN
+    file.write_text(json.dumps(json.loads(file.read_text()) | {family: found}, indent=1) + "\n")
+    print(f"{len(found)} calls: {file}")
 
 
 if __name__ == "__main__":

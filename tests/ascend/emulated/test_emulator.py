@@ -111,3 +111,21 @@ def test_plain_torch_is_not_disturbed():
     }
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "2.0", done.stderr
+
+
+@pytest.mark.parametrize(("chip", "rounds"), [("Ascend910B3", False), ("Ascend310P3", True)])
+def test_a_product_of_f32_is_what_torch_npu_asks_of_the_chip(session, chip, rounds):
+    """1 + 2^-12 is no f16: its square of 64 columns is 64 times 1, or 64 times that."""
+    program = """
+import numpy as np, opsocket
+with opsocket.open("ascend:0") as s:
+    x = s.upload(np.full((1, 64), 1 + 2.0**-12, np.float32))
+    print(float(s.download(x @ x.t())[0, 0]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env=os.environ | {"OPSOCKET_EMULATE": chip},
+        capture_output=True,
+        text=True,
+    )
+    assert float(done.stdout.splitlines()[-1]) == (64.0 if rounds else float(np.float32(64 * (1 + 2.0**-12) ** 2)))

@@ -112,7 +112,7 @@ import json
 from opsocket_ascend.verification import check, controls
 call = controls.wrong_calls()["another call of CANN"]
 call = type(call)(call.operator, call.args, call.kwargs, call.results)
-check.golden = lambda: {call.asked: ["aclnnSomethingElse()"]}
+check.golden = lambda family: {call.asked: ["aclnnSomethingElse()"]}
 print(json.dumps(check.Checker().check(call)[1]))
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)

@@ -13,11 +13,12 @@ from opsocket.operators import (
     Reason,
     Request,
     RopeSpec,
+    Spec,
 )
 from opsocket.operators.rope_frequencies import frequencies, undefined
 from opsocket.quantization import get_format
 from opsocket_ascend import layouts
-from opsocket_ascend.socs import soc_of
+from opsocket_ascend.socs import Soc, soc_of
 
 MOST_RADIANS = 6.0
 """Of the frequency of a channel pair with factors: `rope.py` holds it as a fraction of a turn, of less than one."""
@@ -35,6 +36,9 @@ def refusals(device: DeviceInfo, request: Request) -> tuple[Reason, ...]:
         reasons.append(Reason("accumulate", "numerics.accumulate", "f64", ["f32", "f32_truncating"]))
     if isinstance(spec, MatmulSpec | GroupedMatmulSpec | EmbeddingSpec):
         reasons += _weight(spec)
+    soc = soc_of(device.arch)
+    if soc is not None and not soc.has_f32_products:
+        reasons += _in_f16(soc, spec, request.cache)
     if isinstance(spec, RopeSpec):
         reasons += rope(spec)
     return tuple(dict.fromkeys(reasons))
@@ -50,6 +54,36 @@ def dtype_refusals(device: DeviceInfo, request: Request) -> tuple[Reason, ...]:
     if request.cache is not None:
         held += [(f"cache.{name}.code", f.code) for name, f in (("k", request.cache.k), ("v", request.cache.v)) if f]
     return tuple(Reason("dtype", n, "bf16", f"another dtype: {soc.name} has no bf16") for n, d in held if d == "bf16")
+
+
+def _in_f16(soc: Soc, spec: Spec, cache: CacheSpec | None) -> list[Reason]:
+    """What a matrix unit that rounds its operands to f16 computes: f16 numbers, and others where that is permitted. It
+    may cut off sums, as those of the vendor's 16-bit products."""
+    if not isinstance(spec, AttentionSpec | MatmulSpec | GroupedMatmulSpec):
+        return []
+    want = f"f16: the matrix unit of {soc.name} rounds to it"
+    coded = False
+    if isinstance(spec, AttentionSpec):
+        types = [("q_dtype", spec.q_dtype), ("numerics.probabilities", spec.numerics.probabilities)]
+        if cache is None:
+            types.append(("kv_dtype", spec.kv_dtype))
+        for name, fmt in (("k", cache.k), ("v", cache.v)) if cache is not None else ():
+            if fmt is not None and fmt.is_quantized:
+                coded = True
+            elif fmt is not None:
+                types.append((f"cache.{name}.code", fmt.code))
+    else:
+        types = [("x_dtype", spec.x_dtype)]
+        if get_format(spec.weight_format).is_float:
+            types.append(("weight_format", spec.weight_format))
+        else:
+            coded = True
+    if coded:
+        types.append(("numerics.dequantized", spec.numerics.dequantized))
+    reasons = [Reason("chip", name, got, want) for name, got in types if got != "f16"]
+    if spec.numerics.accumulate != "f32_truncating":
+        reasons.append(Reason("chip", "numerics.accumulate", spec.numerics.accumulate, "f32_truncating"))
+    return reasons
 
 
 def _attention(spec: AttentionSpec, cache: CacheSpec | None) -> list[Reason]:

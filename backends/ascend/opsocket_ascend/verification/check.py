@@ -14,6 +14,8 @@ from importlib import resources
 from typing import Any, Final
 
 from opsocket.operators import ContractError
+from opsocket_ascend.mode import VARIABLE
+from opsocket_ascend.socs import find_soc
 
 ACCEPTED, AGREES = "accepted", "agrees"
 _MISSING: Final = (
@@ -25,6 +27,9 @@ _MISSING: Final = (
 """How torch begins or words what does not fit a schema."""
 
 GOLDEN: Final = "golden.json"
+WRITTEN_OF: Final = {"A2": "A2", "A3": "A2", "310P": "310P"}
+"""By a chip's family, the one whose calls stand for it in `GOLDEN`: A3 has to ask for what A2 does."""
+
 _INDEXED: Final = (
     "aten::index",
     "aten::index_put",
@@ -34,10 +39,10 @@ _INDEXED: Final = (
 )
 
 
-def golden() -> dict[str, list[str]]:
-    """What CANN is asked for by calls of the vendor's operators, as it was written down."""
+def golden(family: str) -> dict[str, list[str]]:
+    """What CANN is asked for by calls of the vendor's operators on chips of a family, as it was written down."""
     text = resources.files("opsocket_ascend.verification").joinpath(GOLDEN).read_text("utf-8")
-    found: dict[str, list[str]] = json.loads(text)
+    found: dict[str, list[str]] = json.loads(text)[WRITTEN_OF[family]]
     return found
 
 
@@ -55,7 +60,7 @@ class Checker:
         emulated.leave_unanswered()
         emulated.observe(lambda operator, arguments: self._asked.append(emulated.written(operator, arguments)))
         self._asked: list[str] = []
-        self._golden = golden()
+        self._golden = golden(find_soc(os.environ[VARIABLE]).family)
 
     def answer(self, record: str) -> dict[str, Any]:
         """kernel, variant, facts and problems, as `opsocket.operators.Artifact` has them."""
