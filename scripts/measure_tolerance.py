@@ -28,7 +28,16 @@ from opsocket_conformance.operators.matmul.inputs import activations
 from opsocket_conformance.operators.matmul.product import expect
 from opsocket_conformance.operators.matmul.random_weights import random_weight
 from opsocket_conformance.operators.matmul.weights import dequantize
-from opsocket_conformance.power.models import apart, chained, flash, int8_products, problem, products, tilings
+from opsocket_conformance.power.models import (
+    apart,
+    chained,
+    flash,
+    int8_products,
+    problem,
+    products,
+    tilings,
+    with_rounded_scales,
+)
 from opsocket_conformance.tolerance import Bound
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -67,6 +76,8 @@ MATMUL = {
     "weights rounded to bf16, truncated every 8": Numerics(
         accumulate="f32_truncating", accumulate_step=8, dequantized="bf16"
     ),
+    "scales rounded to bf16": Numerics(scales="bf16"),
+    "scales and weights rounded to f16": Numerics(dequantized="f16", scales="f16"),
 }
 FORMATS = ("f32", "q4_1", "q4_K", "i4_g32_z", "i2_g64_z", "gptq_v1_i4_g32_act")
 INT8_FORMATS = ("q4_0_a8", "q4_1_a8", "q4_1_a8g32", "q8_0_a8", "q6_K_a8g32", "i2_g64_z_a8", "gptq_v1_i4_g32_act_a8g32")
@@ -93,13 +104,15 @@ def matmul_ratios() -> Iterator[Measured]:
         rng = np.random.default_rng(100 + number)
         for format_id in FORMATS:
             fmt = get_format(format_id)
-            if fmt.is_float and numerics.dequantized != "f32":
+            if fmt.is_float and (numerics.dequantized, numerics.scales) != ("f32", "f32"):
                 continue
             for kind in KINDS:
                 tensors, x = random_weight(rng, fmt, n, k), activations(rng, kind, m, k, "f32")
                 weight = dequantize(fmt, tensors, n, k)
                 want, bound = expect(fmt, x, weight, None, "f32", numerics)
                 w = weight.value.astype(F)
+                if numerics.scales != "f32":
+                    w = with_rounded_scales(fmt, weight, numerics.scales)
                 for order, got in products(x, w if fmt.is_float else round_to(w, numerics.dequantized), numerics):
                     yield f"matmul: {name}", order, _ratios(got, want, bound)
                 if not fmt.is_float and numerics == Numerics():

@@ -51,13 +51,13 @@ class EngineOptions:
     (as they are), or int8 codes with a scale for each token ("i8_token") or each 32 columns ("i8_g32"); see
     `QuantFormat.activation`. Weights whose own format states int8 activations have those. kv_format: see
     `parse_kv_format`. numerics: what kernels may do inside: "exact", nothing that loses beyond sums in f32; "fast", as
-    matrix units, round probabilities and dequantized numbers to `dtype`, cut off sums, approximate exp and tanh
-    (`permitted`). block_size: tokens per cache block. num_blocks: blocks of each layer's cache; None takes
-    `memory_fraction` of the device's free memory, but no more than `max_batch` sequences of `max_context` tokens fill.
-    max_batch: sequences in one step. max_step_tokens: tokens in one step, decodes and prompt chunks together.
-    max_context: tokens of one sequence; None is the model's own limit. prefix_sharing: whether sequences share the
-    blocks of equal beginnings. capture: whether decode steps are recorded and replayed where the session can. seed: of
-    requests that name none.
+    matrix units, round probabilities, sinks, weights' scales and dequantized numbers to `dtype`, cut off sums,
+    approximate exp and tanh (`permitted`). block_size: tokens per cache block. num_blocks: blocks of each layer's
+    cache; None takes `memory_fraction` of the device's free memory, but no more than `max_batch` sequences of
+    `max_context` tokens fill. max_batch: sequences in one step. max_step_tokens: tokens in one step, decodes and
+    prompt chunks together. max_context: tokens of one sequence; None is the model's own limit. prefix_sharing: whether
+    sequences share the blocks of equal beginnings. capture: whether decode steps are recorded and replayed where the
+    session can. seed: of requests that name none.
     """
 
     dtype: str = "f32"
@@ -97,7 +97,7 @@ class EngineOptions:
         if self.numerics == "exact":
             return Numerics()
         dtype = cast(Literal["f32", "f16", "bf16"], self.dtype)
-        return Numerics(dtype, "approx", "approx", "f32_truncating", dequantized=dtype, sinks=dtype)
+        return Numerics(dtype, "approx", "approx", "f32_truncating", dequantized=dtype, sinks=dtype, scales=dtype)
 
     @classmethod
     def of(cls, config: EngineConfig, **settings: Any) -> EngineOptions:

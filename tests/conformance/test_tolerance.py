@@ -20,7 +20,16 @@ from opsocket_conformance.operators.matmul.product import expect
 from opsocket_conformance.operators.matmul.quantize_activation import int8_rows
 from opsocket_conformance.operators.matmul.random_weights import random_weight
 from opsocket_conformance.operators.matmul.weights import dequantize, of_floats
-from opsocket_conformance.power.models import apart, chained, flash, int8_products, problem, products, tilings
+from opsocket_conformance.power.models import (
+    apart,
+    chained,
+    flash,
+    int8_products,
+    problem,
+    products,
+    tilings,
+    with_rounded_scales,
+)
 
 F = np.float32
 HALF = 0.5 + 1e-9
@@ -154,6 +163,35 @@ def test_matmul_in_every_declared_model_stays_under_half_of_the_bound(numerics, 
     want, bound = expect(fmt, x, weight, None, "f32", numerics)
     for _, got in products(x, round_to(weight.value, numerics.dequantized), numerics):
         assert ratio(got, want, bound) <= HALF
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize(
+    "format_id", ["i8_channel", "q4_1", "q6_K", "i4_g64_z", "gptq_v1_i4_g32_act", "f8e4m3fn_128x128", "mxfp4"]
+)
+def test_rounded_scales_stay_under_half_of_the_bound_where_they_are_permitted(format_id, dtype):
+    rng, fmt = np.random.default_rng(12), get_format(format_id)
+    tensors, x = random_weight(rng, fmt, 72, 1024), activations(rng, "normal", 9, 1024, "f32")
+    weight = dequantize(fmt, tensors, 72, 1024)
+    rounded = with_rounded_scales(fmt, weight, dtype)
+    for numerics in (Numerics(scales=dtype), Numerics(scales=dtype, dequantized=dtype)):
+        want, bound = expect(fmt, x, weight, None, "f32", numerics)
+        for order, got in products(x, round_to(rounded, numerics.dequantized), numerics):
+            assert ratio(got, want, bound) <= HALF, order
+    same = np.array_equal(rounded, weight.value)
+    assert same == (fmt.scale_dtype in ("e8m0", dtype) and not fmt.super_block)
+    exact = expect(fmt, x, weight, None, "f32", Numerics())[1]
+    assert same == (ratio(x @ rounded.T, want, exact) <= HALF)
+    permitted = expect(fmt, x, weight, None, "f32", Numerics(scales=dtype))[1]
+    assert same == np.array_equal(permitted.inner, exact.inner)
+
+
+def test_permission_to_round_scales_is_none_to_cut_them_off():
+    rng, fmt = np.random.default_rng(13), get_format("i8_channel")
+    tensors, x = random_weight(rng, fmt, 72, 1024), activations(rng, "normal", 9, 1024, "f32")
+    want, bound = expect(fmt, x, dequantize(fmt, tensors, 72, 1024), None, "f32", Numerics(scales="bf16"))
+    cut = (tensors["scale"].view(np.uint32) & np.uint32(0xFFFF0000)).view(F)
+    assert ratio((x @ tensors["weight"].T.astype(F)) * cut, want, bound) > 2
 
 
 def test_truncation_and_16_bit_weights_are_out_of_bounds_unless_declared():

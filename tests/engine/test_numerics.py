@@ -21,7 +21,7 @@ def test_exact_permits_nothing(tiny):
 
 def test_fast_permits_what_matrix_units_do_in_the_type_of_the_activations(tiny):
     assert _stated(tiny, numerics="fast", dtype="bf16") == {
-        Numerics("bf16", "approx", "approx", "f32_truncating", dequantized="bf16", sinks="bf16")
+        Numerics("bf16", "approx", "approx", "f32_truncating", dequantized="bf16", sinks="bf16", scales="bf16")
     }
 
 

@@ -16,6 +16,7 @@ from opsocket_conformance.floats import round_to
 from opsocket_conformance.operators.attention.batches import Row
 from opsocket_conformance.operators.attention.distributions import Heads, draw
 from opsocket_conformance.operators.attention.oracle import Problem
+from opsocket_conformance.operators.matmul.weights import Weight
 
 F = np.float32
 Float32 = npt.NDArray[np.float32]
@@ -205,6 +206,15 @@ def int8_products(
     yield "one chain", by_pieces(piece, 1, scales_first=True)
     yield "4 lanes, the weight's scale first", by_pieces(piece, 4, scales_first=False)
     yield "pieces of 16", by_pieces(math.gcd(piece, 16), 1, scales_first=False)
+
+
+def with_rounded_scales(fmt: QuantFormat, weight: Weight, dtype: str) -> Float32:
+    """The weight in codes whose scales and minimums are rounded to `dtype`, [N, K] in f32."""
+    minimum = weight.apart if fmt.zero == "float_min" else np.zeros_like(weight.value)
+    codes = np.divide(
+        weight.value + minimum, weight.scale, out=np.zeros_like(weight.value), where=weight.scale != 0
+    ).astype(F)
+    return round_to(weight.scale, dtype) * codes - round_to(minimum, dtype)
 
 
 def products(x: Float32, w: Float32, numerics: Numerics) -> Iterator[tuple[str, Float32]]:

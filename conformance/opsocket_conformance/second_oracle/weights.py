@@ -24,11 +24,17 @@ Array = npt.NDArray[Any]
 
 
 def dequantize(evaluate: Evaluator, fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> tuple[Part, ...]:
-    """The weight f64[N, K], the size of the terms it is made of, what of them is stored for a group, and the order of
-    its columns; all exactly."""
-    value, magnitude, apart = evaluate(_graph(fmt), **tensors)
+    """The weight f64[N, K], the size of the terms it is made of, what of them is stored for a group, the order of its
+    columns, and their scales; all exactly."""
+    value, magnitude, apart, scale = evaluate(_graph(fmt), **tensors)
     order = evaluate(_sorted(), group=tensors["g_idx"])[0] if fmt.g_idx else np.arange(k)
-    return Part("value", value), Part("magnitude", magnitude), Part("apart", apart), Part("order", order)
+    return (
+        Part("value", value),
+        Part("magnitude", magnitude),
+        Part("apart", apart),
+        Part("order", order),
+        Part("scale", scale),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +55,7 @@ def _graph(fmt: QuantFormat) -> Graph:
     g = Writer()
     if fmt.is_float:
         weight = _floats(g, fmt.id)
-        return g.finish(value=weight, magnitude=g("Abs", weight), apart=weight * 0.0)
+        return g.finish(value=weight, magnitude=g("Abs", weight), apart=weight * 0.0, scale=weight * 0.0 + 1.0)
     terms = _terms(g, fmt)
     zero = terms.zero if isinstance(terms.zero, Tensor) else g.constant(terms.zero, "f64")
     value = terms.scale * (terms.code - zero)
@@ -57,8 +63,9 @@ def _graph(fmt: QuantFormat) -> Graph:
     stored = terms.scale * zero if isinstance(terms.zero, Tensor) else terms.scale * 0.0
     if terms.minimum is not None:
         value, magnitude, stored = value - terms.minimum, magnitude + g("Abs", terms.minimum), terms.minimum
-    apart = g("Expand", stored, g("Shape", value, dtype="i64"))
-    return g.finish(value=value.reshape(0, -1), magnitude=magnitude.reshape(0, -1), apart=apart.reshape(0, -1))
+    apart, scale = (g("Expand", part, g("Shape", value, dtype="i64")) for part in (stored, terms.scale))
+    parts = {"value": value, "magnitude": magnitude, "apart": apart, "scale": scale}
+    return g.finish(**{name: part.reshape(0, -1) for name, part in parts.items()})
 
 
 @cache

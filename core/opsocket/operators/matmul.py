@@ -26,7 +26,8 @@ from opsocket.operators.validate import check_array, check_bound, check_optional
 class PackedWeight:
     """A weight [n, k] in a kernel's own layout, made by `Session.prepare_weight`.
 
-    weight_format: the format's id. layout: names the arrangement; a plan refuses a layout that is not its own.
+    weight_format: the format's id. layout: names the arrangement; a plan refuses a layout that is not its own. A weight
+    whose scales are rounded has one that no plan reads which may not round them.
     content: the provider's arrays. nbytes: what they take on the device.
     """
 
@@ -139,7 +140,8 @@ class _WeightPlan(Plan):
     @classmethod
     @abstractmethod
     def dequantize(cls, session: Session, packed: PackedWeight) -> Array:
-        """f32[n, k], equal to the format's reference within one unit in the last place of f32."""
+        """f32[n, k], equal to the format's reference within one unit in the last place of f32; of the rounded scales
+        where `numerics.scales` let `prepare_weight` round them."""
 
     def _check_packed(self, name: str, packed: object) -> None:
         spec: Any = self.request.spec

@@ -18,8 +18,11 @@ class Numerics:
     products take ceil(n / accumulate_step) chained steps, each of which may lose 2u of what is summed (Fasi, Higham,
     Mikaitis and Pranesh 2021). Each of them permits: a sum in f32 or f64 serves a request for "f32_truncating".
     dequantized: the type that weights, or keys and values of a quantized cache, are rounded to once dequantized and
-    before they are multiplied. Codes and scales stay as their format has them.
+    before they are multiplied. Codes stay as their format has them, and scales but for the next field.
     sinks: the type that sink logits are rounded to before they join a softmax's denominator.
+    scales: the type that a weight's scales are rounded to before they meet the codes: one for each group, row or block,
+    super-block scales multiplied in; and so the minimums, where a format stores these. Neither activations' scales nor
+    a cache's.
     """
 
     probabilities: Literal["f32", "f16", "bf16"] = "f32"
@@ -29,6 +32,7 @@ class Numerics:
     accumulate_step: int = 1
     dequantized: Literal["f32", "f16", "bf16"] = "f32"
     sinks: Literal["f32", "f16", "bf16"] = "f32"
+    scales: Literal["f32", "f16", "bf16"] = "f32"
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():

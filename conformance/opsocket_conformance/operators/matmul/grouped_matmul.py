@@ -45,6 +45,7 @@ class GroupedMatmul(Check):
     bias: bool = False
     acc: str = "f32"
     deq: str = "f32"
+    scl: str = "f32"
 
     @property
     def operator(self) -> str:
@@ -56,7 +57,7 @@ class GroupedMatmul(Check):
 
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         fmt, out_dtype = get_format(self.w), self.out or self.dtype
-        numerics = Numerics(accumulate=cast(Any, self.acc), dequantized=cast(Any, self.deq))
+        numerics = Numerics(accumulate=cast(Any, self.acc), dequantized=cast(Any, self.deq), scales=cast(Any, self.scl))
         spec = GroupedMatmulSpec(self.experts, self.w, self.n, self.k, self.dtype, out_dtype, self.bias, numerics)
         plan = bench.plan(Request(spec))
         tensors = [random_weight(rng, fmt, self.n, self.k) for _ in range(self.experts)]
@@ -108,3 +109,6 @@ def cases() -> Iterator[Case]:
         for w in (dtype, "i4_g64", "gptq_v2_i4_g64", "q8_0", "q4_K"):
             yield Case(GroupedMatmul(w=w, **permitted), 0, "smoke" if w == dtype else "default")
         yield Case(GroupedMatmul(experts=17, m=9, n=24, k=512, w=dtype, bias=True, **permitted))
+        for w in ("i8_channel", "i4_g64", "gptq_v2_i4_g64"):
+            smoke = w == "i8_channel" and dtype == "bf16"
+            yield Case(GroupedMatmul(w=w, scl=dtype, **permitted), 0, "smoke" if smoke else "default")

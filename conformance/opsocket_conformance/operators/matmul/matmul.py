@@ -26,7 +26,7 @@ from opsocket_conformance.operators.rounding import check_rounded_once
 class Matmul(Check):
     """m, n, k: rows of x, of the weight, and what they have in common. w: weight format. dtype, out: of x, of y. x: a
     kind of `activations`, or "subnormal": scales below f16's normal numbers. strided: rows of x are slices of wider
-    ones. acc, step, deq: the request's numerics."""
+    ones. acc, step, deq, scl: the request's numerics."""
 
     name: ClassVar[str] = "matmul"
     shown: ClassVar[tuple[str, ...]] = ("m", "n", "k", "w", "dtype")
@@ -43,6 +43,7 @@ class Matmul(Check):
     acc: str = "f32"
     step: int = 1
     deq: str = "f32"
+    scl: str = "f32"
 
     @property
     def operator(self) -> str:
@@ -55,7 +56,12 @@ class Matmul(Check):
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         fmt, out_dtype = get_format(self.w), self.out or self.dtype
         # The numerics themselves say which words they know.
-        numerics = Numerics(accumulate=cast(Any, self.acc), accumulate_step=self.step, dequantized=cast(Any, self.deq))
+        numerics = Numerics(
+            accumulate=cast(Any, self.acc),
+            accumulate_step=self.step,
+            dequantized=cast(Any, self.deq),
+            scales=cast(Any, self.scl),
+        )
         spec = MatmulSpec(self.w, self.n, self.k, self.dtype, out_dtype, self.bias, numerics)
         plan = bench.plan(Request(spec))
         size = 2.0**-12 if self.x == "subnormal" else 1.0
@@ -115,6 +121,8 @@ def _cases(w: str, dtype: str) -> Iterator[Case]:
         if w in SMOKE:
             yield Case(Matmul(m=1, w=w, dtype=dtype, acc="f32_truncating", deq=dtype))
             yield Case(Matmul(m=130, n=72, w=w, dtype=dtype, acc="f32_truncating", deq=dtype, bias=True))
+    if dtype != "f32" and get_format(w).activation == "none" and not get_format(w).is_float:
+        yield from _rounded_scales(w, dtype)
     if dtype == "f32" or get_format(w).activation != "none":
         yield Case(Matmul(m=2, n=24, k=4096, w=w, dtype=dtype, x="cancel"))
         yield Case(Matmul(m=2, n=24, k=4096, w=w, dtype=dtype, x="extreme"))
@@ -138,6 +146,16 @@ def _cases(w: str, dtype: str) -> Iterator[Case]:
     if get_format(w).is_float:
         yield Case(Matmul(m=3, n=37, k=101, w=w, dtype=dtype))
         yield Case(Matmul(m=1, n=1, k=1, w=w, dtype=dtype))
+
+
+def _rounded_scales(w: str, dtype: str) -> Iterator[Case]:
+    """Scales in the activations' type, as some vendors' products of weights in codes take them."""
+    smoke = (w, dtype) in (("i8_channel", "f16"), ("i8_channel", "bf16"), ("gptq_v2_i4_g64", "bf16"), ("q8_0", "bf16"))
+    fast: dict[str, Any] = {"w": w, "dtype": dtype, "acc": "f32_truncating", "deq": dtype, "scl": dtype}
+    yield Case(Matmul(m=37, **fast), 0, "smoke" if smoke else "default")
+    yield Case(Matmul(w=w, dtype=dtype, out="f32", scl=dtype))
+    if w == "i8_channel":
+        yield Case(Matmul(m=1, n=72, k=512, **fast))
 
 
 def _int8_cases(w: str, dtype: str) -> Iterator[Case]:

@@ -27,13 +27,15 @@ class Weight:
     float, |scale| (code + zero) for an integer zero point, |scale| code + |minimum| for a stored minimum.
 
     apart f64[N, K]: the term that it stores for a group and not for a code: scale * zero or minimum, value = scale *
-    code - apart; 0 where it stores none. order i64[K]: the columns, group after group.
+    code - apart; 0 where it stores none. order i64[K]: the columns, group after group. scale f64[N, K]: what codes are
+    multiplied by; 1 for a float.
     """
 
     value: Float64
     magnitude: Float64
     apart: Float64
     order: Int
+    scale: Float64
 
 
 @judge_only
@@ -50,7 +52,9 @@ def dequantize(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -
 
 def of_floats(value: Float64) -> Weight:
     """A weight that is stored as floats [N, K]."""
-    return Weight(value, np.abs(value), np.zeros_like(value), np.arange(value.shape[-1]))
+    return Weight(
+        value, np.abs(value), np.zeros_like(value), np.arange(value.shape[-1]), np.broadcast_to(1.0, value.shape)
+    )
 
 
 def _floats(dtype: str, weight: Array) -> Float64:
@@ -68,13 +72,19 @@ def _affine(scale: Float64, codes: Int, zero: Int) -> Weight:
 def _signed(scale: Float64, codes: Int, offset: Int | int) -> Weight:
     """scale * (code - offset), the offset being what makes the codes signed."""
     value: Float64 = scale * (codes - offset)
-    return replace(of_floats(value), magnitude=np.abs(scale) * (np.abs(codes) + np.abs(offset)))
+    magnitude = np.abs(scale) * (np.abs(codes) + np.abs(offset))
+    return replace(of_floats(value), magnitude=magnitude, scale=np.broadcast_to(scale, value.shape))
 
 
 def _with_minimum(scale: Float64, codes: Int, minimum: Float64) -> Weight:
     value: Float64 = scale * codes - minimum
     magnitude: Float64 = np.abs(scale) * codes.astype(np.float64) + np.abs(minimum)
-    return replace(of_floats(value), magnitude=magnitude, apart=np.broadcast_to(minimum, value.shape))
+    return replace(
+        of_floats(value),
+        magnitude=magnitude,
+        apart=np.broadcast_to(minimum, value.shape),
+        scale=np.broadcast_to(scale, value.shape),
+    )
 
 
 def _dense(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
@@ -86,7 +96,7 @@ def _dense(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> We
     value = np.where(bits >= 128, -sizes[bits & 127], sizes[bits & 127])
     of_row = scale[np.arange(n) // fmt.block_n] if fmt.block_n else np.broadcast_to(scale, (n,))
     of_weight = of_row[:, np.arange(k) // fmt.block_k] if fmt.block_k else of_row[:, None]
-    return of_floats(of_weight * value)
+    return replace(of_floats(of_weight * value), scale=np.broadcast_to(of_weight, value.shape))
 
 
 def _grouped(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Weight:
@@ -126,8 +136,10 @@ def _ggml(fmt: QuantFormat, tensors: Mapping[str, Array], n: int, k: int) -> Wei
     width = fmt.super_block or fmt.block_k
     blocks = tensors["blocks"].reshape(n, k // width, -1)
     weight = _BLOCKS[fmt.base.id](blocks.astype(np.int64), np.arange(width))
-    value, magnitude, apart = (a.reshape(n, k) for a in (weight.value, weight.magnitude, weight.apart))
-    return Weight(value, magnitude, apart, np.arange(k))
+    value, magnitude, apart, scale = (
+        part.reshape(n, k) for part in (weight.value, weight.magnitude, weight.apart, weight.scale)
+    )
+    return Weight(value, magnitude, apart, np.arange(k), scale)
 
 
 def _half(blocks: Int, at: int) -> Float64:
@@ -196,8 +208,8 @@ _TWICE_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12])
 def _mxfp4(blocks: Int, j: Int) -> Weight:
     codes = _nibble_halves(blocks, j, 1)
     value = np.where(codes >= 8, -1, 1) * _TWICE_E2M1[codes & 7]
-    scale = np.where(blocks[..., :1] == 255, np.nan, np.ldexp(0.5, blocks[..., :1] - 127))
-    return _signed(scale, value, 0)
+    scale = np.where(blocks[..., :1] == 255, np.nan, np.ldexp(1.0, blocks[..., :1] - 127))
+    return replace(_signed(scale / 2, value, 0), scale=np.broadcast_to(scale, value.shape))
 
 
 _BLOCKS: Mapping[str, Callable[[Int, Int], Weight]] = {

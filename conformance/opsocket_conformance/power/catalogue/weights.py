@@ -153,6 +153,18 @@ def _in_bf16(values: Array, fmt: QuantFormat) -> Array:
     return round_to(values, "bf16")
 
 
+def _cut_to_bf16(values: Array, fmt: QuantFormat) -> Array:
+    bits: Array = np.asarray(values, np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
+    return bits.view(np.float32)
+
+
+def _in_f8(values: Array, fmt: QuantFormat) -> Array:
+    """Four bits of a significand, the exponents of f32."""
+    significand, exponent = np.frexp(np.asarray(values, np.float32))
+    rounded: Array = np.ldexp(np.rint(significand * 16) / 16, exponent)
+    return rounded
+
+
 def _cleared(values: Array, fmt: QuantFormat) -> Array:
     values[0] = 0
     return values
@@ -160,6 +172,8 @@ def _cleared(values: Array, fmt: QuantFormat) -> Array:
 
 def _fault(name: str, wrong: str, tensors: Any, where: Any, op: str = "matmul") -> Fault:
     telling = tuple(f"w={start}" for start in where.starts) if isinstance(where, _Of) else ()
+    if where is _with_permission:
+        telling = ("scl=bf16",)
     name = f"{op}: {name}"
     return Fault(op, name=name, category="quantization", wrong=wrong, tensors=tensors, where=where, telling=telling)
 
@@ -186,6 +200,12 @@ def _cached(op: str) -> Fault:
 
 _CODES = _with_tensor("codes")
 _SCALE = _with_tensor("scale")
+
+
+def _with_permission(request: Request) -> bool:
+    spec: Any = request.spec
+    return _SCALE(request) and bool(spec.numerics.scales == "bf16")
+
 
 FAULTS: Final[tuple[Fault, ...]] = (
     _cached("matmul"),
@@ -372,6 +392,18 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "scales 0.4 % off", "a division by 255 for one by 256", _tensor("scale", lambda s, f: s * 256 / 255), _SCALE
     ),
     _fault("scales in bf16", "stored with 8 bits of precision", _tensor("scale", _in_bf16), _SCALE),
+    _fault(
+        "scales cut off to bf16",
+        "the upper half of the f32, where the request permits the nearest bf16",
+        _tensor("scale", _cut_to_bf16),
+        _with_permission,
+    ),
+    _fault(
+        "scales in f8 where bf16 is permitted",
+        "one type further down",
+        _tensor("scale", _in_f8),
+        _with_permission,
+    ),
     _fault(
         "channel scales in f16",
         "stored in half precision",
