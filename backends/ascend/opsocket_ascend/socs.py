@@ -20,7 +20,9 @@ _GIB = 1 << 30
 class Soc:
     """name: as `aclrtGetSocName` says it. memory_bytes: of one device; of some chips there are several sizes, and this
     is the smallest. has_bf16: anywhere. has_f32_products: where not, torch_npu asks CANN for products of f32 with
-    cubeMathType USE_FP16, which rounds both matrices to f16 first. lacks: operators of torch_npu."""
+    cubeMathType USE_FP16, which rounds both matrices to f16 first. lacks: operators of torch_npu. reads_tiles: the
+    products that are documented to read a weight in FRACTAL_NZ when they are called one by one; "matmul" is torch's, of
+    16-bit matrices."""
 
     name: str
     family: str
@@ -28,7 +30,17 @@ class Soc:
     has_bf16: bool = True
     has_f32_products: bool = True
     lacks: frozenset[str] = frozenset()
+    reads_tiles: frozenset[str] = frozenset()
 
+
+_READS_TILES: Final = frozenset(
+    {
+        "npu_quant_matmul",  # by the wheel's documentation, of weights that are not transposed
+        "matmul",  # by CANN's of aclnnMatmulWeightNz, which is what torch_npu makes of it
+        # npu_weight_quant_batchmatmul reads them in graphs alone. Of npu_grouped_matmul the wheel's documentation does
+        # not say that it does, and CANN's wants all experts in one array.
+    }
+)
 
 _NOT_ON_310P: Final = frozenset(
     {
@@ -44,9 +56,14 @@ _NOT_ON_310P: Final = frozenset(
 )
 
 SOCS: Final = (
-    *(Soc(f"Ascend910B{suffix}", "A2", 64 * _GIB) for suffix in ("1", "2", "2C", "3")),
-    *(Soc(f"Ascend910B{suffix}", "A2", size * _GIB) for suffix, size in (("4", 32), ("4-1", 64))),
-    *(Soc(f"Ascend910_93{suffix}", "A3", 64 * _GIB) for suffix in ("91", "92", "72", "81", "82", "62")),
+    *(
+        Soc(f"Ascend910B{suffix}", "A2", size * _GIB, reads_tiles=_READS_TILES)
+        for suffix, size in (("1", 64), ("2", 64), ("2C", 64), ("3", 64), ("4", 32), ("4-1", 64))
+    ),
+    *(
+        Soc(f"Ascend910_93{suffix}", "A3", 64 * _GIB, reads_tiles=_READS_TILES)
+        for suffix in ("91", "92", "72", "81", "82", "62")
+    ),
     *(
         Soc(f"Ascend310P{suffix}", "310P", 24 * _GIB, has_bf16=False, has_f32_products=False, lacks=_NOT_ON_310P)
         for suffix in ("1", "3", "5", "7")

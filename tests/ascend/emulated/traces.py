@@ -1,7 +1,7 @@
 """The golden traces: what torch_npu asks of CANN's operators in chosen cases of the suite, as text without addresses.
 
-`python tests/ascend/emulated/traces.py` writes them anew; `test_traces.py` compares. Only products and the vendor's
-fused operators are kept: the rest is torch's own.
+`python tests/ascend/emulated/traces.py` writes them anew; `test_traces.py` compares. Only products, the casts of their
+weights and the vendor's fused operators are kept: the rest is torch's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from opsocket_conformance.runner import run_case
 from opsocket_conformance.verdicts import Verdict
 
 FILE = Path(__file__).with_name("traces.json")
-_KEPT = ("attention", "fused", "products")
+_KEPT = ("attention", "formats", "fused", "products")
 
 _BF16 = "q=bf16,prob=bf16,exp=approx,acc=f32_truncating"
 _F16 = "q=f16,prob=f16,exp=approx,acc=f32_truncating"

@@ -103,7 +103,7 @@ def build() -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / STAMP).unlink(missing_ok=True)
     libraries = [*sorted((package / "lib").glob("*.so")), *package.glob("_C*.so")]
-    runtime = _compile("runtime.c", f"-I{include}"), _compile("memory.c")
+    runtime = _compile("runtime.c", f"-I{include}"), _compile("aclop.c", f"-I{include}"), _compile("memory.c")
     missing = sorted(name for name in _symbols("--undefined-only", *libraries) if _OF_CANN.fullmatch(name))
     ours = _symbols("--defined-only", *runtime)
     (FOLDER / "missing.S").write_text(_missing(name for name in missing if name not in ours))

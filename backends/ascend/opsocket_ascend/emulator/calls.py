@@ -2,7 +2,8 @@
 
 An aclnn operator is two functions. `aclnnXGetWorkspaceSize(arguments..., uint64_t *bytes, aclOpExecutor **executor)`
 takes the arguments; `aclnnX(workspace, bytes, executor, stream)` runs. Here the first reads the arguments by the
-operator's signature, and the second computes.
+operator's signature, and the second computes. What only describes (`at_once`) is one function, which runs as it is
+called. Operators of the older interface, aclop, are called with tensors alone, and are answered from the same table.
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ Answer = Callable[..., None]
 @dataclass(frozen=True)
 class Signature:
     """Names and kinds of an operator's arguments. Kinds: handle (any aclTensor, list, array or scalar; may be null),
-    int, bool, double, float, text."""
+    int, bool, double, float, text; pointer, the address of what an answer writes to host memory."""
 
     arguments: tuple[tuple[str, str], ...]
     answer: Answer
 
 
 _ANSWERS: dict[str, Signature] = {}
-_KINDS: Final = ("handle", "int", "bool", "double", "float", "text")
+_AT_ONCE: dict[str, Signature] = {}
+_KINDS: Final = ("handle", "int", "bool", "double", "float", "text", "pointer")
 _pending: dict[int, tuple[str, dict[str, Any]]] = {}
 _observers: list[Callable[[str, dict[str, Any]], None]] = []
 _unanswered: list[bool] = []
@@ -51,13 +53,23 @@ _unanswered: list[bool] = []
 def answers(operator: str, arguments: str) -> Callable[[Answer], Answer]:
     """Register the answer to an operator. arguments: "self other alpha dim:int out", kind "handle" where none is given;
     the answer is called with them by position."""
+    return _registering(_ANSWERS, operator, arguments)
+
+
+def at_once(function: str, arguments: str) -> Callable[[Answer], Answer]:
+    """Register what a function of CANN does that has no second half: it computes nothing on the device, and is in no
+    trace."""
+    return _registering(_AT_ONCE, function, arguments)
+
+
+def _registering(table: dict[str, Signature], operator: str, arguments: str) -> Callable[[Answer], Answer]:
     pairs = tuple((name, kind or "handle") for name, _, kind in (word.partition(":") for word in arguments.split()))
     unknown = [kind for _, kind in pairs if kind not in _KINDS]
     if unknown:
         raise ValueError(f"{operator}: unknown kinds {unknown}")
 
     def register(answer: Answer) -> Answer:
-        _ANSWERS[operator] = Signature(pairs, answer)
+        table[operator] = Signature(pairs, answer)
         return answer
 
     return register
@@ -106,18 +118,31 @@ class Door:
             ctypes.c_int, ctypes.c_char_p, pointer(ctypes.c_uint64), pointer(ctypes.c_double), pointer(ctypes.c_uint64)
         )
         self.callback = kind(self._call)
+        tensors = pointer(ctypes.c_void_p)
+        aclop = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, tensors, ctypes.c_int, tensors, ctypes.c_int)
+        self.aclop_callback = aclop(self._call_aclop)
 
     def _call(self, name: bytes, integers: Any, floats: Any, stack: Any) -> int:
         function = name.decode()
+        if function in _AT_ONCE:
+            return self._guarded(function, lambda: self._describe(function, _Words(integers, floats, stack)))
+        if function.endswith(_SIZE):
+            operator = function.removesuffix(_SIZE)
+            return self._guarded(function, lambda: self._prepare(operator, integers, floats, stack))
+        return self._guarded(function, lambda: self._run(function, integers[2]))
+
+    def _call_aclop(self, name: bytes, inputs: Any, input_count: int, outputs: Any, output_count: int) -> int:
+        operator = name.decode()
+        tensors = [*inputs[:input_count], *outputs[:output_count]]
+        return self._guarded(operator, lambda: self._run_aclop(operator, tensors))
+
+    def _guarded(self, function: str, work: Callable[[], None]) -> int:
+        """Nothing may pass through the C frames above, and torch_npu shows no more than a number."""
         try:
-            if function.endswith(_SIZE):
-                self._prepare(function.removesuffix(_SIZE), integers, floats, stack)
-            else:
-                self._run(function, integers[2])
+            work()
         except EmulationError as error:
             return self._refuse(f"{function}: {error}")
         except Exception:
-            # Nothing may pass through the C frames above, and torch_npu shows no more than a number.
             return self._refuse(f"{function}: {traceback.format_exc()}")
         return _SUCCESS
 
@@ -131,12 +156,19 @@ class Door:
         if signature is None:
             raise EmulationError(f"no answer to this operator; it was given {self._guess(integers, floats, stack)}")
         words = _Words(integers, floats, stack)
-        arguments = {name: self._argument(kind, words) for name, kind in signature.arguments}
+        arguments = self._arguments(signature, words)
         size, executor = words.integer(), words.integer()
         ctypes.c_uint64.from_address(size).value = 0
         number = next(self._numbers)
         ctypes.c_uint64.from_address(executor).value = number
         _pending[number] = (operator, arguments)
+
+    def _describe(self, function: str, words: _Words) -> None:
+        signature = _AT_ONCE[function]
+        signature.answer(*self._arguments(signature, words).values())
+
+    def _arguments(self, signature: Signature, words: _Words) -> dict[str, Any]:
+        return {name: self._argument(kind, words) for name, kind in signature.arguments}
 
     def _argument(self, kind: str, words: _Words) -> Any:
         if kind in ("double", "float"):
@@ -144,6 +176,8 @@ class Door:
         word = words.integer()
         if kind == "handle":
             return handles.read(word, self._memory)
+        if kind == "pointer":
+            return word
         if kind == "text":
             return ctypes.string_at(word).decode() if word else None
         return bool(word & 0xFF) if kind == "bool" else ctypes.c_int64(word).value
@@ -152,6 +186,16 @@ class Door:
         prepared, arguments = _pending.pop(executor)
         if prepared != operator:
             raise EmulationError(f"the executor was prepared for {prepared}")
+        self._answer(operator, arguments)
+
+    def _run_aclop(self, operator: str, tensors: list[int]) -> None:
+        given = [handles.read(address, self._memory) for address in tensors]
+        signature = _ANSWERS.get(operator)
+        if signature is None or len(signature.arguments) != len(given):
+            raise EmulationError(f"no answer to this operator; it was given {', '.join(map(_text, given))}")
+        self._answer(operator, dict(zip((name for name, _ in signature.arguments), given, strict=True)))
+
+    def _answer(self, operator: str, arguments: dict[str, Any]) -> None:
         _trace(operator, arguments)
         for observer in _observers:
             observer(operator, arguments)

@@ -14,6 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from opsocket_ascend.emulator.tiles import FRACTAL_NZ, ROW_BYTES, from_tiles, tiled_shape, to_tiles
+
 _MOST_DIMENSIONS = 8
 _MAGIC = 0x0950C4E7
 _TENSOR, _TENSOR_LIST, _INTS, _FLOATS, _BOOLS, _SCALAR, _SCALAR_LIST = range(1, 8)
@@ -87,22 +89,63 @@ class Tensor:
     memory: Any = field(repr=False, compare=False)
 
     def raw(self) -> np.ndarray:
-        """The elements as they are stored, a view of device memory."""
-        item = np.dtype(self.dtype.storage).itemsize
+        """The elements as they are stored, a view of device memory. Not of a tensor in a private format: `elements` is
+        for the operators that are documented to read one."""
+        item = itemsize(self.dtype)
         if math.prod(self.shape) == 0:
             return np.empty(self.shape, self.dtype.storage)
         if self.format in _PRIVATE_FORMATS:
             raise EmulationError(f"a tensor in private format {self.format}: not emulated")
         span = 1 + sum((length - 1) * stride for length, stride in zip(self.shape, self.strides, strict=True))
-        place = self.memory(self.data + self.offset * item, span * item)
+        return as_strided(self._bytes(span), self.shape, [stride * item for stride in self.strides])
+
+    def elements(self) -> np.ndarray:
+        """The elements as they are stored, in the order of the shape: of a tensor in FRACTAL_NZ a copy."""
+        if self.format != FRACTAL_NZ:
+            return self.raw()
+        tiles, base, transposed = self._tiled()
+        values = from_tiles(tiles, base)
+        return values.swapaxes(-1, -2) if transposed else values
+
+    def put(self, elements: np.ndarray) -> None:
+        """Elements as they are stored, put where the format has them."""
+        if self.format != FRACTAL_NZ:
+            self.raw()[...] = elements
+            return
+        tiles, _, transposed = self._tiled()
+        tiles[...] = to_tiles(elements.swapaxes(-1, -2) if transposed else elements, tiles.shape[-1])
+
+    def _tiled(self) -> tuple[np.ndarray, tuple[int, ...], bool]:
+        """The tiles in device memory, the shape of the matrix that lies in them, and whether this is its transpose.
+        Slices of tiles have no strides that would say so, and are refused."""
+        dense = tuple(math.prod(self.shape[at + 1 :]) for at in range(len(self.shape)))
+        *batch, rows, columns = self.shape
+        across = (*dense[:-2], 1, rows)
+        transposed = self.strides != dense
+        base = (*batch, columns, rows) if transposed else self.shape
+        if self.offset or self.strides not in (dense, across):
+            raise EmulationError(f"{self}: a view of tiles that is neither all of them nor their transpose")
+        item = itemsize(self.dtype)
+        widths = (ROW_BYTES // item, *((16,) if item == 4 else ()))
+        if self.storage not in [tiled_shape(base, width) for width in widths]:
+            raise EmulationError(f"{self} in a storage of {self.storage}, which does not tile it")
+        return self._bytes(math.prod(self.storage)).reshape(self.storage), base, transposed
+
+    def _bytes(self, count: int) -> np.ndarray:
+        """That many elements from the first on, a view of device memory."""
+        item = itemsize(self.dtype)
+        place = self.memory(self.data + self.offset * item, count * item)
         if not place:
             raise EmulationError(f"{self} reaches outside of its device allocation, or is not in device memory")
-        flat = np.frombuffer((ctypes.c_char * (span * item)).from_address(place), self.dtype.storage)
-        return as_strided(flat, self.shape, [stride * item for stride in self.strides])
+        return np.frombuffer((ctypes.c_char * (count * item)).from_address(place), self.dtype.storage)
 
     def value(self) -> np.ndarray:
         """A copy: float64 of floats, else the stored integers or booleans."""
         return widened(self.raw(), self.dtype)
+
+    def weight(self) -> np.ndarray:
+        """`value` of an argument that may be in FRACTAL_NZ."""
+        return widened(self.elements(), self.dtype)
 
     def write(self, values: Any) -> None:
         """Values, broadcast to the shape, rounded once."""
@@ -138,7 +181,14 @@ class Tensor:
         text = f"{self.dtype.name}[{','.join(map(str, self.shape))}]"
         if not self.is_dense:
             text += f"/{','.join(map(str, self.strides))}"
-        return f"{text}@{self.format}" if self.format in _PRIVATE_FORMATS else text
+        if self.format not in _PRIVATE_FORMATS:
+            return text
+        return f"{text}@{self.format}[{','.join(map(str, self.storage))}]"
+
+
+def itemsize(dtype: DType) -> int:
+    """Bytes of an element."""
+    return np.dtype(dtype.storage).itemsize
 
 
 def widened(raw: np.ndarray, dtype: DType) -> np.ndarray:

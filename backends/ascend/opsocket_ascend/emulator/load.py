@@ -40,5 +40,7 @@ def load() -> Any:
     importlib.import_module("opsocket_ascend.emulator.answers")
     operators.opsocket_set_callback.argtypes = (type(door.callback),)
     operators.opsocket_set_callback(door.callback)
+    runtime.opsocket_set_aclop_callback.argtypes = (type(door.aclop_callback),)
+    runtime.opsocket_set_aclop_callback(door.aclop_callback)
     _loaded.extend((importlib.import_module("torch_npu"), door, libraries))
     return _loaded[0]

@@ -8,6 +8,7 @@ from typing import Final
 import torch
 
 from opsocket.operators import ContractError
+from opsocket_ascend.torch_npu_provider.tiles import is_tiled
 
 HALVES: Final = (torch.float16, torch.bfloat16)
 
@@ -59,3 +60,8 @@ def three(name: str, tensor: torch.Tensor) -> tuple[int, int, int]:
 def dense(name: str, tensor: torch.Tensor) -> None:
     if not tensor.is_contiguous():
         raise ContractError(name, "a dense array", f"strides {tensor.stride()}")
+
+
+def not_tiled(name: str, tensor: torch.Tensor) -> None:
+    if is_tiled(tensor):
+        raise ContractError(name, "an array as its strides have it", "one in FRACTAL_NZ")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import torch
 
-from opsocket.operators import MatmulPlan, PackedWeight, QuantizeActivationPlan, Request, Session
-from opsocket.operators.torch_session import TORCH_DTYPES
-from opsocket_ascend.torch_npu_provider import strict
+from opsocket.operators import MatmulPlan, MatmulSpec, PackedWeight, QuantizeActivationPlan, Request, Session
+from opsocket.operators.torch_session import TORCH_DTYPES, storage_bytes
+from opsocket_ascend.torch_npu_provider import strict, tiles
 from opsocket_ascend.torch_provider import matmul as general
+
+TILED: Final = "tiles"
+TILED_CODES: Final = "tiles-codes"
 
 
 class NpuQuantizeActivation(QuantizeActivationPlan):
@@ -23,19 +28,28 @@ class NpuQuantizeActivation(QuantizeActivationPlan):
 
 
 class NpuMatmul(MatmulPlan):
-    """x W^T of 16-bit matrices. Reads the layout of provider torch, whose embedding has the same table.
+    """x W^T of 16-bit matrices, W^T in tiles where the chip's product reads them. Reads the layout of provider torch as
+    well, whose embedding has the same table.
 
-    A bias, in f32, has to be added before the sum is rounded: `npu_grouped_matmul` does that, of one group.
+    A bias, in f32, has to be added before the sum is rounded: `npu_grouped_matmul` does that, of one group, and not in
+    tiles.
     """
 
-    weight_layouts = ("dense",)
+    weight_layouts = (TILED, "dense")
 
     @classmethod
     def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
-        return general.prepare(session, request, tensors)
+        packed, spec = general.prepare(session, request, tensors), request.spec
+        assert isinstance(spec, MatmulSpec)
+        if spec.bias or not tiles.are_read("matmul", session, spec.k, spec.n):
+            return packed
+        content = tiles.tiled(packed.content.t())
+        return PackedWeight(packed.weight_format, packed.n, packed.k, TILED, content, tiles.storage_bytes(content))
 
     @classmethod
     def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
+        if packed.layout == TILED:
+            return tiles.plain(packed.content).t().float().contiguous()
         return general.widened(packed, slice(None))
 
     def _run(
@@ -43,6 +57,8 @@ class NpuMatmul(MatmulPlan):
     ) -> torch.Tensor:
         if not len(x):
             product = x.new_empty(0, self.spec.n)
+        elif bias is None and packed.layout == TILED:
+            product = strict.tiled_matmul(x.contiguous(), packed.content)
         elif bias is None:
             product = x @ packed.content.t()
         else:
@@ -52,16 +68,26 @@ class NpuMatmul(MatmulPlan):
 
 
 class NpuMatmulW8A8(MatmulPlan):
-    """`npu_dynamic_quant` of each row, then `npu_quant_matmul` with both scales and the bias in f32, rounded once."""
+    """`npu_dynamic_quant` of each row, then `npu_quant_matmul` with both scales and the bias in f32, rounded once. The
+    codes are in tiles [K, N] where the chip's operator reads them, else [N, K] as they came."""
 
-    weight_layouts = ("codes",)
+    weight_layouts = (TILED_CODES, "codes")
 
     @classmethod
     def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
-        return general.prepare(session, request, tensors)
+        packed, spec = general.prepare(session, request, tensors), request.spec
+        assert isinstance(spec, MatmulSpec)
+        if not tiles.are_read("npu_quant_matmul", session, spec.k, spec.n):
+            return packed
+        content = replace(packed.content, codes=tiles.tiled(packed.content.codes.t()))
+        taken = tiles.storage_bytes(content.codes) + storage_bytes(content.scale)
+        return PackedWeight(packed.weight_format, packed.n, packed.k, TILED_CODES, content, taken)
 
     @classmethod
     def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
+        if packed.layout == TILED_CODES:
+            codes = tiles.plain(packed.content.codes).t().contiguous()
+            packed = replace(packed, layout="codes", content=replace(packed.content, codes=codes))
         return general.widened(packed, slice(None))
 
     def _run(
@@ -73,6 +99,6 @@ class NpuMatmulW8A8(MatmulPlan):
             product = x.new_empty(0, spec.n, dtype=dtype)
         else:
             codes, per_token = strict.dynamic_quant(x.contiguous())
-            scale = content.scale.view(-1)
-            product = strict.quant_matmul(codes, content.codes.t(), scale, per_token, bias, dtype)
+            weight = content.codes if packed.layout == TILED_CODES else content.codes.t()
+            product = strict.quant_matmul(codes, weight, content.scale.view(-1), per_token, bias, dtype)
         return product if out is None else out.copy_(product)

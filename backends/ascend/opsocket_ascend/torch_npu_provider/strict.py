@@ -14,8 +14,9 @@ from typing import Final
 import torch
 
 from opsocket.operators import ContractError
-from opsocket_ascend.torch_npu_provider.checks import HALVES, dense, dtype_of, each, matrix, shape_of, three
+from opsocket_ascend.torch_npu_provider.checks import HALVES, dense, dtype_of, each, matrix, not_tiled, shape_of, three
 from opsocket_ascend.torch_npu_provider.strict_attention import fused_infer_attention as fused_infer_attention
+from opsocket_ascend.torch_npu_provider.tiles import is_tiled
 
 MOST_COLUMNS: Final = 65535
 GROUP_MULTIPLE: Final = 32
@@ -50,7 +51,8 @@ def quant_matmul(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """npu_quant_matmul: codes i8[M, K], weight i8[K, N], scale f32[N], per_token f32[M], bias f32[N]?, to dtype."""
+    """npu_quant_matmul: codes i8[M, K], weight i8[K, N], scale f32[N], per_token f32[M], bias f32[N]?, to dtype. A
+    weight in tiles is not transposed, and more than one row and column."""
     import torch_npu
 
     dtype_of("codes", codes, (torch.int8,))
@@ -61,6 +63,7 @@ def quant_matmul(
     for name, width in (("K", inner), ("N", columns)):
         if width > MOST_COLUMNS:
             raise ContractError(name, f"at most {MOST_COLUMNS}", width)
+    _tiles_as_cast("weight", weight)
     for name, values, length in (("scale", scale, columns), ("per_token", per_token, rows), ("bias", bias, columns)):
         if values is not None:
             dtype_of(name, values, (torch.float32,))
@@ -73,13 +76,36 @@ def quant_matmul(
     return y
 
 
+def tiled_matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """torch's product of x [M, K] by a weight [K, N] in tiles, of its dtype."""
+    dtype_of("x", x, HALVES)
+    dtype_of("weight", weight, (x.dtype,))
+    _, inner = matrix("x", x)
+    shape_of("weight", weight, (inner, None))
+    if not is_tiled(weight):
+        raise ContractError("weight", "a weight in FRACTAL_NZ", "one as its strides have it")
+    _tiles_as_cast("weight", weight)
+    return x @ weight
+
+
+def _tiles_as_cast(name: str, weight: torch.Tensor) -> None:
+    """Tiles have to lie as a cast left them, whatever strides a view says."""
+    if not is_tiled(weight):
+        return
+    if not weight.is_contiguous():
+        raise ContractError(name, "tiles that are not transposed", f"strides {weight.stride()}")
+    if min(weight.shape) < 2:
+        raise ContractError(name, "tiles of more than a row and a column", list(weight.shape))
+
+
 def weight_quant_matmul(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None, group: int
 ) -> torch.Tensor:
     """npu_weight_quant_batchmatmul: x (scale (weight + offset)), x[M, K]; weight i8[K, N], or int4 in i32[K, N / 8];
-    scale and offset of x's dtype, [K / group, N], or [N] where group is 0."""
+    scale and offset of x's dtype, [K / group, N], or [N] where group is 0. Weights in tiles are for graphs alone."""
     dtype_of("x", x, HALVES)
     dtype_of("weight", weight, (torch.int8, torch.int32))
+    not_tiled("weight", weight)
     _, inner = matrix("x", x)
     shape_of("weight", weight, (inner, None))
     columns = weight.shape[1] * (CODES_PER_WORD if weight.dtype == torch.int32 else 1)
@@ -126,6 +152,7 @@ def grouped_matmul(
         dtype_of(f"weights[{at}]", weight, (weights[0].dtype,))
         dtype_of("x", x, coded.get(weight.dtype, (weight.dtype,)))
         shape_of(f"weights[{at}]", weight, (inner, columns // per_word))
+        not_tiled(f"weights[{at}]", weight)
     if columns > MOST_COLUMNS or inner > MOST_COLUMNS:
         raise ContractError("weights", f"at most {MOST_COLUMNS} rows and columns", [inner, columns])
     each("bias", bias, count, torch.float32, (columns,), x.dtype == torch.bfloat16 and per_word == 1)

@@ -1,6 +1,7 @@
 """Calls of torch's and torch_npu's operators as text: what they were given, and what CANN was asked for by them.
 
-A tensor is its dtype, shape, strides and device; its content is no part of a call.
+A tensor is its dtype, shape, strides and device, and its format where that is FRACTAL_NZ; its content is no part of a
+call.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+
+from opsocket_ascend.torch_npu_provider.tiles import FRACTAL_NZ, is_tiled, tiled
 
 _NAMED: Final = (torch.dtype, torch.layout, torch.memory_format)
 """Values that torch knows by a name of its own."""
@@ -54,7 +57,8 @@ class Call:
 def encode(value: Any) -> Any:
     """A value that an operator takes or returns, ready for JSON. `TypeError` for what no operator takes."""
     if isinstance(value, torch.Tensor):
-        return tensor(str(value.dtype).removeprefix("torch."), value.shape, value.stride(), value.device.type)
+        name = str(value.dtype).removeprefix("torch.")
+        return tensor(name, value.shape, value.stride(), value.device.type, is_tiled(value))
     if isinstance(value, _NAMED):
         return {"torch": str(value).removeprefix("torch.")}
     if isinstance(value, torch.device):
@@ -67,15 +71,20 @@ def encode(value: Any) -> Any:
 
 
 def tensor(
-    dtype: str, shape: Sequence[int], strides: Sequence[int] | None = None, device: str = "npu"
+    dtype: str,
+    shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    device: str = "npu",
+    tiles: bool = False,
 ) -> dict[str, Any]:
     """What stands for a tensor. strides: None for a dense one."""
-    return {
+    described = {
         "tensor": dtype,
         "shape": list(shape),
         "strides": None if strides is None else list(strides),
         "device": device,
     }
+    return described | ({"format": FRACTAL_NZ} if tiles else {})
 
 
 def decode(value: Any, device: str) -> Any:
@@ -91,8 +100,15 @@ def decode(value: Any, device: str) -> Any:
         return torch.device(here)
     dtype = getattr(torch, value["tensor"])
     if value["strides"] is None:
-        return torch.empty(value["shape"], dtype=dtype, device=here)
-    return torch.empty_strided(value["shape"], value["strides"], dtype=dtype, device=here)
+        made = torch.empty(value["shape"], dtype=dtype, device=here)
+    else:
+        made = torch.empty_strided(value["shape"], value["strides"], dtype=dtype, device=here)
+    return _in_tiles(made) if "format" in value and here == "npu" else made
+
+
+def _in_tiles(plain: torch.Tensor) -> torch.Tensor:
+    """As a cast makes it, or a transposed view of what a cast made."""
+    return tiled(plain) if plain.is_contiguous() else tiled(plain.t()).t()
 
 
 def shapes(value: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from opsocket.operators import AddPlan, Plan
-from opsocket_ascend.torch_npu_provider import strict
+from opsocket_ascend.torch_npu_provider import strict, tiles
 from opsocket_ascend.verification.calls import Call, tensor
 
 # ---- additions that the suite has to find wrong on an emulated NPU
@@ -121,6 +121,10 @@ def _npu(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="npu")
 
 
+def _tiles(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return tiles.tiled(_npu(shape, dtype))
+
+
 _HEADS, _KV_HEADS, _DIM, _SIZE, _GROUP = 8, 2, 64, 128, 32
 _F16, _F32, _I8, _I32 = torch.float16, torch.float32, torch.int8, torch.int32
 
@@ -169,6 +173,24 @@ def _multiply(codes: torch.dtype = _I8, inner: int = 64, per_token: int = 3) -> 
     return ours, _quant_matmul(**changed, pertoken_scale=tensor("float32", (per_token,)))
 
 
+def _multiply_transposed_tiles() -> tuple[Callable[[], object], Call]:
+    def ours() -> object:
+        weight, scale, rows = _tiles((32, 64), _I8).t(), _npu((32,), _F32), _npu((3,), _F32)
+        return strict.quant_matmul(_npu((3, 64), _I8), weight, scale, rows, None, _F16)
+
+    return ours, _quant_matmul(x2=tensor("int8", (64, 32), (1, 64), tiles=True))
+
+
+def _multiply_int8_tiles() -> tuple[Callable[[], object], Call]:
+    """x [3, 64] by int8 codes [64, 32] with a scale for each column."""
+
+    def ours() -> object:
+        return strict.weight_quant_matmul(_npu((3, 64), _F16), _tiles((64, 32), _I8), _npu((32,), _F16), None, 0)
+
+    args = [tensor("float16", (3, 64)), tensor("int8", (64, 32), tiles=True), tensor("float16", (32,))]
+    return ours, Call("npu::npu_weight_quant_batchmatmul.default", args, {})
+
+
 def _multiply_int4(inner: int = 64, columns: int = 32, groups: int = 2) -> tuple[Callable[[], object], Call]:
     """x [3, 64] by int4 codes [inner, 32] in groups of 32."""
 
@@ -200,6 +222,8 @@ MISUSES: Final[dict[str, Misuse]] = {
         ("K of the weight-only product", "64 and 48", "weight", _multiply_int4(inner=48)),
         ("N of the weight-only product", "scales for 31 of 32 columns", "scale", _multiply_int4(columns=31)),
         ("groups of the weight-only product", "scales for one group, of two", "scale", _multiply_int4(groups=1)),
+        ("tiles for the int8 product, transposed", "only strides say so", "weight", _multiply_transposed_tiles()),
+        ("tiles for the weight-only product", "it reads them in graphs alone", "weight", _multiply_int8_tiles()),
         ("gamma of another width", "32 for rows of 64", "gamma", _normalize(32)),
     )
 }  # fmt: skip

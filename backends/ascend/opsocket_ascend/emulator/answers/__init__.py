@@ -1,3 +1,11 @@
-"""What the emulated NPU computes for each aclnn operator: our reading of CANN's documentation, in float64."""
+"""What the emulated NPU computes for each operator of CANN: our reading of its documentation, in float64."""
 
-from opsocket_ascend.emulator.answers import attention, elementwise, fused, movement, products, reductions  # noqa: F401
+from opsocket_ascend.emulator.answers import (  # noqa: F401
+    attention,
+    elementwise,
+    formats,
+    fused,
+    movement,
+    products,
+    reductions,
+)

@@ -11,6 +11,7 @@ from opsocket_ascend.emulator.answers.elementwise import silu
 from opsocket_ascend.emulator.answers.movement import numbers
 from opsocket_ascend.emulator.calls import answers
 from opsocket_ascend.emulator.handles import EmulationError, Tensor
+from opsocket_ascend.emulator.tiles import FRACTAL_NZ
 
 _Integers = tuple[int, ...]
 
@@ -53,10 +54,11 @@ def _dynamic_quant(
     scale.write(step[..., 0])
 
 
-@answers(
-    "aclnnQuantMatmulV5",
-    "x1 x2 x1_scale x2_scale y_scale x1_offset x2_offset y_offset bias transpose1:bool transpose2:bool group:int out",
+_QUANT_MATMUL = (
+    "x1 x2 x1_scale x2_scale y_scale x1_offset x2_offset y_offset bias transpose1:bool transpose2:bool group:int out"
 )
+
+
 def _quant_matmul(
     x1: Tensor,
     x2: Tensor,
@@ -80,7 +82,7 @@ def _quant_matmul(
     (rows, inner), (other, columns) = x1.shape, x2.shape
     must(inner == other, f"K of {x1} and {x2}")
     must(x2_scale.shape in ((1,), (columns,)), f"scale {x2_scale} for {columns} columns")
-    product = x1.value().astype(np.float64) @ x2.value().astype(np.float64)  # exact: K 127^2 < 2^53
+    product = x1.value().astype(np.float64) @ x2.weight().astype(np.float64)  # exact: K 127^2 < 2^53
     product *= x2_scale.value()
     if x1_scale is not None:
         must(x1_scale.shape == (rows,), f"per-token scale {x1_scale} for {rows} rows")
@@ -89,6 +91,18 @@ def _quant_matmul(
         must(bias.shape == (columns,), f"bias {bias} for {columns} columns")
         product += bias.value()
     out.write(product)
+
+
+@answers("aclnnQuantMatmulV5", _QUANT_MATMUL)
+def _plain_quant_matmul(x1: Tensor, x2: Tensor, *others: Any) -> None:
+    must(x2.format != FRACTAL_NZ, f"{x2}: no tiles")
+    _quant_matmul(x1, x2, *others)
+
+
+@answers("aclnnQuantMatmulWeightNz", _QUANT_MATMUL)
+def _tiled_quant_matmul(x1: Tensor, x2: Tensor, *others: Any) -> None:
+    must(x2.format == FRACTAL_NZ and x2.is_dense, f"{x2}: tiles that are not transposed are wanted")
+    _quant_matmul(x1, x2, *others)
 
 
 @answers(

@@ -6,6 +6,7 @@ import numpy as np
 
 from opsocket_ascend.emulator.calls import answers
 from opsocket_ascend.emulator.handles import EmulationError, Tensor
+from opsocket_ascend.emulator.tiles import FRACTAL_NZ
 
 _KEEP_DTYPE, _USE_FP16 = 0, 2
 """Of cubeMathType."""
@@ -27,6 +28,14 @@ def _product(self: Tensor, other: Tensor, out: Tensor, cube_math: int) -> None:
 @answers("aclnnMatmul", "self other out cube_math:int")
 def _matmul(self: Tensor, other: Tensor, out: Tensor, cube_math: int) -> None:
     _product(self, other, out, cube_math)
+
+
+@answers("aclnnMatmulWeightNz", "self other out cube_math:int")
+def _tiled_matmul(self: Tensor, other: Tensor, out: Tensor, cube_math: int) -> None:
+    """Of a 16-bit matrix by one in FRACTAL_NZ, transposed or not."""
+    if self.dtype != other.dtype or self.dtype.name not in ("f16", "bf16") or other.format != FRACTAL_NZ:
+        raise EmulationError(f"a product of {self} and {other}")
+    out.write(self.value() @ other.weight())
 
 
 @answers("aclnnBatchMatMul", "self other out cube_math:int")
