@@ -1,6 +1,7 @@
 """Writes the generated blocks of README.md and docs/ anew, or checks them: `generate_docs.py [--check]`; or puts what
-takes minutes to measure into its page: a self-test's matrix into docs/kill-matrix.md, `--kill-matrix FILE`; what
-compiled GPU kernels hold, from the reports of `opsocket verify`, into docs/gpu-kernels.md, `--kernels FILE...`.
+takes minutes to measure into its page: a self-test's matrix into docs/kill-matrix.md, `--kill-matrix FILE`; the same of
+interpreted GPUs into docs/kill-matrix-gpu.md, fault by fault, `--kills-interpreted FILE...`; what compiled GPU kernels
+hold, from the reports of `opsocket verify`, into docs/gpu-kernels.md, `--kernels FILE...`.
 
 A block lies between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. What it says comes from the code: the support
 matrix asks every backend's `supports` the same requests that conformance asks, so it can't promise anything else.
@@ -47,6 +48,8 @@ from opsocket.quantization import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 KILL_MATRIX = ROOT / "docs" / "kill-matrix.md"
+KILLS_INTERPRETED = ROOT / "docs" / "kill-matrix-gpu.md"
+INTERPRETED = ("sm_90", "gfx942")
 GPU_KERNELS = ROOT / "docs" / "gpu-kernels.md"
 DTYPES = ("f32", "bf16", "f16")
 KV_FORMATS = (
@@ -197,7 +200,23 @@ def _told(served: dict[str, list[str]], refused: list[str]) -> str:
     return "; ".join(parts)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"support-matrix": support_matrix}
+def kills_interpreted(reports: Iterable[Path] = ()) -> str:
+    """What interpreted devices show of each fault: as the reports of self-tests say, elsewhere as the page has it."""
+    from opsocket_conformance.power.catalogue import all_faults
+    from opsocket_conformance.power.devices import NOT_ASKED, beside, cell, read_cells
+
+    cells = read_cells(KILLS_INTERPRETED.read_text())
+    for path in reports:
+        report = json.loads(path.read_text())
+        if report["device"]["numerics"] != "interpreted" or report["device"]["arch"] not in INTERPRETED:
+            raise SystemExit(f"{path}: wanted an interpreted device of {INTERPRETED}, got {report['device']}")
+        for outcome in report["power"]:
+            if (found := cell(outcome)) != NOT_ASKED:
+                cells.setdefault(outcome["fault"], {})[report["device"]["arch"]] = found
+    return beside(all_faults(), cells, INTERPRETED)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"support-matrix": support_matrix, "kills-interpreted": kills_interpreted}
 
 
 def render(text: str) -> str:
@@ -271,6 +290,9 @@ def main(check: bool) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--kill-matrix"]:
         put_measured(KILL_MATRIX, "kill-matrix", Path(sys.argv[2]).read_text())
+    if sys.argv[1:2] == ["--kills-interpreted"]:
+        files = list(map(Path, sys.argv[2:]))
+        BLOCKS["kills-interpreted"] = lambda: kills_interpreted(files)
     if sys.argv[1:2] == ["--kernels"]:
         put_measured(GPU_KERNELS, "kernels", "\n".join(kernels_table(Path(name)) for name in sys.argv[2:]))
     sys.exit(main(check="--check" in sys.argv[1:]))

@@ -12,6 +12,7 @@ from opsocket_conformance.case import parse_case
 from opsocket_conformance.cases import cases_of
 from opsocket_conformance.checks import CHECKS
 from opsocket_conformance.power.catalogue import all_faults, find_fault
+from opsocket_conformance.power.devices import beside, cell, read_cells
 from opsocket_conformance.power.fault import FaultySession
 from opsocket_conformance.power.matrix import matrix, summary
 from opsocket_conformance.power.self_test import KILLED, examine, in_order, in_process, sample, self_test
@@ -112,3 +113,37 @@ def test_outcomes_make_a_report(session):
     assert summary(outcomes) in text
     assert "**attention: LSE in base 2** (weak, 1 of 3 cases)" in text
     assert "| masks | 1 | 1 | 0 | 0 | 0 |" in text
+
+
+def test_cases_that_found_a_fault_elsewhere_are_tried_first(session):
+    cases = [parse_case(id, CHECKS) for id in (DECODE, "attention[lse=1]#0", "attention[batch=mixed]#0", CHUNK)]
+    known = [cases[1].id, cases[3].id]
+    fault = find_fault("attention: scale applied twice")
+    assert [case.id for case in in_order(fault, cases, known)][:2] == known
+    assert examine(fault, cases, in_process(session), 1, known).kills == (cases[1].id,)
+
+
+def test_a_control_ends_where_enough_cases_are_red(session):
+    plain = [case for case in CASES if case.check.name == "attention" and case.tier == "smoke"]
+    outcome = examine(find_fault("control: zeros"), plain, in_process(session), KILLED)
+    assert (outcome.verdict, outcome.ran, len(outcome.kills)) == ("killed", KILLED, KILLED)
+
+
+def test_a_page_of_devices_keeps_what_is_not_asked_anew():
+    faults = [find_fault(f"attention: {name}") for name in ("not causal", "LSE in base 2", "softcap after the mask")]
+    killed = {"verdict": "killed", "ran": 5, "kills": [DECODE, CHUNK, "attention[lse=1]#0"]}
+    survived = {"verdict": "survived", "ran": 401, "kills": []}
+    cells = {
+        faults[0].name: {"sm_90": cell(killed), "gfx942": cell(survived)},
+        faults[1].name: {"gfx942": cell({**killed, "verdict": "weak", "kills": [CHUNK]})},
+        faults[2].name: {"sm_90": cell({**survived, "verdict": "not run"})},
+    }
+    page = beside(faults, cells, ("sm_90", "gfx942"))
+    assert f"| attention: not causal |  | 3 of 5: `{DECODE}` | **survived**, 0 of 401 |" in page
+    assert "| attention: softcap after the mask | yes | not asked | not asked |" in page
+    assert "| all | 3 | 1 of 1 | 0 of 2 |" in page
+    assert beside(faults, read_cells(page), ("sm_90", "gfx942")) == page
+    # A device that is new finds the others' cells where they were.
+    assert read_cells(beside(faults, read_cells(page), ("gfx942",)))[faults[0].name] == {
+        "gfx942": "**survived**, 0 of 401"
+    }

@@ -14,9 +14,11 @@ import click
 from opsocket.cli.common import FAILED, backend_options, open_session, require_backend
 
 if TYPE_CHECKING:
+    from opsocket.operators import DeviceInfo
     from opsocket.runtime import RuntimeConfig
     from opsocket_conformance.case import Case, Tier
     from opsocket_conformance.power.fault import Fault
+    from opsocket_conformance.power.self_test import Outcome
     from opsocket_conformance.profiles import Profile
     from opsocket_conformance.report.data import Run
     from opsocket_conformance.verdicts import Result
@@ -64,6 +66,8 @@ class _Subcommands(click.Group):
 @click.option("--speed-filter", metavar="TEXT", default="", help="With --speed: time cases whose id has TEXT as well.")
 @click.option("--self-test", is_flag=True, help="Test the suite: does it find the faults whose name has --filter?")
 @click.option("--category", "categories", metavar="A,B", default="", help="With --self-test: only faults of these.")
+@click.option("--kills", type=click.IntRange(3), help="With --self-test: a fault is done with at so many. [default: 5]")
+@click.option("--first", metavar="FILE", type=click.Path(), help="With --self-test: try what found it in this --json.")
 @click.option("--power", metavar="FILE", type=click.Path(), help="Put a self-test's --json into the report.")
 @click.option("--reproduce", "reproduce_file", type=_FILE, help="Write a script that runs the first failure alone.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, and no report on the screen.")
@@ -91,6 +95,8 @@ def command(
     speed_filter: str,
     self_test: bool,
     categories: str,
+    kills: int | None,
+    first: str | None,
     power: str | None,
     reproduce_file: IO[str] | None,
     quiet: bool,
@@ -113,9 +119,22 @@ def command(
     chosen = config.override("argument", {"backend": str(selection.device)})
     wanted = _wanted(profiles)
     if self_test:
-        suite = plan_run(tier, wanted, case_ids, part=part).cases
-        faults = _faults(text, categories)
-        _self_test(ctx, suite, chosen, faults, jobs, seed, limit, json_file, markdown_file, quiet)
+        from opsocket_conformance.cli import self_test as power_test
+
+        suite, started = plan_run(tier, wanted, case_ids, part=part).cases, time.perf_counter()
+        outcomes = power_test.self_test(
+            suite,
+            chosen,
+            faults=_faults(text, categories),
+            jobs=jobs,
+            seed=seed,
+            limit_s=limit,
+            quiet=quiet,
+            enough=kills,
+            found=power_test.found_by(first) if first else {},
+        )
+        took = time.perf_counter() - started
+        _told(ctx, outcomes, selection.device, took, json_file, markdown_file)
         return
     planned = plan_run(tier, wanted, case_ids, text, part)
     cases = planned.cases
@@ -197,28 +216,22 @@ def _faults(text: str, categories: str) -> list[Fault]:
     return [fault for fault in all_faults() if text in fault.name and fault.category in wanted]
 
 
-def _self_test(
+def _told(
     ctx: click.Context,
-    cases: Sequence[Case],
-    config: RuntimeConfig,
-    faults: Sequence[Fault],
-    jobs: int,
-    seed: int,
-    limit: float,
+    outcomes: Sequence[Outcome],
+    device: DeviceInfo,
+    took: float,
     json_file: IO[str] | None,
     markdown_file: IO[str] | None,
-    quiet: bool,
 ) -> None:
     from opsocket_conformance.cli import self_test
     from opsocket_conformance.power.matrix import matrix
 
-    started = time.perf_counter()
-    outcomes = self_test.self_test(cases, config, faults=faults, jobs=jobs, seed=seed, limit_s=limit, quiet=quiet)
-    reason = self_test.failure(outcomes)
     if json_file is not None:
-        json_file.write(json.dumps(self_test.to_json(outcomes, time.perf_counter() - started), indent=1) + "\n")
+        json_file.write(json.dumps(self_test.to_json(outcomes, took, device), indent=1) + "\n")
     if markdown_file is not None:
         markdown_file.write(matrix(outcomes))
+    reason = self_test.failure(outcomes)
     self_test.tell(outcomes, reason)
     if reason:
         ctx.exit(FAILED)

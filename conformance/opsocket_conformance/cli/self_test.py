@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from opsocket.operators import DeviceInfo, FormatError
 from opsocket_conformance.case import Case
 from opsocket_conformance.isolation import Pool, Question
 from opsocket_conformance.power.fault import Fault
@@ -19,7 +25,9 @@ if TYPE_CHECKING:
     from opsocket.runtime import RuntimeConfig
 
 _DEADLY_LIMIT_S: Final = 3.0
-"""For a fault that may hang: the limit has to pass each time that it is found."""
+"""For a fault that may hang: the limit has to pass each time that it is found. A case that takes longer by itself has
+`_DEADLY_TIMES` its own time, so that no slow backend is taken for a hanging one."""
+_DEADLY_TIMES: Final = 4.0
 
 
 def self_test(
@@ -31,15 +39,21 @@ def self_test(
     seed: int,
     limit_s: float,
     quiet: bool,
+    enough: int | None = None,
+    found: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[Outcome]:
-    """Put every fault to the cases of its operator, in worker processes."""
+    """Put every fault to the cases of its operator, in worker processes. enough: as `examine` takes it. found: cases
+    that found a fault elsewhere, by its name: they are tried first, of these the cheapest."""
     deadly = {fault.name for fault in faults if fault.isolated}
     pool, unbroken = Pool(config, jobs, limit_s), dict[str, Result]()
     outcomes: dict[str, Outcome] = {}
 
     def ask(case: Case, fault: str) -> Result:
+        if fault in deadly:
+            limit = max(_DEADLY_LIMIT_S, _DEADLY_TIMES * ask(case, "").seconds)
+            return pool.ask(Question(case, seed, fault, limit))
         if fault:
-            return pool.ask(Question(case, seed, fault, _DEADLY_LIMIT_S if fault in deadly else None))
+            return pool.ask(Question(case, seed, fault))
         if case.id not in unbroken:
             unbroken[case.id] = pool.ask(Question(case, seed))
         return unbroken[case.id]
@@ -52,7 +66,13 @@ def self_test(
 
     # The dear ones first: those that take a process with them at every kill.
     order = sorted(faults, key=lambda fault: not fault.isolated)
-    pool.map(lambda fault: examine(fault, cases, ask), order, keep)
+
+    def cheapest(fault: Fault) -> list[str]:
+        """What found it elsewhere, by the time that it took here without a fault; what was not asked yet comes last."""
+        known = found.get(fault.name, ())
+        return sorted(known, key=lambda case: unbroken[case].seconds if case in unbroken else math.inf)
+
+    pool.map(lambda fault: examine(fault, cases, ask, enough, cheapest(fault)), order, keep)
     return [outcomes[fault.name] for fault in faults]
 
 
@@ -67,13 +87,26 @@ def failure(outcomes: Sequence[Outcome]) -> str:
     return "" if killed >= 0.98 * len(outcomes) else f"only {killed} of {len(outcomes)} faults were killed"
 
 
-def to_json(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
-    """What `--power` puts into a report."""
+def found_by(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """The cases that found each fault, by its name, in what `to_json` made of another run; `FormatError` where it is
+    nothing of the kind. It only says what to try first, so it may be of any backend and of an older suite."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {outcome["fault"]: tuple(map(str, outcome["kills"])) for outcome in content["power"]}
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(path, "file", str(error)) from None
+    except (KeyError, TypeError):
+        raise FormatError(path, "power", "wanted what --self-test --json writes") from None
+
+
+def to_json(outcomes: Sequence[Outcome], seconds: float, device: DeviceInfo) -> dict[str, Any]:
+    """What `--power` puts into a report, and on which device it was found."""
     from opsocket_conformance import SUITE_VERSION
     from opsocket_conformance.evidence import suite_digest
 
     suite = {"version": SUITE_VERSION, "digest": suite_digest()}
-    return {"suite": suite, "seconds": round(seconds, 1), "power": [outcome.to_json() for outcome in outcomes]}
+    power = [outcome.to_json() for outcome in outcomes]
+    return {"suite": suite, "device": asdict(device), "seconds": round(seconds, 1), "power": power}
 
 
 def tell(outcomes: Sequence[Outcome], reason: str) -> None:

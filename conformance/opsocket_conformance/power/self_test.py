@@ -90,13 +90,19 @@ def not_run(fault: Fault) -> Outcome:
     return Outcome(fault.name, fault.category, fault.op, fault.wrong, 0, (), 0.0, "not run", fault.unseen)
 
 
-def examine(fault: Fault, cases: Iterable[Case], ask: Ask, enough: int = ENOUGH) -> Outcome:
-    """Put a fault to the cases of its operator, the most telling first, until `enough` have found it."""
+def examine(
+    fault: Fault, cases: Iterable[Case], ask: Ask, enough: int | None = None, first: Sequence[str] = ()
+) -> Outcome:
+    """Put a fault to the cases of its operator, the most telling first, until `enough` have found it; None: `ENOUGH`,
+    and of a control the whole of its run. first: ids of cases that come before all others, such as found it on
+    another backend."""
+    ordered = in_order(fault, cases, first)
     if fault.category == "control":
-        return _examine_control(fault, cases, ask)
+        return _examine_control(fault, ordered, ask, enough)
+    enough = ENOUGH if enough is None else enough
     kills: dict[Any, str] = {}
     ran, in_vain, seconds = 0, 0, 0.0
-    for case in in_order(fault, cases):
+    for case in ordered:
         result = ask(case, fault.name)
         if result.verdict is Verdict.NOT_RUN:
             return not_run(fault)
@@ -115,24 +121,32 @@ def examine(fault: Fault, cases: Iterable[Case], ask: Ask, enough: int = ENOUGH)
     )
 
 
-def _examine_control(fault: Fault, cases: Iterable[Case], ask: Ask) -> Outcome:
-    """Some cases of each operator, as one run: it has to be red."""
-    results = [ask(case, fault.name) for case in sample(in_order(fault, cases), _OF_EACH_OPERATOR)]
+def _examine_control(fault: Fault, ordered: Iterable[Case], ask: Ask, enough: int | None) -> Outcome:
+    """Some cases of each operator, as one run: it has to be red. It ends where `enough` are: no later case makes it
+    green again."""
+    results: list[Result] = []
+    for case in sample(ordered, _OF_EACH_OPERATOR):
+        results.append(ask(case, fault.name))
+        if enough is not None and sum(map(_red, results)) >= enough:
+            break
     kills = tuple(result.case for result in results if _red(result))
     seconds = sum(result.seconds for result in results)
     verdict: Literal["killed", "survived"] = "killed" if failure_of(count(results), ()) else "survived"
     return Outcome(fault.name, fault.category, fault.op, fault.wrong, len(results), kills, seconds, verdict)
 
 
-def in_order(fault: Fault, cases: Iterable[Case]) -> list[Case]:
-    """The cases of a fault's operator: first those whose ids hold most of what it says is telling; then the operator's
-    own check, plain cases before long ones, small tiers before large ones, and all else by hash."""
+def in_order(fault: Fault, cases: Iterable[Case], first: Sequence[str] = ()) -> list[Case]:
+    """The cases of a fault's operator: those of `first`, in its order; then those whose ids hold most of what the fault
+    says is telling; then the operator's own check, plain cases before long ones, small tiers before large ones, and all
+    else by hash."""
+    known = {case: number for number, case in enumerate(first)}
 
     def place(case: Case) -> tuple[Any, ...]:
         told = sum(text in case.id for text in fault.telling)
         other = not case.check.name.startswith(case.check.operator)
         slow = "long" in case.check.features()
-        return -told, other, slow, TIERS.index(case.tier), hashlib.sha256(f"{fault.name}\0{case.id}".encode()).digest()
+        by_hash = hashlib.sha256(f"{fault.name}\0{case.id}".encode()).digest()
+        return known.get(case.id, len(known)), -told, other, slow, TIERS.index(case.tier), by_hash
 
     return sorted((case for case in cases if fault.op in (case.check.operator, "*")), key=place)
 
