@@ -18,7 +18,7 @@ from opsocket_conformance.case import Case
 from opsocket_conformance.isolation import Pool, Question
 from opsocket_conformance.power.fault import Fault
 from opsocket_conformance.power.matrix import summary
-from opsocket_conformance.power.self_test import Outcome, examine
+from opsocket_conformance.power.self_test import Outcome, examine, not_run
 from opsocket_conformance.verdicts import Result
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def self_test(
         return sorted(known, key=lambda case: unbroken[case].seconds if case in unbroken else math.inf)
 
     pool.map(lambda fault: examine(fault, cases, ask, enough, cheapest(fault)), order, keep)
-    return [outcomes[fault.name] for fault in faults]
+    # An interrupt leaves the rest not run, and keeps what was found.
+    return [outcomes.get(fault.name) or not_run(fault) for fault in faults]
 
 
 def failure(outcomes: Sequence[Outcome]) -> str:
