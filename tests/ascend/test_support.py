@@ -140,6 +140,36 @@ def test_matmul_by_format():
     assert by("q4_1", numerics=fast) == "torch"
 
 
+def test_scales_of_another_type_than_x_are_served_where_they_may_be_rounded():
+    def by(weight_format, x_dtype, device=A2, **fields):
+        permitted = {"f16": F16, "bf16": FAST}[x_dtype]
+        spec = MatmulSpec(weight_format, 256, 512, x_dtype, x_dtype, numerics=replace(permitted, **fields))
+        return served(Request(spec), device)
+
+    for weight_format in ("gptq_v2_i4_g128", "awq_i4_g64", "q8_0", "i4_g64_z", "i8_channel"):
+        assert by(weight_format, "bf16", scales="bf16").provider == "torch_npu"
+        support = by(weight_format, "bf16", scales="f16")
+        assert support.provider == "torch"
+        (reasons,) = (reasons for name, reasons in support.passed_over if name == "torch_npu")
+        assert [reason.field for reason in reasons] == ["numerics.scales"]
+    assert by("q8_0", "f16").provider == "torch_npu"
+    assert by("i8_channel", "f16").provider == "torch"
+    assert by("i8_channel", "f16", scales="f16").provider == "torch_npu"
+    assert by("q4_1", "bf16", scales="bf16").provider == "torch"
+
+
+def test_a_chip_that_has_scales_by_columns_alone_serves_these():
+    def by(weight_format):
+        spec = MatmulSpec(weight_format, 256, 512, "f16", "f16", numerics=replace(F16, scales="f16"))
+        return served(Request(spec), INFERENCE)
+
+    assert by("i8_channel").provider == "torch_npu"
+    support = by("gptq_v2_i4_g128")
+    assert support.provider == "torch"
+    (reasons,) = (reasons for name, reasons in support.passed_over if name == "torch_npu")
+    assert [reason.want for reason in reasons] == ["a chip that has npu_weight_quant_batchmatmul with scales by groups"]
+
+
 def test_experts_by_format():
     def by(weight_format, x_dtype="f16", numerics=F16, **fields):
         return served(
@@ -148,6 +178,9 @@ def test_experts_by_format():
 
     assert by("f16") == by("i4_g64") == by("i8_channel_a8") == "torch_npu"
     assert by("bf16", "bf16", FAST, bias=True) == "torch_npu"
+    rounded = replace(FAST, scales="bf16")
+    assert by("i8_channel", "bf16", rounded) == by("gptq_v2_i4_g64", "bf16", rounded, bias=True) == "torch_npu"
+    assert by("q8_0", "bf16", rounded) == by("i8_channel", "bf16", FAST) == "torch"
     assert by("f16", bias=True) == by("gptq_v1_i4_g64_act") == by("q8_0") == by("f16", numerics=Numerics()) == "torch"
     assert by("i8_channel_a8", "bf16", FAST) == ""
 

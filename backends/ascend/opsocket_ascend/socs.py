@@ -20,9 +20,9 @@ _GIB = 1 << 30
 class Soc:
     """name: as `aclrtGetSocName` says it. memory_bytes: of one device; of some chips there are several sizes, and this
     is the smallest. has_bf16: anywhere. has_f32_products: where not, torch_npu asks CANN for products of f32 with
-    cubeMathType USE_FP16, which rounds both matrices to f16 first. lacks: operators of torch_npu. reads_tiles: the
-    products that are documented to read a weight in FRACTAL_NZ when they are called one by one; "matmul" is torch's, of
-    16-bit matrices."""
+    cubeMathType USE_FP16, which rounds both matrices to f16 first. lacks: operators of torch_npu, and forms of them.
+    reads_tiles: the products that are documented to read a weight in FRACTAL_NZ when they are called one by one;
+    "matmul" is torch's, of 16-bit matrices."""
 
     name: str
     family: str
@@ -32,6 +32,9 @@ class Soc:
     lacks: frozenset[str] = frozenset()
     reads_tiles: frozenset[str] = frozenset()
 
+
+BY_GROUPS: Final = "npu_weight_quant_batchmatmul with scales by groups"
+"""A form of an operator that a chip may lack."""
 
 _READS_TILES: Final = frozenset(
     {
@@ -48,7 +51,7 @@ _NOT_ON_310P: Final = frozenset(
         "npu_fused_infer_attention_score_v2",
         "npu_scatter_pa_kv_cache",
         "npu_dynamic_quant",  # and npu_quant_matmul there takes no scale for each token
-        "npu_weight_quant_batchmatmul",  # it has it with one scale for each column
+        BY_GROUPS,
         "npu_grouped_matmul",  # it has it with all weights in one array
         "npu_swiglu",
         "npu_rotary_mul",

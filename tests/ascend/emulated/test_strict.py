@@ -58,6 +58,7 @@ def test_a_right_call_of_each_is_taken(opened):
     y = strict.quant_matmul(codes, zeros(64, 32, dtype=I8), zeros(32).float(), scale, None, F16)
     assert y.shape == (3, 32)
     strict.weight_quant_matmul(zeros(3, 64), zeros(64, 4, dtype=I32), zeros(2, 32), zeros(2, 32), 32)
+    strict.weight_quant_matmul(zeros(3, 64), zeros(32, 64, dtype=I8).t(), zeros(32), None, 0, zeros(32).float())
     strict.rms_norm(zeros(3, 64), zeros(64), 1e-5)
 
 
@@ -162,6 +163,11 @@ def test_an_int8_product_that_the_vendor_takes_is_refused(argument, changed):
         ("offset", lambda: (zeros(3, 64), zeros(64, 4, dtype=I32), zeros(2, 32), zeros(1, 32), 32)),
         ("group", lambda: (zeros(3, 64), zeros(64, 4, dtype=I32), zeros(2, 32), None, 48)),
         ("x", lambda: (zeros(3, 64).float(), zeros(64, 4, dtype=I32), zeros(2, 32), None, 32)),
+        ("scale", lambda: (zeros(3, 64), zeros(64, 32, dtype=I8), zeros(32).float(), None, 0)),
+        ("scale", lambda: (zeros(3, 64), zeros(64, 32, dtype=I8), zeros(2, 32), None, 0)),
+        ("bias", lambda: (zeros(3, 64), zeros(64, 32, dtype=I8), zeros(32), None, 0, zeros(32))),
+        ("bias", lambda: (zeros(3, 64), zeros(64, 32, dtype=I8), zeros(32), None, 0, zeros(31).float())),
+        ("x", lambda: (zeros(3, 64).half(), zeros(64, 32, dtype=I8), zeros(32).half(), None, 0, zeros(32).float())),
     ],
 )
 def test_a_weight_only_product_that_the_vendor_takes_is_refused(argument, arguments):
@@ -199,7 +205,17 @@ def int4_experts(**changed):
     return experts(**arguments | changed)
 
 
+def channel_experts(**changed):
+    arguments = {
+        "weights": [zeros(32, 64, dtype=I8).t()] * 2,
+        "group_scale": [zeros(32)] * 2,
+        "group_offset": [zeros(32)] * 2,
+    }
+    return experts(**arguments | changed)
+
+
 def test_right_products_of_experts_are_taken(opened):
+    assert channel_experts(bias=[zeros(32).float()] * 2).shape == (7, 32)
     assert experts().shape == experts(bias=[zeros(32).float()] * 2).shape == (7, 32)
     assert int8_experts().dtype == F16
     assert int4_experts().shape == (7, 32)
@@ -227,6 +243,11 @@ def test_right_products_of_experts_are_taken(opened):
         ("per_token", lambda: int8_experts(per_token=zeros(6).float())),
         ("bias", lambda: int8_experts(bias=[zeros(32).float()] * 2)),
         ("group_scale", lambda: int4_experts(group_scale=None)),
+        ("group_scale", lambda: channel_experts(group_scale=None)),
+        ("group_offset", lambda: channel_experts(group_offset=None)),
+        (r"group_scale\[0\]", lambda: channel_experts(group_scale=[zeros(32).float()] * 2)),
+        (r"group_scale\[0\]", lambda: channel_experts(group_scale=[zeros(2, 32)] * 2)),
+        ("scale", lambda: channel_experts(scale=[zeros(32).float()] * 2)),
         (r"group_offset\[0\]", lambda: int4_experts(group_offset=[zeros(1, 32)] * 2)),
         ("group_scale", lambda: int4_experts(group_scale=[zeros(3, 32)] * 2, group_offset=[zeros(3, 32)] * 2)),
     ],

@@ -22,6 +22,7 @@ _KEPT = ("attention", "formats", "fused", "products")
 _BF16 = "q=bf16,prob=bf16,exp=approx,acc=f32_truncating"
 _F16 = "q=f16,prob=f16,exp=approx,acc=f32_truncating"
 _W4A16 = "dtype=f16,acc=f32_truncating,deq=f16"
+_ROUNDED = "acc=f32_truncating,deq=bf16,scl=bf16"
 CASES = (
     *(
         f"attention[hq=14,hkv=2,d=64,bs=128,batch={batch},x=normal,lse=1,{_BF16}]#0"
@@ -47,6 +48,10 @@ CASES = (
         f"grouped_matmul[experts=5,m=23,n=40,k=256,w={w},dtype={dtype},acc=f32_truncating,deq={dtype}]#0"
         for w, dtype in (("bf16", "bf16"), ("f16", "f16"), ("i4_g64", "f16"), ("i8_channel_a8", "f16"))
     ),
+    *(
+        f"grouped_matmul[experts=5,m=23,n=40,k=256,w={w},dtype=bf16,{_ROUNDED}]#0"
+        for w in ("i8_channel", "gptq_v2_i4_g64")
+    ),
     "silu_mul[t=7,dtype=bf16]#0",
     "rope[t=7,dtype=bf16]#0",
     "rope[t=7,dtype=f16,interleaved=1,rotary=32]#0",
@@ -60,6 +65,8 @@ CASES = (
     f"matmul[m=3,n=136,k=256,w=awq_i4_g128,{_W4A16}]#0",
     f"matmul[m=3,n=136,k=256,w=i4_g64_z,{_W4A16}]#0",
     f"matmul[m=3,n=136,k=256,w=q8_0,{_W4A16}]#0",
+    f"matmul[m=37,n=136,k=256,w=i8_channel,{_W4A16},scl=f16]#0",
+    *(f"matmul[m=1,n=72,k=512,w={w},dtype=bf16,bias=1,{_ROUNDED}]#0" for w in ("i8_channel", "q8_0", "gptq_v2_i4_g64")),
     "matmul[m=5,n=136,k=256,w=i8_channel_a8,dtype=bf16,bias=1]#0",
     "matmul[m=5,n=136,k=256,w=i8_channel_a8,dtype=f16]#0",
     "quantize_activation[m=5,k=256,dtype=bf16]#0",

@@ -15,7 +15,7 @@ from opsocket_ascend.torch_provider import matmul as general
 
 
 class NpuGroupedMatmul(GroupedMatmulPlan):
-    """16-bit weights; those of int8 codes with int8 activations, and of 4-bit groups, are subclasses.
+    """16-bit weights; those of codes, with activations as they are or in int8, are subclasses.
 
     The operator wants its last group to end at x's last row. So the last expert gets the rows of nobody as well, and
     what it makes of them is not kept.
@@ -76,13 +76,12 @@ class NpuGroupedMatmulW8A8(NpuGroupedMatmul):
 
 
 class NpuGroupedMatmulWeightOnly(NpuGroupedMatmul):
-    """int4 codes with a scale and an offset of x's type per group."""
-
-    weight_layouts = (weight_only.LAYOUT,)
+    """int4 codes with a scale and an offset of x's type per group, int8 codes with these per column. A subclass for
+    each type of x."""
 
     @classmethod
     def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
-        return weight_only.prepare(session, request, tensors)
+        return weight_only.prepare(session, request, tensors, with_offset=True)
 
     @classmethod
     def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
@@ -96,6 +95,15 @@ class NpuGroupedMatmulWeightOnly(NpuGroupedMatmul):
             [weight.codes for weight in weights],
             ends,
             x.dtype,
+            bias=biases,
             group_scale=[weight.scale for weight in weights],
             group_offset=[weight.offset for weight in weights],
         )
+
+
+class NpuGroupedMatmulWeightOnlyF16(NpuGroupedMatmulWeightOnly):
+    weight_layouts = (weight_only.LAYOUTS["f16"],)
+
+
+class NpuGroupedMatmulWeightOnlyBF16(NpuGroupedMatmulWeightOnly):
+    weight_layouts = (weight_only.LAYOUTS["bf16"],)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from opsocket.operators import (
@@ -29,7 +29,7 @@ from opsocket.operators import (
 )
 from opsocket.quantization import get_format
 from opsocket_ascend import layouts
-from opsocket_ascend.socs import soc_of
+from opsocket_ascend.socs import BY_GROUPS, soc_of
 from opsocket_ascend.torch_npu_provider import refusals
 from opsocket_ascend.torch_provider.refusals import dtype_refusals
 
@@ -54,7 +54,7 @@ _W8A8: Final = {
     ),
 }
 _WEIGHT_ONLY: Final = {
-    MatmulSpec: _Kernel("weight_only", "NpuMatmulWeightOnly", refusals.matmul, ("npu_weight_quant_batchmatmul",)),
+    MatmulSpec: _Kernel("weight_only", "NpuMatmulWeightOnly", refusals.matmul, (BY_GROUPS,)),
     GroupedMatmulSpec: _Kernel(
         "grouped_matmul", "NpuGroupedMatmulWeightOnly", refusals.grouped_matmul, ("npu_grouped_matmul",)
     ),
@@ -109,7 +109,15 @@ class TorchNpuProvider(Provider):
 
 
 def _kernel(spec: Spec) -> _Kernel | None:
-    """Of the products, the one for the weight's format."""
-    if not isinstance(spec, MatmulSpec | GroupedMatmulSpec) or get_format(spec.weight_format).is_float:
+    """Of the products, the one for the weight's format, and where it has codes alone for x's type."""
+    if not isinstance(spec, MatmulSpec | GroupedMatmulSpec):
         return _KERNELS.get(type(spec))
-    return (_W8A8 if get_format(spec.weight_format).activation != "none" else _WEIGHT_ONLY)[type(spec)]
+    fmt = get_format(spec.weight_format)
+    if fmt.is_float:
+        return _KERNELS[type(spec)]
+    if fmt.activation != "none":
+        return _W8A8[type(spec)]
+    kernel = _WEIGHT_ONLY[type(spec)]
+    if not fmt.block_k and isinstance(spec, MatmulSpec):
+        kernel = replace(kernel, operators=("npu_weight_quant_batchmatmul",))
+    return replace(kernel, plan=f"{kernel.plan}{spec.x_dtype.upper()}")

@@ -185,8 +185,7 @@ def matmul(request: Request) -> tuple[Reason, ...]:
     if fmt.activation != "none":
         return (Reason("weight_format", "weight_format", fmt.id, "i8_channel_a8, of those with int8 activations"),)
     reasons += _permitted(spec.numerics, spec.x_dtype, softmax=False)
-    if spec.bias and not (fmt.is_float and spec.x_dtype == "bf16"):
-        reasons.append(Reason("bias", "bias", True, "False but for bf16 weights: it would be rounded to f16"))
+    reasons += _bias(spec)
     return (*reasons, *(_float(spec) if fmt.is_float else _codes(spec)))
 
 
@@ -216,12 +215,11 @@ def grouped_matmul(request: Request) -> tuple[Reason, ...]:
     if fmt.activation != "none":
         return (Reason("weight_format", "weight_format", fmt.id, "i8_channel_a8, of those with int8 activations"),)
     reasons += _permitted(spec.numerics, spec.x_dtype, softmax=False)
-    if spec.bias and not (fmt.is_float and spec.x_dtype == "bf16"):
-        reasons.append(Reason("bias", "bias", True, "False but for bf16 weights: it would be rounded to f16"))
+    reasons += _bias(spec)
     if fmt.is_float:
         return (*reasons, *_float(spec))
-    if fmt.bits > 4 or fmt.g_idx:
-        want = "codes of up to 4 bits, with columns in their order"
+    if (fmt.bits > 4 and fmt.block_k) or fmt.g_idx:
+        want = "codes of up to 4 bits, or with a scale per column, and columns in their order"
         return (*reasons, Reason("weight_format", "weight_format", fmt.id, want))
     return (*reasons, *_codes(spec))
 
@@ -232,6 +230,12 @@ def _product(spec: MatmulSpec | GroupedMatmulSpec) -> list[Reason]:
     except ContractError as error:
         return [Reason("shape", error.argument, error.got, error.want)]
     return []
+
+
+def _bias(spec: MatmulSpec | GroupedMatmulSpec) -> list[Reason]:
+    if not spec.bias or spec.x_dtype == "bf16":
+        return []
+    return [Reason("bias", "bias", True, "False but for bf16 activations: it would be rounded to f16")]
 
 
 def _columns(spec: MatmulSpec | GroupedMatmulSpec) -> list[Reason]:
@@ -246,18 +250,18 @@ def _float(spec: MatmulSpec | GroupedMatmulSpec) -> list[Reason]:
 
 
 def _codes(spec: MatmulSpec | GroupedMatmulSpec) -> list[Reason]:
-    """npu_weight_quant_batchmatmul: codes of up to 8 bits, a scale of x's dtype for each group, whole-number zero
-    points."""
+    """npu_weight_quant_batchmatmul: codes of up to 8 bits, a scale of x's dtype for each group or column, whole-number
+    zero points."""
     fmt, reasons = get_format(spec.weight_format), []
-    if fmt.code not in ("signed", "unsigned") or fmt.zero not in ("none", "int") or fmt.super_block or not fmt.block_k:
+    if fmt.code not in ("signed", "unsigned") or fmt.zero not in ("none", "int") or fmt.super_block:
         want = "integer codes in one level of groups, without minimums"
         return [Reason("weight_format", "weight_format", fmt.id, want)]
-    if fmt.scale_dtype != spec.x_dtype:
-        got = f"{fmt.scale_dtype} scales, {spec.x_dtype} activations"
-        reasons.append(Reason("weight_format", "weight_format", got, "scales of the activations' dtype"))
+    if spec.x_dtype not in (fmt.scale_dtype, spec.numerics.scales):
+        want = f"{spec.x_dtype}, to which scales of {fmt.scale_dtype} are rounded"
+        reasons.append(Reason("numerics", "numerics.scales", spec.numerics.scales, want))
     if spec.numerics.dequantized != spec.x_dtype:
         reasons.append(Reason("numerics", "numerics.dequantized", spec.numerics.dequantized, spec.x_dtype))
-    if fmt.block_k % GROUP_MULTIPLE or not 0 < fmt.block_k < spec.k:
+    if fmt.block_k % GROUP_MULTIPLE or fmt.block_k >= spec.k:
         want = f"a multiple of {GROUP_MULTIPLE} below k={spec.k}"
         reasons.append(Reason("group", "weight_format", fmt.block_k, want))
     if fmt.bits <= 4 and spec.n % INT4_COLUMNS:

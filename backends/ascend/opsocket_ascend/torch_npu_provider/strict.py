@@ -99,10 +99,16 @@ def _tiles_as_cast(name: str, weight: torch.Tensor) -> None:
 
 
 def weight_quant_matmul(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None, group: int
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    offset: torch.Tensor | None,
+    group: int,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """npu_weight_quant_batchmatmul: x (scale (weight + offset)), x[M, K]; weight i8[K, N], or int4 in i32[K, N / 8];
-    scale and offset of x's dtype, [K / group, N], or [N] where group is 0. Weights in tiles are for graphs alone."""
+    """npu_weight_quant_batchmatmul: x (scale (weight + offset)) + bias, x[M, K]; weight i8[K, N], or int4 in
+    i32[K, N / 8]; scale and offset of x's dtype, [K / group, N], or [N] where group is 0; bias f32[N], for bf16.
+    Weights in tiles are for graphs alone."""
     dtype_of("x", x, HALVES)
     dtype_of("weight", weight, (torch.int8, torch.int32))
     not_tiled("weight", weight)
@@ -115,7 +121,13 @@ def weight_quant_matmul(
         if values is not None:
             dtype_of(name, values, (x.dtype,))
             shape_of(name, values, (inner // group, columns) if group else (columns,))
-    y: torch.Tensor = torch.ops.npu.npu_weight_quant_batchmatmul(x, weight, scale, offset, antiquant_group_size=group)
+    if bias is not None:
+        dtype_of("x", x, (torch.bfloat16,))
+        dtype_of("bias", bias, (torch.float32,))
+        shape_of("bias", bias, (columns,))
+    y: torch.Tensor = torch.ops.npu.npu_weight_quant_batchmatmul(
+        x, weight, scale, offset, bias=bias, antiquant_group_size=group
+    )
     return y
 
 
@@ -134,8 +146,9 @@ def grouped_matmul(
     """npu_grouped_matmul of one x [M, K], E weights [K, N] and one result [M, N]; ends i64[E]: rows up to the end of
     each expert's, the last of them M.
 
-    Of x f16 or bf16, weights of its dtype (bias f32[N] each, for bf16), or int4 in i32 [K, N / 8] with group_scale and
-    group_offset [K / group, N] of its dtype. Of x i8, weights i8 with scale f32[N] and per_token f32[M], to f16.
+    Of x f16 or bf16, weights of its dtype; or int4 in i32 [K, N / 8] with group_scale and group_offset [K / group, N]
+    of its dtype; or i8 with these [N]; bias f32[N] each, for bf16. Of x i8, weights i8 with scale f32[N] and per_token
+    f32[M], to f16.
     """
     import torch_npu
 
@@ -147,7 +160,7 @@ def grouped_matmul(
     shape_of("ends", ends, (count,))
     per_word = CODES_PER_WORD if weights[0].dtype == torch.int32 else 1
     columns = weights[0].shape[1] * per_word
-    coded = {torch.int32: HALVES, torch.int8: (torch.int8,)}
+    coded = {torch.int32: HALVES, torch.int8: (*HALVES, torch.int8)}
     for at, weight in enumerate(weights):
         dtype_of(f"weights[{at}]", weight, (weights[0].dtype,))
         dtype_of("x", x, coded.get(weight.dtype, (weight.dtype,)))
@@ -155,19 +168,20 @@ def grouped_matmul(
         not_tiled(f"weights[{at}]", weight)
     if columns > MOST_COLUMNS or inner > MOST_COLUMNS:
         raise ContractError("weights", f"at most {MOST_COLUMNS} rows and columns", [inner, columns])
-    each("bias", bias, count, torch.float32, (columns,), x.dtype == torch.bfloat16 and per_word == 1)
+    each("bias", bias, count, torch.float32, (columns,), x.dtype == torch.bfloat16)
     each("scale", scale, count, torch.float32, (columns,), x.dtype == torch.int8, wanted=x.dtype == torch.int8)
     if (per_token is None) == (x.dtype == torch.int8):
         raise ContractError("per_token", f"f32[{rows}] for int8 rows, and for these alone", per_token is not None)
     if per_token is not None:
         dtype_of("per_token", per_token, (torch.float32,))
         shape_of("per_token", per_token, (rows,))
-    grouped = per_word > 1
-    shape = (group_scale[0].shape[0] if group_scale else None, columns)
-    each("group_scale", group_scale, count, x.dtype, shape, grouped, wanted=grouped)
-    each("group_offset", group_offset, count, x.dtype, shape, grouped, wanted=grouped)
-    if shape[0] is not None and inner % shape[0]:
-        raise ContractError("group_scale", f"groups that divide K={inner}", shape[0])
+    weight_only = x.dtype in HALVES and weights[0].dtype in coded
+    by_group = (group_scale[0].shape[0] if group_scale else None, columns)
+    shape = by_group if per_word > 1 else (columns,)
+    each("group_scale", group_scale, count, x.dtype, shape, weight_only, wanted=weight_only)
+    each("group_offset", group_offset, count, x.dtype, shape, weight_only, wanted=weight_only)
+    if per_word > 1 and by_group[0] is not None and inner % by_group[0]:
+        raise ContractError("group_scale", f"groups that divide K={inner}", by_group[0])
     if dtype != (torch.float16 if x.dtype == torch.int8 else x.dtype):
         raise ContractError("dtype", "x's, or f16 of int8", str(dtype))
     y: torch.Tensor = torch_npu.npu_grouped_matmul(

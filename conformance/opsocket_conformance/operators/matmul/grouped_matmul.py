@@ -112,3 +112,4 @@ def cases() -> Iterator[Case]:
         for w in ("i8_channel", "i4_g64", "gptq_v2_i4_g64"):
             smoke = w == "i8_channel" and dtype == "bf16"
             yield Case(GroupedMatmul(w=w, scl=dtype, **permitted), 0, "smoke" if smoke else "default")
+            yield Case(GroupedMatmul(experts=17, m=9, n=24, k=512, w=w, bias=True, scl=dtype, **permitted))

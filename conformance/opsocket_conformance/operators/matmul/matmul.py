@@ -154,8 +154,8 @@ def _rounded_scales(w: str, dtype: str) -> Iterator[Case]:
     fast: dict[str, Any] = {"w": w, "dtype": dtype, "acc": "f32_truncating", "deq": dtype, "scl": dtype}
     yield Case(Matmul(m=37, **fast), 0, "smoke" if smoke else "default")
     yield Case(Matmul(w=w, dtype=dtype, out="f32", scl=dtype))
-    if w == "i8_channel":
-        yield Case(Matmul(m=1, n=72, k=512, **fast))
+    if w in ("i8_channel", "gptq_v2_i4_g64", "q8_0"):
+        yield Case(Matmul(m=1, n=72, k=512, bias=True, **fast))
 
 
 def _int8_cases(w: str, dtype: str) -> Iterator[Case]:

@@ -120,7 +120,7 @@ def _weight_quant_matmul(
     group: int,
     out: Tensor,
 ) -> None:
-    absent(quant_scale=quant_scale, quant_offset=quant_offset, bias=bias)
+    absent(quant_scale=quant_scale, quant_offset=quant_offset)
     must(x.dtype.name in ("f16", "bf16") and scale.dtype == x.dtype, f"x {x} with scale {scale}")
     codes = unpacked_int4(weight) if weight.dtype.name == "i32" else weight.value().astype(np.float64)
     inner, columns = codes.shape
@@ -134,7 +134,11 @@ def _weight_quant_matmul(
     steps = scale.value().reshape(-1, scale.shape[-1])[of_row]
     if offset is not None:
         codes = codes + offset.value().reshape(-1, scale.shape[-1])[of_row]
-    out.write(x.value() @ (codes * steps))
+    product = x.value() @ (codes * steps)
+    if bias is not None:
+        must(x.dtype.name == "bf16" and bias.dtype.name == "f32" and bias.shape == (columns,), f"bias {bias}")
+        product = product + bias.value()
+    out.write(product)
 
 
 def unpacked_int4(weight: Tensor) -> np.ndarray:
@@ -180,13 +184,17 @@ def _grouped_matmul(*arguments: object) -> None:
 
 def _expert(a: dict[str, Any], at: int, weight: Tensor, x: Tensor) -> np.ndarray:
     """f64 [K, N]."""
-    if weight.dtype.name != "i32":
-        must(weight.dtype == x.dtype and weight.shape[0] == x.shape[1], f"weight {weight} for {x}")
+    if weight.dtype == x.dtype:
+        must(weight.shape[0] == x.shape[1], f"weight {weight} for {x}")
         must((x.dtype.name == "i8") == (a["scale"] is not None), f"scales of {x}")
         return weight.value().astype(np.float64)
     scale, offset = a["group_scale"][at], a["group_offset"][at]
-    codes = unpacked_int4(weight)
     must(scale.dtype == offset.dtype == x.dtype and scale.shape == offset.shape, f"{scale}, {offset} for {x}")
+    if weight.dtype.name == "i8":
+        must(weight.shape == (x.shape[1], *scale.shape), f"{weight} by columns of {scale} for {x}")
+        return (weight.value() + offset.value()) * scale.value()
+    must(weight.dtype.name == "i32", f"weight {weight} for {x}")
+    codes = unpacked_int4(weight)
     must(codes.shape[0] == x.shape[1] and codes.shape[0] % scale.shape[0] == 0, f"{weight} in groups of {scale}")
     of_row = np.arange(codes.shape[0]) // (codes.shape[0] // scale.shape[0])
     return (codes + offset.value()[of_row]) * scale.value()[of_row]
