@@ -40,8 +40,8 @@ _READS_TILES: Final = frozenset(
     {
         "npu_quant_matmul",  # by the wheel's documentation, of weights that are not transposed
         "matmul",  # by CANN's of aclnnMatmulWeightNz, which is what torch_npu makes of it
-        # npu_weight_quant_batchmatmul reads them in graphs alone. Of npu_grouped_matmul the wheel's documentation does
-        # not say that it does, and CANN's wants all experts in one array.
+        "npu_grouped_matmul",  # by CANN's of aclnnGroupedMatmulWeightNz: 16-bit ones; of int8, all experts in one array
+        # npu_weight_quant_batchmatmul reads them in graphs alone.
     }
 )
 

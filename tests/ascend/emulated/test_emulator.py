@@ -60,6 +60,9 @@ def test_a_tensor_outside_of_its_allocation_is_refused():
     lost = Tensor(DTYPES[0], 2, (4,), (1,), (4,), 0, 4096, lambda address, count: None)
     with pytest.raises(RuntimeError, match="outside of its device allocation"):
         lost.raw()
+    tiled = Tensor(DTYPES[0], 29, (4, 4), (4, 1), (1, 1, 16, 8), 0, 4096, lambda address, count: None)
+    with pytest.raises(RuntimeError, match="outside of its device allocation"):
+        tiled.elements()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,14 @@ from opsocket_conformance.verdicts import Verdict
 
 W8A8 = "matmul[m=5,n=136,k=80,w=i8_channel_a8,dtype=f16]#0"
 BF16 = "matmul[m=3,n=136,k=80,w=bf16,dtype=bf16,acc=f32_truncating]#0"
+BIASED = "matmul[m=3,n=136,k=80,w=bf16,dtype=bf16,bias=1,acc=f32_truncating]#0"
+EXPERTS = "grouped_matmul[experts=5,m=23,n=40,k=80,w=f16,dtype=f16,acc=f32_truncating]#0"
+PRODUCTS = {
+    W8A8: "aclnnQuantMatmulWeightNz",
+    BF16: "aclnnMatmulWeightNz",
+    BIASED: "aclnnGroupedMatmulWeightNz",
+    EXPERTS: "aclnnGroupedMatmulWeightNz",
+}
 FAST = Numerics(accumulate="f32_truncating")
 
 
@@ -82,7 +90,7 @@ def test_either_interface_of_cann_casts_the_same(cann, operator):
     ]
 
 
-@pytest.mark.parametrize("case", [W8A8, BF16])
+@pytest.mark.parametrize("case", PRODUCTS)
 def test_a_weight_in_tiles_is_multiplied(session, case):
     seen = []
     end = calls.observe(lambda operator, given: seen.append(operator))
@@ -90,10 +98,10 @@ def test_a_weight_in_tiles_is_multiplied(session, case):
         assert run_case(parse_case(case, CHECKS), session, 0, 120.0).verdict is Verdict.PASS
     finally:
         end()
-    assert {"Identity", "aclnnQuantMatmulWeightNz" if case == W8A8 else "aclnnMatmulWeightNz"} <= set(seen)
+    assert {"Identity", PRODUCTS[case]} <= set(seen)
 
 
-@pytest.mark.parametrize("case", [W8A8, BF16])
+@pytest.mark.parametrize("case", PRODUCTS)
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -124,13 +132,12 @@ def test_a_slice_of_tiles_is_refused(capfd):
     assert "a view of tiles" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_16_bit_weight_is_tiled_unless_a_bias_is_added(session, bias):
-    request = Request(MatmulSpec("bf16", 40, 80, "bf16", "bf16", bias=bias, numerics=FAST))
+def test_what_a_16_bit_weight_in_tiles_takes_and_holds(session):
+    request = Request(MatmulSpec("bf16", 40, 80, "bf16", "bf16", numerics=FAST))
     w = np.random.default_rng(0).integers(-99, 99, (40, 80))
     packed = session.prepare_weight(request, {"weight": to_bf16(w)})
-    assert packed.layout == ("dense" if bias else "tiles")
-    assert packed.nbytes == (40 if bias else 48) * 80 * 2
+    assert packed.layout == "tiles"
+    assert packed.nbytes == 48 * 80 * 2
     plan = session.plan(request)
     assert plan.provider == "torch_npu"
     assert np.array_equal(session.download(type(plan).dequantize(session, packed)), w)
@@ -148,10 +155,9 @@ def test_a_single_row_or_column_stays_as_it_is(session, n, k):
 @pytest.mark.parametrize(("arch", "reads"), [("Ascend910B3", True), ("Ascend910_9391", True), ("Ascend310P3", False)])
 def test_which_chip_reads_tiles_is_data(arch, reads):
     session = SimpleNamespace(device=SimpleNamespace(arch=arch))
-    for operator in ("matmul", "npu_quant_matmul"):
+    for operator in ("matmul", "npu_quant_matmul", "npu_grouped_matmul"):
         assert tiles.are_read(operator, session, 64, 64) == reads
-    for operator in ("npu_weight_quant_batchmatmul", "npu_grouped_matmul"):
-        assert not tiles.are_read(operator, session, 64, 64)
+    assert not tiles.are_read("npu_weight_quant_batchmatmul", session, 64, 64)
 
 
 def test_what_tiles_forbid_is_refused():
@@ -160,10 +166,17 @@ def test_what_tiles_forbid_is_refused():
     scale, rows = torch.ones(32).npu(), torch.ones(3).npu()
     transposed = tiles.tiled(counted(torch.int8, 32, 64).npu()).t()
     ends = torch.tensor([3]).npu()
+
+    def grouped(x, *weights):
+        return strict.grouped_matmul(x, weights, torch.tensor([1, 3][-len(weights) :]).npu(), torch.float16)
+
     for argument, call in (
         ("weight", lambda: strict.quant_matmul(codes, transposed, scale, rows, None, torch.float16)),
         ("weight", lambda: strict.weight_quant_matmul(halves, tiled[torch.int8], scale.half(), None, 0)),
-        (r"weights\[0\]", lambda: strict.grouped_matmul(halves, [tiled[torch.float16]], ends, torch.float16)),
+        (r"weights\[1\]", lambda: grouped(halves, tiled[torch.float16], counted(torch.float16, 64, 32).npu())),
+        (r"weights\[1\]", lambda: grouped(halves, counted(torch.float16, 64, 32).npu(), tiled[torch.float16])),
+        (r"weights\[0\]", lambda: grouped(halves, tiles.tiled(counted(torch.float16, 32, 64).npu()).t())),
+        (r"weights\[0\]", lambda: strict.grouped_matmul(codes, [tiled[torch.int8]], ends, torch.float16)),
         ("weight", lambda: strict.tiled_matmul(halves, counted(torch.float16, 64, 32).npu())),
         ("weight", lambda: strict.tiled_matmul(halves, tiled[torch.int8])),
         ("weight", lambda: strict.tiled_matmul(halves[:, :48], tiled[torch.float16])),

@@ -14,7 +14,6 @@ from opsocket.operators.torch_session import TORCH_DTYPES, storage_bytes
 from opsocket_ascend.torch_npu_provider import strict, tiles
 from opsocket_ascend.torch_provider import matmul as general
 
-TILED: Final = "tiles"
 TILED_CODES: Final = "tiles-codes"
 
 
@@ -31,39 +30,34 @@ class NpuMatmul(MatmulPlan):
     """x W^T of 16-bit matrices, W^T in tiles where the chip's product reads them. Reads the layout of provider torch as
     well, whose embedding has the same table.
 
-    A bias, in f32, has to be added before the sum is rounded: `npu_grouped_matmul` does that, of one group, and not in
-    tiles.
+    A bias, in f32, has to be added before the sum is rounded: `npu_grouped_matmul` does that, of one group.
     """
 
-    weight_layouts = (TILED, "dense")
+    weight_layouts = (tiles.LAYOUT, "dense")
 
     @classmethod
     def prepare_weight(cls, session: Session, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
-        packed, spec = general.prepare(session, request, tensors), request.spec
+        spec = request.spec
         assert isinstance(spec, MatmulSpec)
-        if spec.bias or not tiles.are_read("matmul", session, spec.k, spec.n):
-            return packed
-        content = tiles.tiled(packed.content.t())
-        return PackedWeight(packed.weight_format, packed.n, packed.k, TILED, content, tiles.storage_bytes(content))
+        product = "npu_grouped_matmul" if spec.bias else "matmul"
+        return tiles.packed(product, session, general.prepare(session, request, tensors))
 
     @classmethod
     def dequantize(cls, session: Session, packed: PackedWeight) -> torch.Tensor:
-        if packed.layout == TILED:
-            return tiles.plain(packed.content).t().float().contiguous()
-        return general.widened(packed, slice(None))
+        return general.widened(tiles.unpacked(packed), slice(None))
 
     def _run(
         self, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor | None
     ) -> torch.Tensor:
         if not len(x):
             product = x.new_empty(0, self.spec.n)
-        elif bias is None and packed.layout == TILED:
+        elif bias is None and packed.layout == tiles.LAYOUT:
             product = strict.tiled_matmul(x.contiguous(), packed.content)
         elif bias is None:
             product = x @ packed.content.t()
         else:
             end = torch.full((1,), len(x), dtype=torch.int64, device=x.device)
-            product = strict.grouped_matmul(x.contiguous(), [packed.content.t()], end, x.dtype, bias=[bias])
+            product = strict.grouped_matmul(x.contiguous(), [tiles.by_column(packed)], end, x.dtype, bias=[bias])
         return product if out is None else out.copy_(product)
 
 

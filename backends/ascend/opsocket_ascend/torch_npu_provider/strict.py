@@ -146,9 +146,9 @@ def grouped_matmul(
     """npu_grouped_matmul of one x [M, K], E weights [K, N] and one result [M, N]; ends i64[E]: rows up to the end of
     each expert's, the last of them M.
 
-    Of x f16 or bf16, weights of its dtype; or int4 in i32 [K, N / 8] with group_scale and group_offset [K / group, N]
-    of its dtype; or i8 with these [N]; bias f32[N] each, for bf16. Of x i8, weights i8 with scale f32[N] and per_token
-    f32[M], to f16.
+    Of x f16 or bf16, weights of its dtype, all or none of them in tiles; or int4 in i32 [K, N / 8] with group_scale and
+    group_offset [K / group, N] of its dtype; or i8 with these [N]; bias f32[N] each, for bf16. Of x i8, weights i8 with
+    scale f32[N] and per_token f32[M], to f16.
     """
     import torch_npu
 
@@ -160,12 +160,18 @@ def grouped_matmul(
     shape_of("ends", ends, (count,))
     per_word = CODES_PER_WORD if weights[0].dtype == torch.int32 else 1
     columns = weights[0].shape[1] * per_word
+    in_tiles = is_tiled(weights[0])
     coded = {torch.int32: HALVES, torch.int8: (*HALVES, torch.int8)}
     for at, weight in enumerate(weights):
         dtype_of(f"weights[{at}]", weight, (weights[0].dtype,))
         dtype_of("x", x, coded.get(weight.dtype, (weight.dtype,)))
         shape_of(f"weights[{at}]", weight, (inner, columns // per_word))
-        not_tiled(f"weights[{at}]", weight)
+        if in_tiles and is_tiled(weight) and weight.dtype in HALVES:
+            _tiles_as_cast(f"weights[{at}]", weight)
+        elif in_tiles:
+            raise ContractError(f"weights[{at}]", "16-bit weights that are all in FRACTAL_NZ", str(weight.dtype))
+        else:
+            not_tiled(f"weights[{at}]", weight)
     if columns > MOST_COLUMNS or inner > MOST_COLUMNS:
         raise ContractError("weights", f"at most {MOST_COLUMNS} rows and columns", [inner, columns])
     each("bias", bias, count, torch.float32, (columns,), x.dtype == torch.bfloat16)

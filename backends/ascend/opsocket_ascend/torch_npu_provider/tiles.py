@@ -13,10 +13,13 @@ from typing import Final
 
 import torch
 
-from opsocket.operators import ContractError, Session
+from opsocket.operators import ContractError, PackedWeight, Session
 from opsocket_ascend.socs import soc_of
 
 FRACTAL_NZ: Final = 29
+LAYOUT: Final = "tiles"
+"""Of 16-bit weights: W^T [K, N] in FRACTAL_NZ."""
+
 _ND: Final = 2
 _OPTION: Final = "ALLOW_INTERNAL_FORMAT"
 
@@ -26,6 +29,28 @@ def are_read(operator: str, session: Session, rows: int, columns: int) -> bool:
     chip. Of a single row or column none does."""
     soc = soc_of(session.device.arch)
     return soc is not None and operator in soc.reads_tiles and min(rows, columns) > 1
+
+
+def packed(operator: str, session: Session, dense: PackedWeight) -> PackedWeight:
+    """A 16-bit weight [N, K], transposed and in tiles where an operator reads these: layout LAYOUT. Else as it is."""
+    if not are_read(operator, session, dense.k, dense.n):
+        return dense
+    content = tiled(dense.content.t())
+    return PackedWeight(dense.weight_format, dense.n, dense.k, LAYOUT, content, storage_bytes(content))
+
+
+def unpacked(weight: PackedWeight) -> PackedWeight:
+    """The other way: layout "dense"."""
+    if weight.layout != LAYOUT:
+        return weight
+    content = plain(weight.content).t().contiguous()
+    return PackedWeight(weight.weight_format, weight.n, weight.k, "dense", content, storage_bytes(content))
+
+
+def by_column(weight: PackedWeight) -> torch.Tensor:
+    """[K, N], of either layout."""
+    content: torch.Tensor = weight.content
+    return content if weight.layout == LAYOUT else content.t()
 
 
 def tiled(weight: torch.Tensor) -> torch.Tensor:
@@ -49,13 +74,12 @@ def plain(weight: torch.Tensor) -> torch.Tensor:
 
 def is_tiled(tensor: torch.Tensor) -> bool:
     """Whether a tensor's elements lie in FRACTAL_NZ, which its strides do not say."""
-    import torch_npu
-
-    return tensor.device.type == "npu" and torch_npu.get_npu_format(tensor) == FRACTAL_NZ
+    # Of the operator itself: it is asked of every weight of every call, and torch_npu's function takes twice as long.
+    return tensor.device.type == "npu" and torch.ops.npu.get_npu_format.default(tensor) == FRACTAL_NZ
 
 
 def storage_bytes(weight: torch.Tensor) -> int:
-    """Bytes that a weight in tiles takes: whole tiles."""
+    """Bytes that a weight takes on its device; in tiles, whole ones."""
     return weight.untyped_storage().nbytes()
 
 

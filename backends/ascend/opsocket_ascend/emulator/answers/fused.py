@@ -152,13 +152,33 @@ _GROUPED = (
     "x weight bias scale offset group_scale group_offset per_token ends act_in act_scale act_offset split:int "
     "group_type:int list_type:int act:int tuning out act_out act_out_scale"
 )
+_TILED_GROUPED = _GROUPED.replace("tuning", "tuning quant_group:int")
 
 
 @answers("aclnnGroupedMatmulV5", _GROUPED)
-def _grouped_matmul(*arguments: object) -> None:
-    names = [word.partition(":")[0] for word in _GROUPED.split()]
-    a: dict[str, Any] = dict(zip(names, arguments, strict=True))
-    absent(**{name: a[name] for name in ("offset", "tuning", *(name for name in names if name.startswith("act_")))})
+def _plain_grouped_matmul(*arguments: object) -> None:
+    a = _named(_GROUPED, arguments)
+    for weight in a["weight"]:
+        must(weight.format != FRACTAL_NZ, f"{weight}: no tiles")
+    _grouped_matmul(a)
+
+
+@answers("aclnnGroupedMatmulWeightNz", _TILED_GROUPED)
+def _tiled_grouped_matmul(*arguments: object) -> None:
+    a = _named(_TILED_GROUPED, arguments)
+    must(a["quant_group"] == 0, "groups of int4 in tiles: not emulated")
+    for weight in a["weight"]:
+        must(weight.format == FRACTAL_NZ and weight.is_dense, f"{weight}: tiles that are not transposed are wanted")
+        must(weight.dtype.name in ("f16", "bf16"), f"{weight}: several weights in tiles are of 16 bits")
+    _grouped_matmul(a)
+
+
+def _named(words: str, arguments: tuple[object, ...]) -> dict[str, Any]:
+    return dict(zip((word.partition(":")[0] for word in words.split()), arguments, strict=True))
+
+
+def _grouped_matmul(a: dict[str, Any]) -> None:
+    absent(**{name: value for name, value in a.items() if name in ("offset", "tuning") or name.startswith("act_")})
     attributes = (a["split"], a["group_type"], a["list_type"], a["act"])
     must(attributes == (3, 0, 0, 0), f"split, group type, list type, activation {attributes}: not emulated")
     must(len(a["x"]) == len(a["out"]) == 1, "several x or results: not emulated")
@@ -187,7 +207,7 @@ def _expert(a: dict[str, Any], at: int, weight: Tensor, x: Tensor) -> np.ndarray
     if weight.dtype == x.dtype:
         must(weight.shape[0] == x.shape[1], f"weight {weight} for {x}")
         must((x.dtype.name == "i8") == (a["scale"] is not None), f"scales of {x}")
-        return weight.value().astype(np.float64)
+        return weight.weight().astype(np.float64)
     scale, offset = a["group_scale"][at], a["group_offset"][at]
     must(scale.dtype == offset.dtype == x.dtype and scale.shape == offset.shape, f"{scale}, {offset} for {x}")
     if weight.dtype.name == "i8":
