@@ -1,8 +1,7 @@
 """What a batch becomes on the device, at an address that stays as long as batches keep the request's bounds.
 
-Lengths, which the vendor's attention takes as lists on the host, are no arrays: they are arguments of its launch.
-CANN's graphs record them with the launch, and want them renewed before a replay by a task update of it. `NpuGraph`,
-which calls the operators again, gives lengths and addresses anew each time, so that an array may also grow under it.
+An array that a batch has no room in moves: a graph that has recorded it is then not replayed (`graph_form`). Lengths,
+which the vendor's attention takes as lists on the host, are no arrays: `graph_tasks` has them renewed.
 """
 
 from __future__ import annotations
@@ -21,6 +20,12 @@ class DeviceArray:
     def __init__(self, session: Session, dtype: str, room: int = 0) -> None:
         self._session, self._dtype = session, dtype
         self._elements: Array = session.empty((max(room, 1),), dtype)
+
+    @property
+    def address(self) -> int:
+        """Where the elements are."""
+        address: int = self._elements.data_ptr()
+        return address
 
     def write(self, values: np.ndarray) -> Array:
         """The values on the device, an array of their shape; at the address of the batch before if there is room."""

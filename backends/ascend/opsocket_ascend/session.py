@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +25,19 @@ from opsocket.operators import (
 )
 from opsocket.operators.torch_session import TorchSession
 from opsocket_ascend import layouts, scales
+from opsocket_ascend.graph_tasks import Tasks
 from opsocket_ascend.vendor import torch_npu_for
 
 
 class NpuSession(TorchSession):
-    """Work is enqueued on torch's current stream of the device. Products of f32 are kept in f32 (no HF32)."""
+    """Work is enqueued on torch's current stream of the device. Products of f32 are kept in f32 (no HF32).
+
+    tasks: of the graph that CANN is recording, where kernels leave what a replay has to renew. graph_room: what its
+    graphs share (`recorded`).
+    """
+
+    tasks: Tasks | None = None
+    graph_room: Any = None
 
     def __init__(self, backend: Backend, device: DeviceInfo, options: SessionOptions) -> None:
         super().__init__(backend, device, options)

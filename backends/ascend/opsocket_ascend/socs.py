@@ -20,15 +20,16 @@ _GIB = 1 << 30
 class Soc:
     """name: as `aclrtGetSocName` says it. memory_bytes: of one device; of some chips there are several sizes, and this
     is the smallest. has_bf16: anywhere. has_f32_products: where not, torch_npu asks CANN for products of f32 with
-    cubeMathType USE_FP16, which rounds both matrices to f16 first. lacks: operators of torch_npu, and forms of them.
-    reads_tiles: the products that are documented to read a weight in FRACTAL_NZ when they are called one by one;
-    "matmul" is torch's, of 16-bit matrices."""
+    cubeMathType USE_FP16, which rounds both matrices to f16 first. has_graphs: updates of tasks in CANN's graphs are
+    documented for it. lacks: operators of torch_npu, and forms of them. reads_tiles: the products documented to
+    read a weight in FRACTAL_NZ when they are called one by one; "matmul" is torch's, of 16-bit matrices."""
 
     name: str
     family: str
     memory_bytes: int
     has_bf16: bool = True
     has_f32_products: bool = True
+    has_graphs: bool = True
     lacks: frozenset[str] = frozenset()
     reads_tiles: frozenset[str] = frozenset()
 
@@ -68,7 +69,15 @@ SOCS: Final = (
         for suffix in ("91", "92", "72", "81", "82", "62")
     ),
     *(
-        Soc(f"Ascend310P{suffix}", "310P", 24 * _GIB, has_bf16=False, has_f32_products=False, lacks=_NOT_ON_310P)
+        Soc(
+            f"Ascend310P{suffix}",
+            "310P",
+            24 * _GIB,
+            has_bf16=False,
+            has_f32_products=False,
+            has_graphs=False,
+            lacks=_NOT_ON_310P,
+        )
         for suffix in ("1", "3", "5", "7")
     ),
 )

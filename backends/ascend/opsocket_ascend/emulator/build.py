@@ -32,8 +32,9 @@ EMPTY: Final = (
     "libgraph.so",
     "libacl_tdt_channel.so",
     "libatb.so",
+    "libnnopbase.so",
 )
-"""Libraries that torch_npu is linked with, and whose functions, where it wants any, fail in RUNTIME."""
+"""Libraries that torch_npu is linked with, or loads, and whose functions, where it wants any, fail in RUNTIME."""
 
 _OF_CANN = re.compile(r"acl\w+|rt[A-Z]\w+|Msprof\w+|Hccl\w+|_ZN3atb\w+|_ZNK?2ge\w+")
 _SILENT = re.compile(r"Msprof\w+|aclAppLog")
@@ -103,7 +104,8 @@ def build() -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / STAMP).unlink(missing_ok=True)
     libraries = [*sorted((package / "lib").glob("*.so")), *package.glob("_C*.so")]
-    runtime = _compile("runtime.c", f"-I{include}"), _compile("aclop.c", f"-I{include}"), _compile("memory.c")
+    sources = ("runtime.c", "capture.c", "aclop.c")
+    runtime = (*(_compile(source, f"-I{include}") for source in sources), _compile("memory.c"))
     missing = sorted(name for name in _symbols("--undefined-only", *libraries) if _OF_CANN.fullmatch(name))
     ours = _symbols("--defined-only", *runtime)
     (FOLDER / "missing.S").write_text(_missing(name for name in missing if name not in ours))

@@ -26,11 +26,13 @@ TRACE: Final = "OPSOCKET_EMULATE_TRACE"
 
 _INTEGER_REGISTERS, _FLOAT_REGISTERS = 6, 8
 _SUCCESS, _REFUSED = 0, 161002  # ACLNN_ERR_PARAM_INVALID
-_SIZE = "GetWorkspaceSize"
+_SIZE, _MOST = "GetWorkspaceSize", "GetMaxWorkspaceSize"
 _OUT_POINTERS_APART = 64
 """Bytes between the two local variables of a caller that end a call's arguments, at most, as compilers place them."""
 
 Answer = Callable[..., None]
+Workspace = Callable[[dict[str, Any], bool], int]
+"""Bytes that a call of these arguments wants; or with any lengths, where the second is true."""
 
 
 @dataclass(frozen=True)
@@ -40,36 +42,45 @@ class Signature:
 
     arguments: tuple[tuple[str, str], ...]
     answer: Answer
+    workspace: Workspace
 
 
 _ANSWERS: dict[str, Signature] = {}
 _AT_ONCE: dict[str, Signature] = {}
 _KINDS: Final = ("handle", "int", "bool", "double", "float", "text", "pointer")
-_pending: dict[int, tuple[str, dict[str, Any]]] = {}
+_pending: dict[int, tuple[str, dict[str, Any], int]] = {}
+"""By executor: operator, arguments, bytes of workspace."""
+
 _observers: list[Callable[[str, dict[str, Any]], None]] = []
 _unanswered: list[bool] = []
 
 
-def answers(operator: str, arguments: str) -> Callable[[Answer], Answer]:
+def answers(operator: str, arguments: str, workspace: Workspace | None = None) -> Callable[[Answer], Answer]:
     """Register the answer to an operator. arguments: "self other alpha dim:int out", kind "handle" where none is given;
     the answer is called with them by position."""
-    return _registering(_ANSWERS, operator, arguments)
+    return _registering(_ANSWERS, operator, arguments, workspace or _none)
 
 
 def at_once(function: str, arguments: str) -> Callable[[Answer], Answer]:
     """Register what a function of CANN does that has no second half: it computes nothing on the device, and is in no
     trace."""
-    return _registering(_AT_ONCE, function, arguments)
+    return _registering(_AT_ONCE, function, arguments, _none)
 
 
-def _registering(table: dict[str, Signature], operator: str, arguments: str) -> Callable[[Answer], Answer]:
+def _none(arguments: dict[str, Any], most: bool) -> int:
+    return 0
+
+
+def _registering(
+    table: dict[str, Signature], operator: str, arguments: str, workspace: Workspace
+) -> Callable[[Answer], Answer]:
     pairs = tuple((name, kind or "handle") for name, _, kind in (word.partition(":") for word in arguments.split()))
     unknown = [kind for _, kind in pairs if kind not in _KINDS]
     if unknown:
         raise ValueError(f"{operator}: unknown kinds {unknown}")
 
     def register(answer: Answer) -> Answer:
-        table[operator] = Signature(pairs, answer)
+        table[operator] = Signature(pairs, answer, workspace)
         return answer
 
     return register
@@ -108,11 +119,16 @@ def _text(value: Any) -> str:
 
 
 class Door:
-    """The callback behind all trampolines. memory: address, bytes -> where they are, 0 where they are not."""
+    """The callback behind all trampolines. memory: address, bytes -> where they are, 0 where they are not.
 
-    def __init__(self, memory: Any, set_message: Callable[[bytes], None]) -> None:
-        self._memory, self._set_message = memory, set_message
+    keep: stream, number of a call, where to put the number of the call that it replaces -> 0: it is answered now; 1: a
+    graph keeps it; less: CANN's error. A graph asks by `again` for what it has kept, and `forget`s it.
+    """
+
+    def __init__(self, memory: Any, set_message: Callable[[bytes], None], keep: Callable[..., int]) -> None:
+        self._memory, self._set_message, self._keep = memory, set_message, keep
         self._numbers = count(1)  # one for each call, whichever thread makes it
+        self._kept: dict[int, tuple[str, dict[str, Any]]] = {}
         pointer = ctypes.POINTER
         kind = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.c_char_p, pointer(ctypes.c_uint64), pointer(ctypes.c_double), pointer(ctypes.c_uint64)
@@ -121,47 +137,58 @@ class Door:
         tensors = pointer(ctypes.c_void_p)
         aclop = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, tensors, ctypes.c_int, tensors, ctypes.c_int)
         self.aclop_callback = aclop(self._call_aclop)
+        self.again = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64)(self._again)
+        self.forget = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(self._forget)
 
     def _call(self, name: bytes, integers: Any, floats: Any, stack: Any) -> int:
         function = name.decode()
         if function in _AT_ONCE:
             return self._guarded(function, lambda: self._describe(function, _Words(integers, floats, stack)))
-        if function.endswith(_SIZE):
-            operator = function.removesuffix(_SIZE)
-            return self._guarded(function, lambda: self._prepare(operator, integers, floats, stack))
-        return self._guarded(function, lambda: self._run(function, integers[2]))
+        most = function.endswith(_MOST)
+        if most or function.endswith(_SIZE):
+            operator = function.removesuffix(_MOST if most else _SIZE)
+            return self._guarded(function, lambda: self._prepare(operator, integers, floats, stack, most))
+        return self._guarded(function, lambda: self._run(function, *(integers[i] for i in range(4))))
 
     def _call_aclop(self, name: bytes, inputs: Any, input_count: int, outputs: Any, output_count: int) -> int:
         operator = name.decode()
         tensors = [*inputs[:input_count], *outputs[:output_count]]
         return self._guarded(operator, lambda: self._run_aclop(operator, tensors))
 
-    def _guarded(self, function: str, work: Callable[[], None]) -> int:
+    def _again(self, number: int) -> int:
+        operator, arguments = self._kept[number]
+        return self._guarded(f"{operator}, replayed", lambda: self._compute(operator, arguments))
+
+    def _forget(self, number: int) -> None:
+        self._kept.pop(number, None)
+
+    def _guarded(self, function: str, work: Callable[[], int | None]) -> int:
         """Nothing may pass through the C frames above, and torch_npu shows no more than a number."""
         try:
-            work()
+            return work() or _SUCCESS
         except EmulationError as error:
             return self._refuse(f"{function}: {error}")
         except Exception:
             return self._refuse(f"{function}: {traceback.format_exc()}")
-        return _SUCCESS
 
     def _refuse(self, text: str) -> int:
         self._set_message(text.encode()[:500])
         print(f"opsocket's emulated NPU: {text}", file=sys.stderr)
         return _REFUSED
 
-    def _prepare(self, operator: str, integers: Any, floats: Any, stack: Any) -> None:
+    def _prepare(self, operator: str, integers: Any, floats: Any, stack: Any, most: bool) -> None:
         signature = _ANSWERS.get(operator)
         if signature is None:
             raise EmulationError(f"no answer to this operator; it was given {self._guess(integers, floats, stack)}")
         words = _Words(integers, floats, stack)
         arguments = self._arguments(signature, words)
         size, executor = words.integer(), words.integer()
-        ctypes.c_uint64.from_address(size).value = 0
+        wanted = signature.workspace(arguments, most)
+        ctypes.c_uint64.from_address(size).value = wanted
         number = next(self._numbers)
         ctypes.c_uint64.from_address(executor).value = number
-        _pending[number] = (operator, arguments)
+        if not most:
+            _pending[number] = (operator, arguments, wanted)
 
     def _describe(self, function: str, words: _Words) -> None:
         signature = _AT_ONCE[function]
@@ -182,23 +209,45 @@ class Door:
             return ctypes.string_at(word).decode() if word else None
         return bool(word & 0xFF) if kind == "bool" else ctypes.c_int64(word).value
 
-    def _run(self, operator: str, executor: int) -> None:
-        prepared, arguments = _pending.pop(executor)
+    def _run(self, operator: str, workspace: int, bytes_there: int, executor: int, stream: int) -> int:
+        prepared, arguments, wanted = _pending.pop(executor)
         if prepared != operator:
             raise EmulationError(f"the executor was prepared for {prepared}")
-        self._answer(operator, arguments)
+        if wanted > bytes_there or (wanted and not self._memory(workspace, wanted)):
+            raise EmulationError(f"a workspace of {bytes_there} bytes where {wanted} are wanted")
+        self._report(operator, arguments)
+        replaced = ctypes.c_uint64(0)
+        fate = self._keep(stream, executor, ctypes.byref(replaced))
+        if fate < 0:
+            return -fate
+        if fate:
+            self._replace(replaced.value, operator)
+            self._kept[executor] = (operator, arguments)
+        else:
+            self._compute(operator, arguments)
+        return _SUCCESS
+
+    def _replace(self, number: int, operator: str) -> None:
+        if number:
+            before, _ = self._kept.pop(number)
+            if before != operator:
+                raise EmulationError(f"a task of {before} is updated with this operator")
 
     def _run_aclop(self, operator: str, tensors: list[int]) -> None:
         given = [handles.read(address, self._memory) for address in tensors]
         signature = _ANSWERS.get(operator)
         if signature is None or len(signature.arguments) != len(given):
             raise EmulationError(f"no answer to this operator; it was given {', '.join(map(_text, given))}")
-        self._answer(operator, dict(zip((name for name, _ in signature.arguments), given, strict=True)))
+        arguments = dict(zip((name for name, _ in signature.arguments), given, strict=True))
+        self._report(operator, arguments)
+        self._compute(operator, arguments)
 
-    def _answer(self, operator: str, arguments: dict[str, Any]) -> None:
+    def _report(self, operator: str, arguments: dict[str, Any]) -> None:
         _trace(operator, arguments)
         for observer in _observers:
             observer(operator, arguments)
+
+    def _compute(self, operator: str, arguments: dict[str, Any]) -> None:
         if not _unanswered:
             _ANSWERS[operator].answer(*arguments.values())
 

@@ -36,7 +36,11 @@ def load() -> Any:
     memory = runtime.opsocket_bytes_behind
     memory.argtypes, memory.restype = (ctypes.c_void_p, ctypes.c_size_t), ctypes.c_void_p
     runtime.opsocket_set_message.argtypes = (ctypes.c_char_p,)
-    door = Door(memory, runtime.opsocket_set_message)
+    keep = runtime.opsocket_keep_call
+    keep.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64))
+    door = Door(memory, runtime.opsocket_set_message, keep)
+    runtime.opsocket_set_graph_calls.argtypes = (type(door.again), type(door.forget))
+    runtime.opsocket_set_graph_calls(door.again, door.forget)
     importlib.import_module("opsocket_ascend.emulator.answers")
     operators.opsocket_set_callback.argtypes = (type(door.callback),)
     operators.opsocket_set_callback(door.callback)

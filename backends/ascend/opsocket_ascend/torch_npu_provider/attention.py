@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 
 from opsocket.operators import AttentionBatch, AttentionPlan, Cache, Ragged, Reason, Unsupported
 from opsocket_ascend.device_array import DeviceArray
+from opsocket_ascend.graph import Recordable
+from opsocket_ascend.graph_tasks import at_once
 from opsocket_ascend.layouts import KERNEL_BLOCK
 from opsocket_ascend.torch_npu_provider import sequences, strict
 from opsocket_ascend.torch_npu_provider.strict_attention import MASK_SIDE, MOST_LATENT_QUERIES
@@ -17,13 +21,15 @@ from opsocket_ascend.torch_npu_provider.strict_attention import MASK_SIDE, MOST_
 _ARRAYS: Final = ("given", "wanted", "written", "empty")
 
 
-class NpuAttention(AttentionPlan):
+class NpuAttention(Recordable, AttentionPlan):
     """Layout TND over blocks of 128 tokens, lengths as lists on the host; `sequences` says how a batch is told.
 
     Over latent pages: the operator with the rotary part apart (`query_rope`, `key_rope`), at most 16 queries of a
     sequence, more become several. Over int8 pages: one query of each, so that a request with n queries reads its keys n
     times. What no sequences can say is Unsupported: lengths that are not exact, queries past their keys with a window.
     """
+
+    tasks = 1
 
     def _setup(self) -> None:
         side, bounds, cache = MASK_SIDE, self.request.bounds, self.request.cache
@@ -42,6 +48,7 @@ class NpuAttention(AttentionPlan):
         most = tokens if self._longest or bounds.max_batch is None else min(tokens, bounds.max_batch)
         width = -(-bounds.max_kv_len // KERNEL_BLOCK) if bounds.max_kv_len else 0
         self._table = DeviceArray(self.session, "i32", most * width)
+        self._most_blocks, self._least_blocks = width, 0
 
     def _update(self, batch: AttentionBatch) -> None:
         assert self.request.cache is not None
@@ -52,11 +59,38 @@ class NpuAttention(AttentionPlan):
             reasons = (Reason("sequences", "batch", len(told.q_ends), want),)
         if told is None or reasons:
             raise Unsupported(reasons, request=self.request, backend=str(self.session.device))
+        told = replace(told, table=self._widened(told.table))
         found = {name: getattr(told, name) for name in _ARRAYS if getattr(told, name) is not None}
         self._table.write(told.table)
         for name, values in found.items():
             self._rows[name].write(values)
         self._told = told
+
+    def _widened(self, table: np.ndarray) -> np.ndarray:
+        more = max(0, self._least_blocks - table.shape[1])
+        return np.pad(table, ((0, 0), (0, more)))
+
+    def graph_form(self) -> Hashable:
+        """Tables get the width of the request's bounds, so that keys may come to be more."""
+        told = self._told
+        assert told is not None
+        if self._least_blocks < self._most_blocks:
+            self._least_blocks = self._most_blocks
+            told = self._told = replace(told, table=self._widened(told.table))
+            self._table.write(told.table)
+        arrays = {name: getattr(told, name) for name in _ARRAYS}
+        shapes = tuple(None if values is None else values.size for values in arrays.values())
+        addresses = (self._table.address, *(self._rows[name].address for name in _ARRAYS))
+        rows = told.q_ends[-1] if told.q_ends else 0
+        return rows, told.is_masked, told.table.shape, shapes, addresses
+
+    def _lengths(self) -> tuple[list[int], list[int]]:
+        told = self._told
+        assert told is not None
+        strict.check_lengths(
+            told.q_ends[-1], told.q_ends, told.kv_lens, self._table.take(told.table.shape), KERNEL_BLOCK, told.is_masked
+        )
+        return told.q_ends, told.kv_lens
 
     def _run(
         self,
@@ -107,7 +141,7 @@ class NpuAttention(AttentionPlan):
     def _fused(
         self, q: torch.Tensor, kv: Cache, sinks: torch.Tensor | None, told: sequences.Sequences
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        spec = self.spec
+        spec, tasks = self.spec, getattr(self.session, "tasks", None)
         pages = {
             name: plane.view(-1, KERNEL_BLOCK, *plane.shape[2:]) for name, plane in kv.planes.items() if plane.dim() > 3
         }
@@ -130,4 +164,5 @@ class NpuAttention(AttentionPlan):
             q_rope=q[..., spec.head_dim_vo :].contiguous() if is_latent else None,
             key_rope=pages["k_rope"] if is_latent else None,
             sinks=None if sinks is None else sinks.bfloat16(),
+            issue=at_once if tasks is None else tasks.recorder(self._lengths),
         )

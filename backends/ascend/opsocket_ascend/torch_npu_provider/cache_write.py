@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 import torch
 
 from opsocket.operators import Cache, CacheWritePlan, SlotBatch
 from opsocket_ascend.device_array import DeviceArray
+from opsocket_ascend.graph import Recordable
 from opsocket_ascend.torch_npu_provider import strict
 
 
-class NpuCacheWrite(CacheWritePlan):
+class NpuCacheWrite(Recordable, CacheWritePlan):
     """Two arrays in one call, as they are: keys and values, or the two parts of latent vectors. Rows whose slot is -1
     are left out on the host."""
 
@@ -24,6 +27,9 @@ class NpuCacheWrite(CacheWritePlan):
         self._to: torch.Tensor = self._slots.write(slots[kept])
         self._given = len(slots)
         self._taken: torch.Tensor | None = None if len(kept) == len(slots) else self._kept.write(kept)
+
+    def graph_form(self) -> Hashable:
+        return self._given, len(self._to), self._taken is None, self._kept.address, self._slots.address
 
     def _run(self, cache: Cache, k: torch.Tensor, v: torch.Tensor | None) -> Cache:
         if len(self._to):

@@ -15,6 +15,7 @@ import torch
 
 from opsocket.operators import ContractError
 from opsocket_ascend.torch_npu_provider.checks import HALVES, dense, dtype_of, each, matrix, not_tiled, shape_of, three
+from opsocket_ascend.torch_npu_provider.strict_attention import check_lengths as check_lengths
 from opsocket_ascend.torch_npu_provider.strict_attention import fused_infer_attention as fused_infer_attention
 from opsocket_ascend.torch_npu_provider.tiles import is_tiled
 

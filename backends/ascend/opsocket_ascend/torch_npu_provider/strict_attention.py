@@ -9,6 +9,7 @@ from typing import Final
 import torch
 
 from opsocket.operators import ContractError
+from opsocket_ascend.graph_tasks import Issue, at_once
 from opsocket_ascend.torch_npu_provider.checks import HALVES, dense, dtype_of, shape_of, three
 
 NO_MASK, CAUSAL, BAND = 0, 3, 4
@@ -50,6 +51,7 @@ def fused_infer_attention(
     q_rope: torch.Tensor | None = None,
     key_rope: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    issue: Issue = at_once,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """npu_fused_infer_attention_score in layout TND over pages: out [T, Hq, D], and LSE f32[T, Hq, 1] where wanted.
 
@@ -63,13 +65,12 @@ def fused_infer_attention(
     _check_queries(q, num_heads, num_kv_heads, MOST_LATENT_GROUP if is_latent else MOST_GROUP)
     _check_pages(q, keys, values, num_kv_heads)
     size = keys.shape[1]
-    _check_lengths(len(q), q_ends, kv_lens, mask is not None)
+    shape_of("block_table", block_table, (None, None))
+    check_lengths(len(q), q_ends, kv_lens, block_table, size, mask is not None)
     longest = max(stop - start for start, stop in pairwise((0, *q_ends)))
     dtype_of("block_table", block_table, (torch.int32,))
     shape_of("block_table", block_table, (len(kv_lens), None))
     dense("block_table", block_table)
-    if block_table.shape[1] * size < max(kv_lens):
-        raise ContractError("block_table", f"columns for {max(kv_lens)} keys", block_table.shape[1])
     if mask is not None:
         dtype_of("mask", mask, (torch.int8, torch.uint8, torch.bool))
         shape_of("mask", mask, (MASK_SIDE, MASK_SIDE))
@@ -105,34 +106,38 @@ def fused_infer_attention(
     }
     flat = (q, keys.view(len(keys), size, -1), values.view(len(values), size, -1))
     if is_latent or sinks is not None:
-        out, lse = torch.ops.npu.npu_fused_infer_attention_score_v2(
-            *flat,
-            query_rope=q_rope,
-            key_rope=None if key_rope is None else key_rope.view(len(key_rope), size, -1),
-            num_query_heads=num_heads,
-            softmax_scale=scale,
-            actual_seq_qlen=list(q_ends),
-            actual_seq_kvlen=list(kv_lens),
-            learnable_sink=sinks,
-            return_softmax_lse=want_lse,
-            **common,
+        return issue(
+            "npu_fused_infer_attention_score_v2",
+            flat,
+            {
+                "query_rope": q_rope,
+                "key_rope": None if key_rope is None else key_rope.view(len(key_rope), size, -1),
+                "num_query_heads": num_heads,
+                "softmax_scale": scale,
+                "actual_seq_qlen": list(q_ends),
+                "actual_seq_kvlen": list(kv_lens),
+                "learnable_sink": sinks,
+                "return_softmax_lse": want_lse,
+                **common,
+            },
         )
-        return out, lse
-    quantized = keys.dtype == torch.int8
-    out, lse = torch.ops.npu.npu_fused_infer_attention_score(
-        *flat,
-        num_heads=num_heads,
-        scale=scale,
-        actual_seq_lengths=list(q_ends),
-        actual_seq_lengths_kv=list(kv_lens),
-        softmax_lse_flag=want_lse,
-        key_antiquant_scale=key_scale,
-        value_antiquant_scale=value_scale,
-        key_antiquant_mode=PER_TOKEN_HEAD_PAGED if quantized else 0,
-        value_antiquant_mode=PER_TOKEN_HEAD_PAGED if quantized else 0,
-        **common,
+    mode = PER_TOKEN_HEAD_PAGED if keys.dtype == torch.int8 else 0
+    return issue(
+        "npu_fused_infer_attention_score",
+        flat,
+        {
+            "num_heads": num_heads,
+            "scale": scale,
+            "actual_seq_lengths": list(q_ends),
+            "actual_seq_lengths_kv": list(kv_lens),
+            "softmax_lse_flag": want_lse,
+            "key_antiquant_scale": key_scale,
+            "value_antiquant_scale": value_scale,
+            "key_antiquant_mode": mode,
+            "value_antiquant_mode": mode,
+            **common,
+        },
     )
-    return out, lse
 
 
 def _check_queries(q: torch.Tensor, num_heads: int, num_kv_heads: int, most_group: int) -> None:
@@ -207,7 +212,15 @@ def _check_heads(num_heads: int, num_kv_heads: int, dim: int, most_group: int) -
         raise ContractError("keys", f"rows of at most {MOST_ROW} elements", num_kv_heads * dim)
 
 
-def _check_lengths(tokens: int, q_ends: Sequence[int], kv_lens: Sequence[int], is_masked: bool) -> None:
+def check_lengths(
+    tokens: int,
+    q_ends: Sequence[int],
+    kv_lens: Sequence[int],
+    block_table: torch.Tensor,
+    size: int,
+    is_masked: bool,
+) -> None:
+    """The host lists of a call of `fused_infer_attention` with so many rows of q, over blocks of that size."""
     if not q_ends or any(stop < start for start, stop in pairwise((0, *q_ends))) or q_ends[-1] != tokens:
         raise ContractError("q_ends", f"ends of sequences, never falling, the last at {tokens}", list(q_ends))
     if len(kv_lens) != len(q_ends) or min(kv_lens) < 1:
@@ -215,3 +228,5 @@ def _check_lengths(tokens: int, q_ends: Sequence[int], kv_lens: Sequence[int], i
     q_lens = [stop - start for start, stop in pairwise((0, *q_ends))]
     if is_masked and any(keys < queries for keys, queries in zip(kv_lens, q_lens, strict=True)):
         raise ContractError("kv_lens", f"at least the queries under a mask, {q_lens}", list(kv_lens))
+    if block_table.shape[1] * size < max(kv_lens):
+        raise ContractError("block_table", f"columns for {max(kv_lens)} keys", block_table.shape[1])

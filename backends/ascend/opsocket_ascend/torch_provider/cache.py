@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 import torch
 
@@ -21,6 +23,7 @@ from opsocket.operators import (
 )
 from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket_ascend.device_array import DeviceArray
+from opsocket_ascend.graph import Recordable
 from opsocket_ascend.scales import check_same
 
 
@@ -30,6 +33,12 @@ class Rows:
     def __init__(self, slots: torch.Tensor, places: torch.Tensor | None) -> None:
         self.count = len(slots)
         self._slots, self._places = slots, places
+
+    @property
+    def form(self) -> Hashable:
+        """How many they are, and where they are written."""
+        places = self._places
+        return self.count, self._slots.data_ptr(), None if places is None else places.data_ptr()
 
     def part(self, start: int, stop: int) -> Rows:
         """Those of some of the slots."""
@@ -110,7 +119,7 @@ def encode(values: torch.Tensor, fmt: KVFormat, scale: torch.Tensor | None) -> t
     return codes.to(torch.int8), stored
 
 
-class TorchCacheWrite(CacheWritePlan):
+class TorchCacheWrite(Recordable, CacheWritePlan):
     """Quantizes the kept rows in f32 and scatters them by slot."""
 
     def _setup(self) -> None:
@@ -126,6 +135,9 @@ class TorchCacheWrite(CacheWritePlan):
         self._rows = self._slots.write(slots[kept])
         self._given = len(slots)
         self._taken = None if len(kept) == len(slots) else self._kept.write(kept)
+
+    def graph_form(self) -> Hashable:
+        return self._given, self._taken is None, self._kept.address, self._rows.form
 
     def _run(self, cache: Cache, k: torch.Tensor, v: torch.Tensor | None) -> Cache:
         if self._rows.count:

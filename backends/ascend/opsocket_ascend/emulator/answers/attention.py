@@ -21,6 +21,9 @@ _PER_TOKEN_HEAD_PAGED = 5
 _MOST_GROUP, _MOST_HEADS, _MOST_DIM = 64, 256, 512
 _LATENT_HEADS, _LATENT_DIM, _ROPE_DIM, _MOST_LATENT_QUERIES = (1, 2, 4, 8, 16, 32, 64, 128), 512, 64, 16
 _MOST_SINK_DIM = 128
+_WORKSPACE_BYTES = 64
+"""Of a key."""
+
 _Lengths = tuple[int, ...]
 
 _INPUTS = (
@@ -37,10 +40,19 @@ _ATTRIBUTES = (
 _OUTPUTS = "out lse"
 
 
+def _workspace(arguments: dict[str, Any], most: bool) -> int:
+    """How much CANN wants is not documented, but for its growing with lengths: a graph needs room for the most."""
+    table, lens = arguments["block_table"], arguments["kv_lens"]
+    if not isinstance(table, Tensor) or not lens:
+        return 0
+    tokens = table.shape[0] * table.shape[1] * arguments["block_size"] if most else sum(lens)
+    return _WORKSPACE_BYTES * int(tokens)
+
+
 def _register(operator: str, signature: str) -> None:
     names = [word.partition(":")[0] for word in signature.split()]
 
-    @answers(operator, signature)
+    @answers(operator, signature, _workspace)
     def answer(*arguments: object) -> None:
         _Attention(dict(zip(names, arguments, strict=True))).run()
 

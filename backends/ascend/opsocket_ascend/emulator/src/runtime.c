@@ -1,9 +1,9 @@
-// Stand-in for libascendcl: what torch_npu asks of CANN's runtime, over `memory.c`. Everything runs at once, in the
-// order of the calls: streams and events carry no work, so that missing synchronization is not seen here.
+// Stand-in for libascendcl: what torch_npu asks of CANN's runtime, over `memory.c`, and `capture.c` for streams.
 // Compiled against the headers of the torch_npu wheel, so that a wrong prototype does not compile.
 #define FUNC_VISIBILITY
 #include "acl/acl.h"
 #include "acl/acl_op_compiler.h"
+#include "capture.h"
 #include "memory.h"
 
 #include <stdio.h>
@@ -25,6 +25,9 @@ EXPORT aclError opsocket_not_emulated(const char *name) {
   fprintf(stderr, "%s\n", message);
   return ACL_ERROR_FEATURE_UNSUPPORTED;
 }
+
+// Executors are numbers here, and one that only asked for the size of a workspace is kept nowhere.
+int aclDestroyAclOpExecutor(void *executor) { return 0; }
 
 static aclError refuse(const char *text) {
   opsocket_set_message(text);
@@ -106,35 +109,6 @@ aclError aclrtSetStreamFailureMode(aclrtStream stream, uint64_t mode) { return A
 aclError aclrtPeekAtLastError(aclrtLastErrLevel level) { return ACL_SUCCESS; }
 aclError aclrtGetLastError(aclrtLastErrLevel level) { return ACL_SUCCESS; }
 
-// ---- Streams and events ----
-static aclError make(void **handle) { *handle = calloc(1, 64); return *handle ? ACL_SUCCESS : ACL_ERROR_BAD_ALLOC; }
-aclError aclrtCreateStream(aclrtStream *stream) { return make(stream); }
-aclError aclrtCreateStreamWithConfig(aclrtStream *stream, uint32_t priority, uint32_t flag) { return make(stream); }
-aclError aclrtDestroyStream(aclrtStream stream) { free(stream); return ACL_SUCCESS; }
-aclError aclrtDestroyStreamForce(aclrtStream stream) { free(stream); return ACL_SUCCESS; }
-aclError aclrtStreamGetId(aclrtStream stream, int32_t *id) { *id = 1; return ACL_SUCCESS; }
-aclError aclrtStreamQuery(aclrtStream stream, aclrtStreamStatus *status) { *status = ACL_STREAM_STATUS_COMPLETE; return ACL_SUCCESS; }
-aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent event) { return ACL_SUCCESS; }
-aclError aclrtSynchronizeStream(aclrtStream stream) { return ACL_SUCCESS; }
-aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t milliseconds) { return ACL_SUCCESS; }
-aclError aclrtSynchronizeDevice(void) { return ACL_SUCCESS; }
-aclError aclrtSynchronizeDeviceWithTimeout(int32_t milliseconds) { return ACL_SUCCESS; }
-aclError aclrtCreateEventWithFlag(aclrtEvent *event, uint32_t flag) { return make(event); }
-aclError aclrtCreateEventExWithFlag(aclrtEvent *event, uint32_t flag) { return make(event); }
-aclError aclrtDestroyEvent(aclrtEvent event) { free(event); return ACL_SUCCESS; }
-aclError aclrtRecordEvent(aclrtEvent event, aclrtStream stream) { return ACL_SUCCESS; }
-aclError aclrtResetEvent(aclrtEvent event, aclrtStream stream) { return ACL_SUCCESS; }
-aclError aclrtSynchronizeEvent(aclrtEvent event) { return ACL_SUCCESS; }
-aclError aclrtQueryEventStatus(aclrtEvent event, aclrtEventRecordedStatus *status) {
-  *status = ACL_EVENT_RECORDED_STATUS_COMPLETE;
-  return ACL_SUCCESS;
-}
-aclError aclrtEventElapsedTime(float *milliseconds, aclrtEvent start, aclrtEvent end) { *milliseconds = 0; return ACL_SUCCESS; }
-aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc function, void *argument) {
-  function(argument);
-  return ACL_SUCCESS;
-}
-
 // ---- Memory ----
 aclError aclrtMalloc(void **address, size_t bytes, aclrtMemMallocPolicy policy) {
   *address = opsocket_device_allocate(bytes);
@@ -148,19 +122,46 @@ aclError aclrtMallocAlign32(void **address, size_t bytes, aclrtMemMallocPolicy p
 aclError aclrtFree(void *address) {
   return opsocket_device_release(address) ? refuse("aclrtFree of what aclrtMalloc did not give") : ACL_SUCCESS;
 }
+// Pinned host memory, by its start: a list, since there is little of it.
+typedef struct Pinned { char *start; size_t bytes; struct Pinned *next; } Pinned;
+static Pinned *pinned;
+static void pin(void *address, size_t bytes) {
+  Pinned *made = malloc(sizeof *made);
+  *made = (Pinned){address, bytes, pinned};
+  pinned = made;
+}
+static void unpin(void *address) {
+  for (Pinned **at = &pinned; *at; at = &(*at)->next) {
+    Pinned *found = *at;
+    if (found->start != address) continue;
+    *at = found->next;
+    free(found);
+    return;
+  }
+}
+int opsocket_is_pinned(const void *address, size_t bytes) {
+  const char *start = address;
+  for (const Pinned *at = pinned; at; at = at->next)
+    if (start >= at->start && start + bytes <= at->start + at->bytes) return 1;
+  return 0;
+}
+
 aclError aclrtMallocHost(void **address, size_t bytes) {
   *address = aligned_alloc(64, (bytes + 63) / 64 * 64);
-  return *address ? ACL_SUCCESS : ACL_ERROR_BAD_ALLOC;
+  if (!*address) return ACL_ERROR_BAD_ALLOC;
+  pin(*address, bytes);
+  return ACL_SUCCESS;
 }
 aclError aclrtMallocHostWithCfg(void **address, uint64_t bytes, aclrtMallocConfig *config) {
   return aclrtMallocHost(address, bytes);
 }
-aclError aclrtFreeHost(void *address) { free(address); return ACL_SUCCESS; }
+aclError aclrtFreeHost(void *address) { unpin(address); free(address); return ACL_SUCCESS; }
 aclError aclrtHostRegister(void *address, uint64_t bytes, aclrtHostRegisterType type, void **device) {
+  pin(address, bytes);
   *device = address;
   return ACL_SUCCESS;
 }
-aclError aclrtHostUnregister(void *address) { return ACL_SUCCESS; }
+aclError aclrtHostUnregister(void *address) { unpin(address); return ACL_SUCCESS; }
 aclError aclrtGetMemInfo(aclrtMemAttr attribute, size_t *left, size_t *all) {
   *left = opsocket_device_free();
   *all = opsocket_device_total();
@@ -173,7 +174,7 @@ static void *side(const void *address, size_t bytes, int on_device) {
   return opsocket_is_device(address) ? NULL : (void *)address;
 }
 
-aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t bytes, aclrtMemcpyKind kind) {
+static aclError copy(void *to, size_t room, const void *from, size_t bytes, aclrtMemcpyKind kind) {
   if (bytes == 0) return ACL_SUCCESS;
   if (bytes > room) return refuse("aclrtMemcpy of more than there is room for");
   int to_device = kind == ACL_MEMCPY_HOST_TO_DEVICE || kind == ACL_MEMCPY_DEVICE_TO_DEVICE;
@@ -183,16 +184,26 @@ aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t bytes, aclr
   memmove(target, source, bytes);
   return ACL_SUCCESS;
 }
-aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t bytes, aclrtMemcpyKind kind, aclrtStream stream) {
-  return aclrtMemcpy(to, room, from, bytes, kind);
+aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t bytes, aclrtMemcpyKind kind) {
+  aclError error = opsocket_may_block("aclrtMemcpy");
+  return error ? error : copy(to, room, from, bytes, kind);
 }
-aclError aclrtMemset(void *address, size_t room, int32_t value, size_t bytes) {
+aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t bytes, aclrtMemcpyKind kind, aclrtStream stream) {
+  int fate = opsocket_keep_copy(stream, to, room, from, bytes, kind);
+  return fate == KEPT ? ACL_SUCCESS : fate == AT_ONCE ? copy(to, room, from, bytes, kind) : -fate;
+}
+static aclError fill(void *address, size_t room, int32_t value, size_t bytes) {
   if (bytes == 0) return ACL_SUCCESS;
   void *target = bytes <= room ? opsocket_bytes_behind(address, bytes) : NULL;
   if (!target) return refuse("aclrtMemset outside of an allocation");
   memset(target, value, bytes);
   return ACL_SUCCESS;
 }
+aclError aclrtMemset(void *address, size_t room, int32_t value, size_t bytes) {
+  aclError error = opsocket_may_block("aclrtMemset");
+  return error ? error : fill(address, room, value, bytes);
+}
 aclError aclrtMemsetAsync(void *address, size_t room, int32_t value, size_t bytes, aclrtStream stream) {
-  return aclrtMemset(address, room, value, bytes);
+  int fate = opsocket_keep_fill(stream, address, room, value, bytes);
+  return fate == KEPT ? ACL_SUCCESS : fate == AT_ONCE ? fill(address, room, value, bytes) : -fate;
 }
