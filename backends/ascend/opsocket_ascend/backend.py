@@ -16,6 +16,7 @@ from opsocket_ascend.graph import NpuGraph
 from opsocket_ascend.socs import find_soc, soc_of
 from opsocket_ascend.torch_npu_provider.provider import TorchNpuProvider
 from opsocket_ascend.torch_provider.provider import TorchProvider
+from opsocket_ascend.triton_provider.provider import TritonProvider
 from opsocket_ascend.verification.ladder import AscendLadder
 
 
@@ -39,7 +40,7 @@ class AscendBackend(Backend):
         return [] if installation.missing_cann() is not None else _present()
 
     def providers(self) -> Sequence[Provider]:
-        return [TorchNpuProvider(), TorchProvider(), NpuComposedProvider()]
+        return [TorchNpuProvider(), TritonProvider(), TorchProvider(), NpuComposedProvider()]
 
     def open(self, device: DeviceInfo, options: SessionOptions) -> Session:
         from opsocket_ascend.session import NpuSession

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -185,6 +185,8 @@ _given: list[tuple[int, int]] = []
 """First and last-plus-one address of every tensor of the launch that runs."""
 _reached: list[torch.Tensor] = []
 """Tensors that the next launch finds by addresses in memory."""
+_elsewhere: dict[str, Callable[[int, int], int]] = {}
+"""By torch's name of a kind of device: where the host finds bytes of its memory, of an address and how many."""
 _one_at_a_time = threading.RLock()
 """The interpreter keeps the place in the grid in one variable for all threads."""
 
@@ -196,9 +198,10 @@ def _guard_memory() -> None:
     convert = base._implicit_cvt
 
     def remembering(arg: Any) -> Any:
-        if isinstance(arg, torch.Tensor):
-            _remember(arg)
-        return convert(arg)
+        found = convert(arg)
+        if isinstance(arg, torch.Tensor) and arg.numel():
+            found.handle.data = np.array([_remember(arg)], np.uint64)
+        return found
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         tensors = [arg for arg in (*args, *kwargs.values(), *_reached) if isinstance(arg, torch.Tensor)]
@@ -207,7 +210,8 @@ def _guard_memory() -> None:
             _given.clear()
             _patched.clear()
             for tensor in _reached:
-                _remember(tensor)
+                if tensor.numel():
+                    _remember(tensor)
             _execute(self, args, kwargs)
 
     def masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
@@ -274,11 +278,20 @@ def reached(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
             _reached.clear()
 
 
-def _remember(tensor: torch.Tensor) -> None:
-    if tensor.numel():
-        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        start = tensor.data_ptr()
-        _given.append((start, start + (last + 1) * tensor.element_size()))
+def find_memory(kind: str, find: Callable[[int, int], int]) -> None:
+    """Tensors on devices of this kind are not where their addresses say: `find` says where the host has so many bytes
+    from an address on, which are of one allocation."""
+    _elsewhere[kind] = find
+
+
+def _remember(tensor: torch.Tensor) -> int:
+    """Where the host finds a tensor that the launch was given, which has elements."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start, count = tensor.data_ptr(), (last + 1) * tensor.element_size()
+    find = _elsewhere.get(tensor.device.type)
+    start = start if find is None else find(start, count)
+    _given.append((start, start + count))
+    return start
 
 
 def _as_bool(mask: Any) -> Any:

@@ -18,7 +18,7 @@ from opsocket.operators import Plan, WrongKernel
 
 @dataclass(frozen=True)
 class Slip:
-    """kernel: "module:function" below this package, in whose source `right`, which stands there once, is replaced by
+    """kernel: "module:function" below `package`, in whose source `right`, which stands there once, is replaced by
     `wrong`. plan: "module:Plan" that runs it. control: what the ladder says of it."""
 
     control: WrongKernel
@@ -26,6 +26,7 @@ class Slip:
     kernel: str
     right: str
     wrong: str
+    package: str = "opsocket_triton"
 
 
 _ATTENTION: Final = "attention.plan:TritonAttention"
@@ -112,7 +113,7 @@ SLIPS: Final = (
 def plan_with(one: Slip) -> type[Plan]:
     """The slip's plan, whose kernels have it while they are launched; on interpreted devices only."""
     module, name = one.plan.split(":")
-    right: type[Plan] = getattr(importlib.import_module(f"opsocket_triton.{module}"), name)
+    right: type[Plan] = getattr(importlib.import_module(f"{one.package}.{module}"), name)
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _in_place(one):
@@ -125,12 +126,12 @@ def plan_with(one: Slip) -> type[Plan]:
 def _in_place(one: Slip) -> Iterator[None]:
     """In every module that has the kernel, the one with the slip instead."""
     module, name = one.kernel.split(":")
-    kernel = getattr(importlib.import_module(f"opsocket_triton.{module}"), name)
+    kernel = getattr(importlib.import_module(f"{one.package}.{module}"), name)
     changed = _changed(one, kernel)
     holders = [
         holder
         for path, holder in list(sys.modules.items())
-        if path.startswith("opsocket_triton.") and getattr(holder, name, None) is kernel
+        if path.startswith(f"{one.package}.") and getattr(holder, name, None) is kernel
     ]
     for holder in holders:
         setattr(holder, name, changed)

@@ -146,8 +146,9 @@ def climb(
     many launches of each kernel are made artifacts of; None: all. on_artifact: told of each, and of how many there will
     be."""
     ladder = place.ladder
-    launches = launches_of(results, others, place.arches)
-    wanted = [(i, arch) for i in sample(ladder, launches, variants) for arch in launches[i].arches]
+    launches = launches_of(results, others, place.arches, ladder.kind_of)
+    chosen = [i for i in sample(ladder, launches, variants) if ladder.makes(launches[i].record)]
+    wanted = [(i, arch) for i in chosen for arch in launches[i].arches]
     made = ladder.make(
         [(launches[index].record, arch) for index, arch in wanted],
         jobs,

@@ -7,7 +7,7 @@ whoever writes a report, and again by whoever checks one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -26,11 +26,12 @@ _WRONG = (Verdict.FAIL, Verdict.CRASH, Verdict.NOT_RUN)
 @dataclass(frozen=True)
 class Launch:
     """A kernel as it was launched. record: the backend's own text. owners: "operator/provider" of the plans that
-    launched it, "" for what no plan's `run` launched. arches: for which of them."""
+    launched it, "" for what no plan's `run` launched. arches: for which of them. kind: of its artifacts."""
 
     record: str
     owners: tuple[str, ...]
     arches: tuple[str, ...]
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,12 @@ class Climbed:
     limits: tuple[str, ...]
 
 
-def launches_of(results: Sequence[Result], elsewhere: Sequence[Elsewhere], arches: Sequence[str]) -> list[Launch]:
+def launches_of(
+    results: Sequence[Result],
+    elsewhere: Sequence[Elsewhere],
+    arches: Sequence[str],
+    kind_of: Callable[[str], str],
+) -> list[Launch]:
     """Every different launch, with all that launched it and for which architectures, in a stable order.
 
     arches: those that the run itself speaks for. What counts for an operator that no plan has, such as capture, is all
@@ -95,7 +101,12 @@ def launches_of(results: Sequence[Result], elsewhere: Sequence[Elsewhere], arche
         for result in other.results:
             add(result, [arch])
     return [
-        Launch(record, tuple(sorted(owners[record])), tuple(arch for arch in arches if arch in where[record]))
+        Launch(
+            record,
+            tuple(sorted(owners[record])),
+            tuple(arch for arch in arches if arch in where[record]),
+            kind_of(record),
+        )
         for record in sorted(owners)
     ]
 
@@ -115,7 +126,9 @@ def section(climbed: Climbed, results: Sequence[Result]) -> dict[str, Any]:
         "stand_in": climbed.stand_in,
         "architectures": list(climbed.arches),
         "numerics": [_elsewhere(other) for other in climbed.elsewhere],
-        "launches": [{"owners": list(x.owners), "architectures": list(x.arches)} for x in climbed.launches],
+        "launches": [
+            {"owners": list(x.owners), "architectures": list(x.arches), "kind": x.kind} for x in climbed.launches
+        ],
         "artifacts": [_artifact(index, made) for index, made in climbed.made],
         "controls": [{**asdict(control), "said": control.said[:_LONGEST]} for control in climbed.controls],
         "bindings": [{**asdict(binding), "problem": binding.problem[:_LONGEST]} for binding in climbed.bindings],
@@ -155,23 +168,28 @@ def _fact(value: Fact) -> float | int | str | list[str]:
 
 def operators(content: Mapping[str, Any], results: Sequence[Result]) -> list[dict[str, Any]]:
     """For each operator and provider of which a case passed: how many launches were its own, and what is proven of the
-    artifacts: the ladder's kind where every one of them was made, for every architecture, and is right; else "none",
-    and why."""
+    artifacts: their kind, the lowest where there are several, where every one of them was made, for every architecture,
+    and is right; else "none", and why."""
     made = {(entry["launch"], entry["arch"]) for entry in content["artifacts"]}
     wrong = {(entry["launch"], entry["arch"]) for entry in content["artifacts"] if entry["problems"]}
     found = []
     for operator, provider, tier in sorted({_served(r) for r in results if r.verdict is Verdict.PASS and r.provider}):
         owner = f"{operator}/{provider}"
-        mine = [(i, x["architectures"]) for i, x in enumerate(content["launches"]) if owner in x["owners"]]
-        lacking = sum(not arches or any((i, arch) not in made for arch in arches) for i, arches in mine)
-        refused = sum(any((i, arch) in wrong for arch in arches) for i, arches in mine)
-        counts = ((refused, "refused"), (lacking, LACKING[content["kind"]]))
+        mine = [(i, x) for i, x in enumerate(content["launches"]) if owner in x["owners"]]
+        lacking = Counter(
+            x["kind"]
+            for i, x in mine
+            if not x["architectures"] or any((i, arch) not in made for arch in x["architectures"])
+        )
+        refused = sum(any((i, arch) in wrong for arch in x["architectures"]) for i, x in mine)
+        counts = ((refused, "refused"), *((lacking[kind], what) for kind, what in LACKING.items()))
         said = [f"{number} {what}" for number, what in counts if number]
         why = f"of {len(mine)} launches {' and '.join(said)}" if said else ""
         if not mine:
             why = _FRAMEWORK if tier == "composed" else "nothing was launched that artifacts are made of"
         entry = {"operator": operator, "provider": provider, "launches": len(mine)}
-        found.append({**entry, "artifact": "none" if why else content["kind"], "why": why})
+        proven = "none" if why else lowest([x["kind"] for _, x in mine])
+        found.append({**entry, "artifact": proven, "why": why})
     return found
 
 
@@ -181,8 +199,12 @@ def _served(result: Result) -> tuple[str, str, str]:
 
 def artifact_of(content: Mapping[str, Any]) -> str:
     """The lowest that is proven of any operator that passed."""
-    proven = [entry["artifact"] for entry in content["operators"]]
-    return content["kind"] if proven and all(each == content["kind"] for each in proven) else "none"
+    return lowest([entry["artifact"] for entry in content["operators"]])
+
+
+def lowest(proven: Sequence[str]) -> str:
+    """Of kinds of artifacts, the one that says least; "none" of none."""
+    return min(proven, key=("none", "schema", "compiled").index, default="none")
 
 
 def failure(content: Mapping[str, Any]) -> str:

@@ -20,7 +20,13 @@ _WORDS: Final = {
 
 def done(ladder: Mapping[str, Any]) -> str:
     """What was done with launches or calls, such as "compiled"."""
-    return _WORDS[ladder["kind"]][2]
+    return " or ".join(_WORDS[kind][2] for kind in _kinds(ladder))
+
+
+def _kinds(ladder: Mapping[str, Any]) -> list[str]:
+    """Of the artifacts that were made, the ladder's own first."""
+    made = {ladder["launches"][entry["launch"]]["kind"] for entry in ladder["artifacts"]}
+    return sorted(made, key=lambda kind: kind != ladder["kind"]) or [ladder["kind"]]
 
 
 def fact_names(ladder: Mapping[str, Any]) -> list[str]:
@@ -106,14 +112,21 @@ def words(ladder: Mapping[str, Any]) -> str:
     controls = ladder["controls"]
     refused = sum(control["refused"] for control in controls)
     made, wrong = len(ladder["artifacts"]), sum(bool(entry["problems"]) for entry in ladder["artifacts"])
-    count = len({entry["launch"] for entry in ladder["artifacts"]})
-    launches, kernels, was_done = _WORDS[ladder["kind"]]
-    of = f"{count} of {len(ladder['launches'])}" if count < len(ladder["launches"]) else str(count)
     return (
-        f"{of} {launches} of {len({entry['kernel'] for entry in ladder['artifacts']})} {kernels} {was_done} for "
+        f"{', '.join(_made(ladder, kind) for kind in _kinds(ladder))} for "
         f"{len(ladder['architectures'])} architectures ({made} artifacts, {wrong} refused); "
         f"{refused} of {len(controls)} controls refused" + _bound(ladder)
     )
+
+
+def _made(ladder: Mapping[str, Any], kind: str) -> str:
+    """How many launches of how many kernels have artifacts of a kind."""
+    every = sum(launch["kind"] == kind for launch in ladder["launches"])
+    mine = [entry for entry in ladder["artifacts"] if ladder["launches"][entry["launch"]]["kind"] == kind]
+    count = len({entry["launch"] for entry in mine})
+    launches, kernels, was_done = _WORDS[kind]
+    of = f"{count} of {every}" if count < every else str(count)
+    return f"{of} {launches} of {len({entry['kernel'] for entry in mine})} {kernels} {was_done}"
 
 
 def _bound(ladder: Mapping[str, Any]) -> str:
@@ -129,6 +142,6 @@ def share_proven(ladder: Mapping[str, Any]) -> str:
     """How many operators have artifacts that are right, for a badge."""
     by_operator: dict[str, list[bool]] = {}
     for entry in ladder["operators"]:
-        by_operator.setdefault(entry["operator"], []).append(entry["artifact"] == ladder["kind"])
+        by_operator.setdefault(entry["operator"], []).append(entry["artifact"] != "none")
     proven = sum(all(each) for each in by_operator.values())
     return f"{proven} of {len(by_operator)} operators {ladder['kind']}"

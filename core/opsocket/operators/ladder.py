@@ -82,10 +82,10 @@ class VendorCall:
 class Ladder(Checked, ABC):
     """How a backend's kernels are seen without their chip.
 
-    numerics: what stands in for it. artifact: what `make` makes: "compiled", of kernels of the backend's own, by the
-    compiler that ships; "schema", calls of a vendor's library, held against that library's own checks. arches: all that
-    there are; usual: those that are taken where none is asked for, all where it is empty. limits: what none of this
-    shows, a sentence each, for the report.
+    numerics: what stands in for it. artifact: what `make` makes, where `kind_of` does not say otherwise: "compiled", of
+    kernels of the backend's own, by the compiler that ships; "schema", calls of a vendor's library, held against that
+    library's own checks. arches: all that there are; usual: those that are taken where none is asked for, all where it
+    is empty. limits: what none of this shows, a sentence each, for the report.
     """
 
     numerics: ClassVar[Literal["interpreted", "emulated"]]
@@ -115,6 +115,15 @@ class Ladder(Checked, ABC):
     @abstractmethod
     def kernel_of(self, record: str) -> str:
         """The name of the kernel that was launched."""
+
+    def kind_of(self, record: str) -> Literal["compiled", "schema"]:
+        """What an artifact of this launch is: for a ladder that makes both."""
+        return self.artifact
+
+    def makes(self, record: str) -> bool:
+        """Whether this machine has what an artifact of this launch is made with. Of one that it can't make nothing is
+        proven, and nothing is wrong: `limits` says what is missing."""
+        return True
 
     @abstractmethod
     def make(

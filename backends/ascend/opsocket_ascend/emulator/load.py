@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from opsocket_ascend.emulator import build
 from opsocket_ascend.emulator.calls import Door
+from opsocket_ascend.emulator.handles import EmulationError
 
 _loaded: list[Any] = []
 _SETTINGS: Final = {
@@ -46,5 +47,13 @@ def load() -> Any:
     operators.opsocket_set_callback(door.callback)
     runtime.opsocket_set_aclop_callback.argtypes = (type(door.aclop_callback),)
     runtime.opsocket_set_aclop_callback(door.aclop_callback)
-    _loaded.extend((importlib.import_module("torch_npu"), door, libraries))
+    _loaded.extend((importlib.import_module("torch_npu"), door, libraries, memory))
     return _loaded[0]
+
+
+def bytes_behind(address: int, count: int) -> int:
+    """Where the emulator finds device memory [address, address + count), which the host can't touch there."""
+    found: int | None = _loaded[3](address, count)
+    if not found:
+        raise EmulationError(f"{count} bytes at {address:#x} are in no allocation of the device")
+    return found

@@ -45,7 +45,7 @@ def _limits(limits: Sequence[str]) -> Content:
 
 
 def _operators(content: Mapping[str, Any]) -> list[tuple[Content, ...]]:
-    sign = {content["kind"]: signs.good, "none": signs.neither}
+    sign = {"compiled": signs.good, "schema": signs.good, "none": signs.neither}
     return [
         (code(operator), provider, launches, sign.get(artifact, signs.bad)(artifact), why)
         for operator, provider, launches, artifact, why in rows.operator_rows(content)

@@ -1,0 +1,96 @@
+"""Which of our own kernels serves which request. Triton, and torch with it, are imported when one of them is picked."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Final
+
+from opsocket.operators import (
+    CacheLayout,
+    CacheReadSpec,
+    CacheSpec,
+    CacheWriteSpec,
+    DeviceInfo,
+    MergeStatesSpec,
+    Pick,
+    Plan,
+    Provider,
+    Reason,
+    Request,
+    Spec,
+)
+from opsocket_ascend import layouts
+from opsocket_ascend.torch_provider.refusals import dtype_refusals
+from opsocket_ascend.triton_provider import refusals
+from opsocket_ascend.triton_provider.targets import VECTOR_CORES
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    module: str
+    plan: str
+    refusals: Callable[[Request], tuple[Reason, ...]]
+
+
+_KERNELS: Final[dict[type[Spec], _Kernel]] = {
+    CacheReadSpec: _Kernel("cache", "TritonCacheRead", refusals.cache_read),
+    CacheWriteSpec: _Kernel("cache", "TritonCacheWrite", refusals.cache_write),
+    MergeStatesSpec: _Kernel("merge", "TritonMergeStates", refusals.merge_states),
+}
+
+
+class TritonProvider(Provider):
+    """Compiled on the machine by triton-ascend, which brings its own `triton`; on an emulated NPU, interpreted by that
+    of the GPU backends."""
+
+    name = "triton"
+
+    def pick(self, device: DeviceInfo, request: Request) -> Pick | tuple[Reason, ...]:
+        kernel = _KERNELS.get(type(request.spec))
+        if kernel is None:
+            return (Reason("operator", "op", request.op, sorted(spec.op for spec in _KERNELS)),)
+        reasons = dtype_refusals(device, request)
+        if device.arch not in VECTOR_CORES:
+            reasons += (Reason("chip", "device.arch", device.arch, "a target of triton-ascend"),)
+        if request.cache is not None:
+            reasons += layouts.refusals(request.cache, request.layout)
+        reasons = reasons or kernel.refusals(request) or _absent(device)
+        if reasons:
+            return reasons
+        if device.numerics == "emulated":
+            _interpret(device)
+        module = importlib.import_module(f"opsocket_ascend.triton_provider.{kernel.module}")
+        plan: type[Plan] = getattr(module, kernel.plan)
+        return Pick(plan)
+
+    def layouts(self, device: DeviceInfo, cache: CacheSpec) -> tuple[CacheLayout, ...]:
+        return () if layouts.refusals(cache) else (layouts.pages(cache),)
+
+
+def _absent(device: DeviceInfo) -> tuple[Reason, ...]:
+    """Packages that are not here: a chip's Triton is another than the one that interprets."""
+    wanted = ("triton", "pip install 'opsocket[triton]'") if device.numerics == "emulated" else _TRITON_ASCEND
+    for package, how in (("torch", "pip install 'opsocket[ascend]'"), wanted):
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return (Reason("package", package, None, f"the package {package} installed: {how}"),)
+    return ()
+
+
+_TRITON_ASCEND: Final = ("triton-ascend", "pip install triton-ascend==3.2.0")
+
+
+def _interpret(device: DeviceInfo) -> None:
+    """Before a kernel's module is imported, which makes it for one mode or the other."""
+    from opsocket_ascend.emulator.load import bytes_behind
+    from opsocket_triton import mode
+
+    mode.interpret(device)
+    from opsocket_triton import interpreter
+
+    interpreter.find_memory("npu", bytes_behind)

@@ -1,0 +1,42 @@
+"""What this provider's kernels do not do, as reasons. Imports no framework: a "no" must be cheap."""
+
+from __future__ import annotations
+
+from opsocket.operators import CacheSpec, MergeStatesSpec, Reason, Request
+from opsocket_ascend import layouts
+from opsocket_ascend.triton_provider.tiles import MOST_CHANNELS
+
+
+def cache_write(request: Request) -> tuple[Reason, ...]:
+    """Codes of both: floats as they are are the vendor's operator's."""
+    assert request.cache is not None
+    formats = (("k", request.cache.k), ("v", request.cache.v))
+    reasons = tuple(
+        Reason("kv_format", f"cache.{name}.code", fmt.code, ["i8"]) for name, fmt in formats if fmt and fmt.code != "i8"
+    )
+    return reasons + _cache(request.cache)
+
+
+def cache_read(request: Request) -> tuple[Reason, ...]:
+    assert request.cache is not None
+    return _cache(request.cache)
+
+
+def _cache(cache: CacheSpec) -> tuple[Reason, ...]:
+    reasons = []
+    if layouts.rotary_channels(cache):
+        reasons.append(
+            Reason("kind", "cache.kind", "latent", "pages of k and v: a latent's rotary key is a plane of its own")
+        )
+    for name in ("k", "v"):
+        reasons += _channels(f"cache.head_dim_{name}", getattr(cache, f"head_dim_{name}"))
+    return tuple(reasons)
+
+
+def merge_states(request: Request) -> tuple[Reason, ...]:
+    assert isinstance(request.spec, MergeStatesSpec)
+    return tuple(_channels("head_dim", request.spec.head_dim))
+
+
+def _channels(field: str, count: int) -> list[Reason]:
+    return [Reason("head_dim", field, count, f"at most {MOST_CHANNELS}")] if count > MOST_CHANNELS else []
