@@ -36,9 +36,9 @@ class RunAgain:
 
 class NpuGraph(CommandList):
     """Takes every kernel, with any batch. Runs of plans without batches, or of plans that are `Recordable`, become
-    graphs of CANN's, but for those of plans that say `RunAgain`; they are carried out as they come, and recorded once the block is left, when everything that may
-    not happen in a capture has happened. A graph whose plans got a batch that it can't serve is left out of that
-    replay: its runs are made again.
+    graphs of CANN's, but for those of plans that say `RunAgain`; they are carried out as they come, and recorded once
+    the block is left, when everything that may not happen in a capture has happened. A graph whose plans got a batch
+    that it can't serve is left out of that replay: its runs are made again.
 
     repeated: why runs of the last replay were made again, one reason for each; empty where all was replayed by CANN.
     """

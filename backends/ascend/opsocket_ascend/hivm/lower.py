@@ -18,12 +18,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 from opsocket.operators import Artifact
-from opsocket_ascend.triton_provider.targets import VECTOR_CORES
+from opsocket_ascend.triton_provider.targets import VECTOR_CORES, has_compilers
 from opsocket_ascend.verification.process import Checker, facts_of
 from opsocket_triton.specialization import Specialization
 
@@ -38,11 +37,8 @@ def python() -> str | None:
     named = os.environ.get(VARIABLE, "").strip()
     if named:
         return named if Path(named).is_file() else None
-    try:
-        metadata.version("triton-ascend")
-    except metadata.PackageNotFoundError:
-        return None
-    return sys.executable if importlib.util.find_spec("ascendnpuir") is not None else None
+    has_both = importlib.util.find_spec("ascendnpuir") is not None and has_compilers()
+    return sys.executable if has_both else None
 
 
 def is_target(chip: str) -> bool:

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Final
 
 from opsocket.operators import (
@@ -26,7 +25,7 @@ from opsocket.operators import (
 from opsocket_ascend import layouts
 from opsocket_ascend.torch_provider.refusals import dtype_refusals
 from opsocket_ascend.triton_provider import refusals
-from opsocket_ascend.triton_provider.targets import VECTOR_CORES
+from opsocket_ascend.triton_provider.targets import VECTOR_CORES, has_compilers
 
 
 @dataclass(frozen=True)
@@ -73,16 +72,15 @@ class TritonProvider(Provider):
 
 def _absent(device: DeviceInfo) -> tuple[Reason, ...]:
     """Packages that are not here: a chip's Triton is another than the one that interprets."""
-    wanted = ("triton", "pip install 'opsocket[triton]'") if device.numerics == "emulated" else _TRITON_ASCEND
-    for package, how in (("torch", "pip install 'opsocket[ascend]'"), wanted):
-        try:
-            metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return (Reason("package", package, None, f"the package {package} installed: {how}"),)
+    if importlib.util.find_spec("torch") is None:
+        return (Reason("package", "torch", None, "the package torch installed: pip install 'opsocket[ascend]'"),)
+    if device.numerics != "emulated" and not has_compilers():
+        want = "the package triton-ascend installed: pip install --no-deps triton-ascend==3.2.0 pybind11"
+        return (Reason("package", "triton-ascend", None, want),)
+    if device.numerics == "emulated" and (has_compilers() or importlib.util.find_spec("triton") is None):
+        want = "Triton itself installed, to interpret: pip install 'opsocket[triton]'"
+        return (Reason("package", "triton", None, want),)
     return ()
-
-
-_TRITON_ASCEND: Final = ("triton-ascend", "pip install triton-ascend==3.2.0")
 
 
 def _interpret(device: DeviceInfo) -> None:
