@@ -16,11 +16,14 @@ from opsocket.quantization import get_format
 from opsocket.quantization.formats import ACTIVATION_GROUP
 from opsocket_triton.launch import launch
 from opsocket_triton.matmul import tiles, weights
+from opsocket_triton.matmul.accepted import GROUPED
 from opsocket_triton.matmul.activation import Quantized, quantize, room
 from opsocket_triton.matmul.operands import compute_units, operand_of
 from opsocket_triton.matmul.rows import OverWeights
 from opsocket_triton.matmul.sums import float_sums, integer_sums, scaled_by_row
 from opsocket_triton.workspace import Workspace
+
+ACCEPTED = {("grouped_tiles", "sm_80", "spills"): GROUPED}
 
 
 @triton.jit
