@@ -46,7 +46,7 @@ def test_the_report_says_emulated_and_schema_and_is_whole(report):
         "schema": "accepted",
         "Meta function": "agrees",
         "C++": "accepted",
-        "aclnn": ["aclnnQuantMatmulV5"],
+        "aclnn": ["aclnnQuantMatmulWeightNz"],
         "golden trace": "the same",
     }
 
