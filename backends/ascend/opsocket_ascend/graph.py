@@ -30,15 +30,11 @@ class Recordable(ABC):
         """
 
 
-class RunAgain:
-    """Of plans whose launches CANN's graphs are not known to take: of Triton kernels, which torch_npu does not make."""
-
-
 class NpuGraph(CommandList):
     """Takes every kernel, with any batch. Runs of plans without batches, or of plans that are `Recordable`, become
-    graphs of CANN's, but for those of plans that say `RunAgain`; they are carried out as they come, and recorded once
-    the block is left, when everything that may not happen in a capture has happened. A graph whose plans got a batch
-    that it can't serve is left out of that replay: its runs are made again.
+    graphs of CANN's; they are carried out as they come, and recorded once the block is left, when everything that may
+    not happen in a capture has happened. A graph whose plans got a batch that it can't serve is left out of that
+    replay: its runs are made again.
 
     repeated: why runs of the last replay were made again, one reason for each; empty where all was replayed by CANN.
     """
@@ -89,11 +85,9 @@ class NpuGraph(CommandList):
         soc = soc_of(self.session.device.arch)
         if soc is not None and not soc.has_graphs:
             return Reason("chip", "device.arch", soc.name, "a chip of which updates of a graph's tasks are documented")
-        name = f"{plan.provider}: {plan.request.op}"
-        if isinstance(plan, RunAgain):
-            return Reason("capture", name, "a launch of a Triton kernel", "calls of torch_npu alone")
         if plan.batch_type is None or isinstance(plan, Recordable):
             return None
+        name = f"{plan.provider}: {plan.request.op}"
         return Reason("capture", name, "launches that depend on the batch", "fixed shapes")
 
     def _copy(self, target: Any, source: Any) -> None:

@@ -21,6 +21,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -185,8 +186,8 @@ _given: list[tuple[int, int]] = []
 """First and last-plus-one address of every tensor of the launch that runs."""
 _reached: list[torch.Tensor] = []
 """Tensors that the next launch finds by addresses in memory."""
-_elsewhere: dict[str, Callable[[int, int], int]] = {}
-"""By torch's name of a kind of device: where the host finds bytes of its memory, of an address and how many."""
+_elsewhere: dict[str, Place] = {}
+"""By torch's name of a kind of device."""
 _one_at_a_time = threading.RLock()
 """The interpreter keeps the place in the grid in one variable for all threads."""
 
@@ -205,14 +206,18 @@ def _guard_memory() -> None:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         tensors = [arg for arg in (*args, *kwargs.values(), *_reached) if isinstance(arg, torch.Tensor)]
-        # What the mended arithmetic does with torch on the host stands for registers: nobody is to watch it.
-        with _one_at_a_time, memory.launched(tensors), torch._C._DisableTorchDispatch():
+        with _one_at_a_time, memory.launched(tensors):
             _given.clear()
-            _patched.clear()
             for tensor in _reached:
                 if tensor.numel():
                     _remember(tensor)
-            _execute(self, args, kwargs)
+            given = _taken(self, args, kwargs)
+            place = next((_elsewhere[t.device.type] for t in tensors if t.device.type in _elsewhere), None)
+            if place is None:
+                _carry_out(self, given)
+            else:
+                inside = tuple(_given)
+                place.submit(self.fn.__name__, lambda: _again(self, given, inside))
 
     def masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
         mask = _as_bool(mask)
@@ -244,27 +249,42 @@ def _guard_memory() -> None:
     builder.create_atomic_rmw, builder.create_atomic_cas = rmw, cas
 
 
-def _execute(launch: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """All programs of a launch, on its tensors' own memory: Triton's would copy each to the host and back."""
+def _taken(launch: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A launch's arguments, tensors as the addresses of their own memory: Triton's would copy each to the host and
+    back."""
     signature = inspect.signature(launch.fn)
     bound = signature.bind(*args, **{name: value for name, value in kwargs.items() if name in signature.parameters})
     bound.apply_defaults()
+    return {
+        name: value if name in launch.constexprs else base._implicit_cvt(value)
+        for name, value in bound.arguments.items()
+    }
+
+
+def _carry_out(launch: Any, given: dict[str, Any]) -> None:
+    """All programs of a launch."""
+    _patched.clear()
     patched = base._patch_lang(launch.fn)
     try:
-        given = {
-            name: value if name in launch.constexprs else base._implicit_cvt(value)
-            for name, value in bound.arguments.items()
-        }
         grid = launch.grid(given) if callable(launch.grid) else launch.grid
         x, y, z = (*grid, 1, 1)[:3]
         base.interpreter_builder.set_grid_dim(x, y, z)
         try:
             constants = tuple(str(given[name]) for name in launch.constexprs)
-            lockstep.run(lambda: launch.fn(**given), (x, y, z), (launch.fn, constants))
+            # What the mended arithmetic does with torch on the host stands for registers: nobody is to watch it.
+            with torch._C._DisableTorchDispatch():
+                lockstep.run(lambda: launch.fn(**given), (x, y, z), (launch.fn, constants))
         except Exception as error:
             raise base.InterpreterError(repr(error)) from error
     finally:
         patched.restore()
+
+
+def _again(launch: Any, given: dict[str, Any], inside: Sequence[tuple[int, int]]) -> None:
+    """Now, or in a replay: what it was given may have other contents, at the same addresses."""
+    with _one_at_a_time:
+        _given[:] = inside
+        _carry_out(launch, given)
 
 
 @contextmanager
@@ -278,18 +298,27 @@ def reached(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
             _reached.clear()
 
 
-def find_memory(kind: str, find: Callable[[int, int], int]) -> None:
-    """Tensors on devices of this kind are not where their addresses say: `find` says where the host has so many bytes
-    from an address on, which are of one allocation."""
-    _elsewhere[kind] = find
+@dataclass(frozen=True)
+class Place:
+    """A kind of device whose tensors are not where their addresses say. find: where the host has so many bytes from an
+    address on, which are of one allocation. submit: carries out a launch of that name, now, or whenever its stream says
+    so: again in each replay of a graph."""
+
+    find: Callable[[int, int], int]
+    submit: Callable[[str, Callable[[], None]], None]
+
+
+def run_on(kind: str, place: Place) -> None:
+    """From now on, launches with tensors on devices of this kind, by torch's name, are carried out there."""
+    _elsewhere[kind] = place
 
 
 def _remember(tensor: torch.Tensor) -> int:
     """Where the host finds a tensor that the launch was given, which has elements."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     start, count = tensor.data_ptr(), (last + 1) * tensor.element_size()
-    find = _elsewhere.get(tensor.device.type)
-    start = start if find is None else find(start, count)
+    place = _elsewhere.get(tensor.device.type)
+    start = start if place is None else place.find(start, count)
     _given.append((start, start + count))
     return start
 

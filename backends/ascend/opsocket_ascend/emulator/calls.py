@@ -128,7 +128,7 @@ class Door:
     def __init__(self, memory: Any, set_message: Callable[[bytes], None], keep: Callable[..., int]) -> None:
         self._memory, self._set_message, self._keep = memory, set_message, keep
         self._numbers = count(1)  # one for each call, whichever thread makes it
-        self._kept: dict[int, tuple[str, dict[str, Any]]] = {}
+        self._kept: dict[int, tuple[str, Callable[[], None]]] = {}
         pointer = ctypes.POINTER
         kind = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.c_char_p, pointer(ctypes.c_uint64), pointer(ctypes.c_double), pointer(ctypes.c_uint64)
@@ -156,8 +156,8 @@ class Door:
         return self._guarded(operator, lambda: self._run_aclop(operator, tensors))
 
     def _again(self, number: int) -> int:
-        operator, arguments = self._kept[number]
-        return self._guarded(f"{operator}, replayed", lambda: self._compute(operator, arguments))
+        operator, work = self._kept[number]
+        return self._guarded(f"{operator}, replayed", work)
 
     def _forget(self, number: int) -> None:
         self._kept.pop(number, None)
@@ -222,10 +222,22 @@ class Door:
             return -fate
         if fate:
             self._replace(replaced.value, operator)
-            self._kept[executor] = (operator, arguments)
+            self._kept[executor] = (operator, lambda: self._compute(operator, arguments))
         else:
             self._compute(operator, arguments)
         return _SUCCESS
+
+    def submit(self, stream: int, kernel: str, work: Callable[[], None]) -> None:
+        """A launch that is no call: carried out now, or kept by the stream's graph."""
+        number, replaced = next(self._numbers), ctypes.c_uint64(0)
+        fate = self._keep(stream, number, ctypes.byref(replaced))
+        if fate < 0:
+            raise EmulationError(f"{kernel}: CANN's error {-fate}")
+        if fate:
+            self._replace(replaced.value, kernel)
+            self._kept[number] = (kernel, work)
+        else:
+            work()
 
     def _replace(self, number: int, operator: str) -> None:
         if number:

@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 from opsocket_ascend.emulator import build
@@ -57,3 +58,8 @@ def bytes_behind(address: int, count: int) -> int:
     if not found:
         raise EmulationError(f"{count} bytes at {address:#x} are in no allocation of the device")
     return found
+
+
+def submit(kernel: str, work: Callable[[], None]) -> None:
+    """A launch on torch_npu's current stream: carried out now, or in each replay of the graph that is captured."""
+    _loaded[1].submit(_loaded[0].npu.current_stream().npu_stream, kernel, work)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 import torch
 
 from opsocket.operators import Array, Cache, CacheReadPlan, CacheReadSpec, CacheWritePlan, KVFormat, SlotBatch
 from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket_ascend.device_array import DeviceArray
-from opsocket_ascend.graph import RunAgain
+from opsocket_ascend.graph import Recordable
 from opsocket_ascend.triton_provider.cache_kernels import read_tokens, write_tokens
 from opsocket_ascend.triton_provider.tiles import programs, tile_of
 from opsocket_triton.launch import launch
 
 
-class TritonCacheWrite(RunAgain, CacheWritePlan):
+class TritonCacheWrite(Recordable, CacheWritePlan):
     """Quantized on the chip, and scattered by slot. Skipped tokens are not in the table, and cost nothing.
 
     Bytes per token: those of k and v read, their codes and scales written.
@@ -31,6 +33,9 @@ class TritonCacheWrite(RunAgain, CacheWritePlan):
         head = np.array([[len(rows), 0]], np.int64)
         self._entries = self._table.write(np.concatenate([head, np.stack([rows, slots[rows]], 1)]))
         self._count = len(rows)
+
+    def graph_form(self) -> Hashable:
+        return self._count, self._table.address
 
     def _run(self, cache: Cache, k: torch.Tensor, v: torch.Tensor | None) -> Cache:
         self._write(cache, "k", cache.spec.k, cache.k_scale, k)
@@ -59,7 +64,7 @@ class TritonCacheWrite(RunAgain, CacheWritePlan):
         )
 
 
-class TritonCacheRead(RunAgain, CacheReadPlan):
+class TritonCacheRead(Recordable, CacheReadPlan):
     """A gather by slot, dequantized on the chip. Bytes per slot: its codes and scales read, k and v written."""
 
     capture_level = "any"
@@ -71,6 +76,9 @@ class TritonCacheRead(RunAgain, CacheReadPlan):
         slots = np.asarray(batch.slots, np.int64)
         self._entries = self._table.write(np.concatenate([[len(slots)], slots]))
         self._count = len(slots)
+
+    def graph_form(self) -> Hashable:
+        return self._count, self._table.address
 
     def _run(self, cache: Cache) -> tuple[torch.Tensor, torch.Tensor | None]:
         k = self._read(cache, "k", cache.spec.k, cache.k_scale, cache.spec.head_dim_k)

@@ -6,13 +6,12 @@ import torch
 
 from opsocket.operators import MergeStatesPlan, MergeStatesSpec
 from opsocket.operators.torch_session import TORCH_DTYPES
-from opsocket_ascend.graph import RunAgain
 from opsocket_ascend.triton_provider.merge_kernel import merge_heads
 from opsocket_ascend.triton_provider.tiles import programs, tile_of
 from opsocket_triton.launch import launch
 
 
-class TritonMergeStates(RunAgain, MergeStatesPlan):
+class TritonMergeStates(MergeStatesPlan):
     """In f32. Each part is read once, where torch's operators go through all of them six times."""
 
     capture_level = "any"

@@ -85,10 +85,10 @@ def _absent(device: DeviceInfo) -> tuple[Reason, ...]:
 
 def _interpret(device: DeviceInfo) -> None:
     """Before a kernel's module is imported, which makes it for one mode or the other."""
-    from opsocket_ascend.emulator.load import bytes_behind
+    from opsocket_ascend.emulator.load import bytes_behind, submit
     from opsocket_triton import mode
 
     mode.interpret(device)
     from opsocket_triton import interpreter
 
-    interpreter.find_memory("npu", bytes_behind)
+    interpreter.run_on("npu", interpreter.Place(bytes_behind, submit))

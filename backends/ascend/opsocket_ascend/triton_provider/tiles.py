@@ -31,10 +31,8 @@ def tile_of(heads: int, channels: int) -> Tile:
 
 
 def programs(session: Session, tiles: int) -> int:
-    """As many as there are tiles or cores, whichever is less: each goes through the rest in steps of the grid. A launch
-    that is recorded is for batches of any length."""
-    cores = VECTOR_CORES[session.device.arch]
-    return cores if session.capturing is not None else min(tiles, cores)
+    """As many as there are tiles or cores, whichever is less: each goes through the rest in steps of the grid."""
+    return min(tiles, VECTOR_CORES[session.device.arch])
 
 
 def _power(number: int) -> int:
