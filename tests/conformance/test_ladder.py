@@ -9,9 +9,10 @@ import jsonschema
 import pytest
 
 from opsocket.operators import Artifact, ContractError, DeviceInfo
+from opsocket.runtime import RuntimeConfig
 from opsocket_conformance.evidence import Evidence, evidence_of
-from opsocket_conformance.ladder import section
-from opsocket_conformance.ladder.climb import Ground, _is_same, changed, ground, sample
+from opsocket_conformance.ladder import climb, section
+from opsocket_conformance.ladder.climb import Ground, _is_same, changed, ground, sample, stand_in
 from opsocket_conformance.ladder.controls import Control
 from opsocket_conformance.ladder.section import Climbed, Elsewhere, launches_of
 from opsocket_conformance.planned import plan_run, why_red
@@ -161,6 +162,27 @@ def test_a_rehearsal_says_what_is_launched_and_not_whether_it_is_right() -> None
     assert _is_same(result(trace="x"), result(trace="x", verdict=Verdict.FAIL))
     assert not _is_same(result(trace="x"), result(trace="y"))
     assert not _is_same(result(trace="x"), result(trace="x", verdict=Verdict.UNSUPPORTED))
+
+
+def test_what_a_rehearsal_was_denied_is_not_asked_again(monkeypatch) -> None:
+    """Of three cases one is the same there, one is denied there, and one launches something else."""
+    cases = plan_run("smoke", (), (), "add[").cases[:3]
+    same, denied, other = (case.id for case in cases)
+    ran = []
+
+    def run_isolated(asked, *, record, **how):
+        told = {same: result(trace="x"), denied: result(verdict=Verdict.UNSUPPORTED), other: result(trace="y")}
+        if record == "run":
+            ran.extend(case.id for case in asked)
+        return [replace(told[case.id], case=case.id) for case in asked]
+
+    monkeypatch.setattr(climb, "run_isolated", run_isolated)
+    there = Ground(_Ladder(), stand_in(_Backend(), _Ladder(), "old")[0], {}, ("old", "new"))
+    results = [result(case=case.id, trace="x") for case in cases]
+    (found,) = climb.elsewhere(_Backend(), there, RuntimeConfig(), cases, results, jobs=1, seed=0, limit_s=1.0)
+    assert ran == [other]
+    assert found.same == (same,)
+    assert [(each.case, each.verdict.name) for each in found.results] == [(denied, "UNSUPPORTED"), (other, "PASS")]
 
 
 # ---- where it is climbed

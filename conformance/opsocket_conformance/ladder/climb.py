@@ -100,7 +100,7 @@ def elsewhere(
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> list[Elsewhere]:
     """The cases of a run for each other architecture: rehearsed, and run on a stand-in where they launch something
-    else."""
+    else. A rehearsal that was denied is a result: nothing would have been computed."""
     found = []
     for arch in place.arches:
         if arch == place.device.arch:
@@ -118,8 +118,11 @@ def elsewhere(
         )
         rehearsed = run(cases, record="rehearse")
         same = {a.case for a, b in zip(results, rehearsed, strict=True) if _is_same(a, b)}
-        ran = run([case for case in cases if case.id not in same], record="run")
-        found.append(Elsewhere(arch, tuple(result.case for result in results if result.case in same), tuple(ran)))
+        known = {result.case: result for result in rehearsed if result.verdict is Verdict.UNSUPPORTED}
+        ran = run([case for case in cases if case.id not in same | set(known)], record="run")
+        known |= {result.case: result for result in ran}
+        others = tuple(known[case.id] for case in cases if case.id not in same)
+        found.append(Elsewhere(arch, tuple(result.case for result in results if result.case in same), others))
     return found
 
 
