@@ -15,6 +15,7 @@ from opsocket.operators import (
     CacheWriteSpec,
     DeviceInfo,
     MergeStatesSpec,
+    MoERouteSpec,
     Pick,
     Plan,
     Provider,
@@ -30,15 +31,18 @@ from opsocket_ascend.triton_provider.targets import VECTOR_CORES, has_compilers
 
 @dataclass(frozen=True)
 class _Kernel:
+    """module: whole; the GPU backends' own where their kernel is lowered as it is."""
+
     module: str
     plan: str
     refusals: Callable[[Request], tuple[Reason, ...]]
 
 
 _KERNELS: Final[dict[type[Spec], _Kernel]] = {
-    CacheReadSpec: _Kernel("cache", "TritonCacheRead", refusals.cache_read),
-    CacheWriteSpec: _Kernel("cache", "TritonCacheWrite", refusals.cache_write),
-    MergeStatesSpec: _Kernel("merge", "TritonMergeStates", refusals.merge_states),
+    CacheReadSpec: _Kernel("opsocket_ascend.triton_provider.cache", "TritonCacheRead", refusals.cache_read),
+    CacheWriteSpec: _Kernel("opsocket_ascend.triton_provider.cache", "TritonCacheWrite", refusals.cache_write),
+    MergeStatesSpec: _Kernel("opsocket_ascend.triton_provider.merge", "TritonMergeStates", refusals.merge_states),
+    MoERouteSpec: _Kernel("opsocket_triton.model.moe_route", "TritonMoERoute", refusals.moe_route),
 }
 
 
@@ -62,7 +66,7 @@ class TritonProvider(Provider):
             return reasons
         if device.numerics == "emulated":
             _interpret(device)
-        module = importlib.import_module(f"opsocket_ascend.triton_provider.{kernel.module}")
+        module = importlib.import_module(kernel.module)
         plan: type[Plan] = getattr(module, kernel.plan)
         return Pick(plan)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from opsocket.operators import CacheSpec, MergeStatesSpec, Reason, Request
+from typing import Final
+
+from opsocket.operators import CacheSpec, MergeStatesSpec, MoERouteSpec, Reason, Request
 from opsocket_ascend import layouts
 from opsocket_ascend.triton_provider.tiles import MOST_CHANNELS
+from opsocket_triton.model import refusals as model
+
+FEWEST_EXPERTS: Final = 3
 
 
 def cache_write(request: Request) -> tuple[Reason, ...]:
@@ -36,6 +41,14 @@ def _cache(cache: CacheSpec) -> tuple[Reason, ...]:
 def merge_states(request: Request) -> tuple[Reason, ...]:
     assert isinstance(request.spec, MergeStatesSpec)
     return tuple(_channels("head_dim", request.spec.head_dim))
+
+
+def moe_route(request: Request) -> tuple[Reason, ...]:
+    """Fewer experts than the kernel has tiles for: of one or two it takes more rows at once than the chip holds."""
+    assert isinstance(request.spec, MoERouteSpec)
+    got = request.spec.num_experts
+    few = (Reason("num_experts", "num_experts", got, f"at least {FEWEST_EXPERTS}"),) if got < FEWEST_EXPERTS else ()
+    return few + model.moe_route(request)
 
 
 def _channels(field: str, count: int) -> list[Reason]:
