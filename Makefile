@@ -6,6 +6,7 @@ ASCEND := .venv-ascend
 VENDOR := .venv-vendor
 ASCEND_STAMP := $(ASCEND)/.installed
 HIVM := .venv-ascend-triton
+LOWERING = OPSOCKET_TRITON_ASCEND_PYTHON=$${OPSOCKET_TRITON_ASCEND_PYTHON-$(if $(wildcard $(HIVM)/.installed),$(HIVM)/bin/python)}
 NATIVE := backends/cpu/native/.built
 BACKEND ?= cpu
 TIER ?= default
@@ -155,15 +156,14 @@ ascend-conformance: ascend-emulator ## the conformance suite on the emulated NPU
 
 ascend-verify: ascend-emulator ## the Ascend backend without an NPU, rung by rung: make ascend-verify TIER=smoke ARCH=Ascend910B3
 	@mkdir -p reports
-	OMP_NUM_THREADS=1 OPSOCKET_TRITON_ASCEND_PYTHON=$${OPSOCKET_TRITON_ASCEND_PYTHON-$(if $(wildcard $(HIVM)/.installed),$(HIVM)/bin/python)} \
-	  $(ASCEND)/bin/opsocket verify --backend ascend --tier $(TIER) --jobs $(JOBS) \
+	OMP_NUM_THREADS=1 $(LOWERING) $(ASCEND)/bin/opsocket verify --backend ascend --tier $(TIER) --jobs $(JOBS) \
 	  $(if $(ARCH),--arch $(ARCH)) $(if $(SHARD),--shard $(SHARD)) --json reports/verify-ascend.json \
 	  --junit reports/verify-ascend.xml --markdown reports/verify-ascend.md \
 	  --html reports/verify-ascend.html --badge reports/verify-ascend.svg
 
 ascend-test: ascend-emulator ## tests on the emulated NPU of what the suite does not ask for
 	@mkdir -p reports
-	OPSOCKET_EMULATE=Ascend910B3 OMP_NUM_THREADS=1 $(ASCEND)/bin/pytest -q -p no:cacheprovider tests/ascend/emulated \
+	OPSOCKET_EMULATE=Ascend910B3 OMP_NUM_THREADS=1 $(LOWERING) $(ASCEND)/bin/pytest -q -p no:cacheprovider tests/ascend/emulated \
 	  --junitxml reports/ascend-test.xml
 
 ascend-triton: $(HIVM)/.installed ## the compilers that lower Triton kernels to HIVM, in .venv-ascend-triton

@@ -13,6 +13,8 @@ from opsocket.operators import (
     Request,
     SlotBatch,
 )
+from opsocket_ascend.hivm import lower
+from opsocket_ascend.verification.ladder import AscendLadder
 
 I8 = KVFormat("i8", "token_head")
 CACHE = CacheSpec(4, 16, 3, 64, 64, I8, I8)
@@ -62,3 +64,24 @@ def test_graphs_keep_their_launches_and_replay_them_on_what_memory_holds_then(se
         results = [session.download(out) for out in merged]
         assert np.isfinite(results[0]).all()
         np.testing.assert_array_equal(*results)
+
+
+def test_a_launch_is_lowered_for_every_chip_that_has_the_compilers(session):
+    from opsocket_triton import launch
+
+    merge = session.plan(Request(MergeStatesSpec(3, 64, "bf16", "f32")))
+    launch.take_down()
+    merge.run(
+        session.upload(np.zeros((2, 5, 3, 64), np.float32), "bf16"), session.upload(np.zeros((2, 5, 3), np.float32))
+    )
+    (made,) = launch.taken()
+    ladder, record = AscendLadder(), made.dumps()
+    assert ladder.kind_of(record) == "compiled"
+    assert ladder.kernel_of(record) == "opsocket_ascend.triton_provider.merge_kernel:merge_heads"
+    if lower.python() is None:
+        pytest.skip(f"no compilers for Ascend here: {lower.HOW}")
+    chips = [chip for chip in ladder.arches if lower.is_target(chip)]
+    told = []
+    artifacts = ladder.make([(record, chip) for chip in chips], 1, told.append)
+    assert told == list(artifacts)
+    assert [(artifact.arch, artifact.problems) for artifact in artifacts] == [(chip, ()) for chip in chips]
