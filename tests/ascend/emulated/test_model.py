@@ -4,6 +4,10 @@ Both round activations to 16 bits, each in an order of its own, so that logits d
 either way. The prompt is one whose choices are far from that: by how much is part of the test.
 """
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -44,3 +48,32 @@ def test_greedy_tokens_equal_those_of_the_cpu(session, monkeypatch, dtype):
     apart = np.abs(ours - logits).max()
     top = np.sort(logits, axis=1)
     assert (top[:, -1] - top[:, -2]).min() > 4 * apart, apart
+
+
+@pytest.mark.timeout(600)
+def test_greedy_tokens_equal_those_of_the_cpu_on_a_chip_whose_products_are_in_f16():
+    program = f"""
+import sys
+import opsocket
+from opsocket_engine.engine import Engine
+from opsocket_engine.options import EngineOptions
+from opsocket_engine.sampling import SamplingParams
+
+options = EngineOptions(
+    dtype="f16", kv_format="f16", numerics="fast", block_size=128, num_blocks=4, max_batch=1, max_step_tokens=32
+)
+for device in ("ascend:0", "cpu"):
+    with opsocket.open(device) as session, Engine.load(session, "smollm2", options) as engine:
+        (completion,) = engine.generate([{PROMPT!r}], SamplingParams(max_tokens={TOKENS}, ignore_eos=True))
+        print(session.device.arch, *completion.token_ids, file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env=os.environ | {"OPSOCKET_EMULATE": "Ascend310P3"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    npu, cpu = (line.split() for line in done.stderr.splitlines()[-2:])
+    assert npu[0] == "Ascend310P3"
+    assert npu[-TOKENS:] == cpu[-TOKENS:]
