@@ -16,6 +16,7 @@ from opsocket_conformance.operators.attention.knobs import Attention
 from opsocket_conformance.operators.attention.laws import AttentionLaw
 from opsocket_conformance.operators.cache.checks import CacheCopyBlocks, CacheMove, CacheRead, CacheWrite
 from opsocket_conformance.operators.capture.calls import Capture
+from opsocket_conformance.operators.capture.fast import CaptureFast
 from opsocket_conformance.operators.capture.refusals import CaptureRefusal
 from opsocket_conformance.operators.capture.steps import CaptureStep
 from opsocket_conformance.operators.matmul.dequantize import Dequantize
@@ -56,6 +57,7 @@ CHECKS: Final[tuple[type[Check], ...]] = (
     Sample,
     Capture,
     CaptureStep,
+    CaptureFast,
     CaptureRefusal,
     Negative,
     Contract,

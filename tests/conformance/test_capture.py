@@ -10,6 +10,7 @@ import pytest
 
 from opsocket.operators import RopePlan
 from opsocket_conformance.cases import all_cases
+from opsocket_conformance.operators.capture.fast import CaptureFast
 from opsocket_conformance.operators.capture.steps import CaptureStep
 from opsocket_conformance.runner import run_case
 from opsocket_conformance.verdicts import Verdict
@@ -120,6 +121,12 @@ def test_a_wrong_replay_is_found_by_at_least_three_cases(verdicts, fault):
     found = list(verdicts(fault, steps).values())
     assert found.count(Verdict.FAIL) >= 3
     assert set(found) <= {Verdict.FAIL, Verdict.PASS}
+
+
+@pytest.mark.parametrize("fault", [StaleBatch, LaunchesOfTheCapturedLengths, WritesElsewhere, Skips])
+def test_operators_that_promise_no_bits_are_held_to_the_batches_of_replays(verdicts, fault):
+    fast = [case for case in CASES if isinstance(case.check, CaptureFast)]
+    assert set(verdicts(fault, fast).values()) == {Verdict.FAIL}
 
 
 def test_the_right_replay_passes_everywhere(verdicts):

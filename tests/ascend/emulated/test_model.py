@@ -20,8 +20,16 @@ PROMPT, TOKENS = "a b c d e f g", 4
 
 
 def generated(session, dtype, monkeypatch):
-    """Token ids, f32 [TOKENS, V] of the logits that they were chosen from, and who serves attention."""
+    """Token ids, f32 [TOKENS, V] of the logits that they were chosen from, who serves attention, and of every replayed
+    decode step why runs were made again."""
+    from opsocket_ascend.graph import NpuGraph
+
     seen, choose = [], Sampler.__call__
+    repeated, replay = [], NpuGraph.replay
+
+    def replayed(graph):
+        replay(graph)
+        repeated.append(graph.repeated)
 
     def watch(sampler, logits, *args, **kwargs):
         seen.append(session.download(logits))
@@ -32,18 +40,20 @@ def generated(session, dtype, monkeypatch):
     )
     with monkeypatch.context() as patch, Engine.load(session, "smollm2", options) as engine:
         patch.setattr(Sampler, "__call__", watch)
+        patch.setattr(NpuGraph, "replay", replayed)
         served = {session.supports(r).provider for r in engine.requests.distinct() if r.op == "attention"}
         (completion,) = engine.generate([PROMPT], SamplingParams(max_tokens=TOKENS, ignore_eos=True))
-    return list(completion.token_ids), np.concatenate(seen), served
+    return list(completion.token_ids), np.concatenate(seen), served, repeated
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_greedy_tokens_equal_those_of_the_cpu(session, monkeypatch, dtype):
     with opsocket.open("cpu") as cpu:
-        wanted, logits, _ = generated(cpu, dtype, monkeypatch)
-    tokens, ours, served = generated(session, dtype, monkeypatch)
+        wanted, logits, *_ = generated(cpu, dtype, monkeypatch)
+    tokens, ours, served, repeated = generated(session, dtype, monkeypatch)
     assert served == {"torch_npu"}
+    assert repeated == [()] * (TOKENS - 2), "the first step is no decode step, the second is recorded"
     assert tokens == wanted
     apart = np.abs(ours - logits).max()
     top = np.sort(logits, axis=1)
