@@ -129,7 +129,10 @@ def _exact_tile(widest: int, kind: str) -> Tile:
     """
     if kind == "rdna":
         return Tile(16, 16, 16, 1, unmasked=False)
-    return Tile(16, 32 if widest <= 256 else 16, 8, 1, unmasked=False)
+    if widest <= 256:
+        return Tile(16, 32, 8, 1, unmasked=False)
+    # Of one tile of logits each of CDNA's warps holds both factors whole: more than 256 registers, see `tile`.
+    return Tile(16, 16, 4 if kind == "cdna" else 8, 1, unmasked=False)
 
 
 def _kind(arch: str) -> str:
