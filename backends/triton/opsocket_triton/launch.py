@@ -158,9 +158,11 @@ def launch(
 def _on_device_of(args: dict[str, Any]) -> AbstractContextManager[Any]:
     """Triton launches on the current device, which is another where several sessions are open."""
     on = next(value.device for value in args.values() if isinstance(value, torch.Tensor))
-    if on.type != "cuda" or on.index == torch.cuda.current_device():
+    if on.type not in ("cuda", "npu"):
         return nullcontext()
-    return torch.cuda.device(on)
+    module = getattr(torch, on.type)
+    found: AbstractContextManager[Any] = nullcontext() if on.index == module.current_device() else module.device(on)
+    return found
 
 
 def _record(folder: Path, made: Specialization) -> None:
