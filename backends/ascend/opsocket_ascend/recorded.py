@@ -55,12 +55,20 @@ class RecordedRuns:
             room.update_stream, sum(call.plan.tasks for call in calls if isinstance(call.plan, Recordable))
         )
         self.graph = torch.npu.NPUGraph()
+        try:
+            self._record(room, again)
+        except RuntimeError as error:
+            raise BackendError("capture", str(session.device), error) from error
+        room.recorded.add(self)
+
+    def _record(self, room: GraphRoom, again: Callable[[Call], None]) -> None:
+        session = self._session
         torch.npu.synchronize(session.torch_device)
         with torch.npu.stream(room.capture_stream):
             self.graph.capture_begin(pool=room.pool)
             session.tasks = self._tasks
             try:
-                for call in calls:
+                for call in self.calls:
                     again(call)
             except BaseException:
                 # The capture is invalid, and says so once more: the first error is the one that tells.
@@ -70,7 +78,6 @@ class RecordedRuns:
             finally:
                 session.tasks = None
             self.graph.capture_end()
-        room.recorded.add(self)
 
     def misfit(self) -> Reason | None:
         """Why the graph can't be replayed now: a plan's batch has another form than the one recorded."""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opsocket.operators import Artifact, Backend, Ladder, Plan, Request, Session, WrongKernel
-from opsocket_conformance.case import Case
+from opsocket_conformance.case import Case, parse_case
 from opsocket_conformance.cases import cases_of
+from opsocket_conformance.checks import CHECKS
 from opsocket_conformance.isolation import Pool, Question
 from opsocket_conformance.power.fault import Fault
 from opsocket_conformance.verdicts import Result, Verdict
@@ -63,7 +64,9 @@ def ask_kernels(ladder: Ladder, arch: str, pool: Pool, seed: int) -> list[Contro
 
 
 def _case(kernel: WrongKernel) -> Case:
-    """The first plain case of the smoke tier in whose id the kernel's text is."""
+    """The case that the kernel names, or the first plain one of the smoke tier in whose id its text is."""
+    if "[" in kernel.case:
+        return parse_case(kernel.case, CHECKS)
     wanted = {f"op:{kernel.operator}", f"dtype:{kernel.dtype}"}
     return next(
         case

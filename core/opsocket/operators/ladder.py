@@ -43,7 +43,7 @@ class Artifact:
 class WrongKernel:
     """A control: a kernel that is wrong on purpose. The suite's cases of its operator and type, which it then serves in
     the right kernel's place, have to be red. wrong: what it does. finding: what the cases say of it, among other words.
-    case: text in the id of the case that it is put to, the first plain one where "".
+    case: text in the id of the case that it is put to, the first plain one where ""; or the whole id of any case.
     """
 
     name: str

@@ -12,6 +12,7 @@ from opsocket.operators import (
     Bounds,
     CacheSpec,
     CacheWriteSpec,
+    ContractError,
     KVFormat,
     Numerics,
     Request,
@@ -322,3 +323,33 @@ def test_a_workspace_is_for_the_most_keys_that_a_table_can_name(session, monkeyp
     next_step(step)
     with pytest.raises(BackendError, match="a workspace of"):
         step.graph.replay()
+
+
+def test_what_fails_while_recording_says_so_and_leaves_no_graph(session, monkeypatch):
+    import torch
+
+    norm = session.plan(Request(RMSNormSpec(64, 1e-5, "bf16")))
+    x, weight = session.upload(np.ones((2, 64), np.float32), "bf16"), session.upload(np.ones(64, np.float32))
+    out = session.empty((2, 64), "bf16")
+    graph = session.capture()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(norm), "_run", lambda plan, *given: (torch.npu.synchronize(), given[-1])[1])
+        with pytest.raises(BackendError, match="may not wait while a stream is captured"), graph:
+            norm.run(x, weight, out=out)
+    with pytest.raises(ContractError):
+        graph.replay()
+    with session.capture() as again:
+        norm.run(x, weight, out=out)
+    again.replay()
+    assert again.repeated == ()
+
+
+def test_memory_that_a_graph_needs_and_that_was_given_back_is_noticed(session):
+    import torch
+
+    held, y = [torch.ones(1 << 22, device="npu")], torch.zeros(4, device="npu")
+    graph = capture(lambda: y.copy_(held[0][:4]))
+    held.clear()
+    torch.npu.empty_cache()
+    with pytest.raises(RuntimeError, match="outside of its device allocation"):
+        graph.replay()

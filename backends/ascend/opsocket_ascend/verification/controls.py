@@ -12,6 +12,7 @@ import torch
 
 from opsocket.operators import AddPlan, Plan
 from opsocket_ascend.torch_npu_provider import strict, tiles
+from opsocket_ascend.torch_npu_provider.attention import NpuAttention
 from opsocket_ascend.verification.calls import Call, tensor
 
 # ---- additions that the suite has to find wrong on an emulated NPU
@@ -58,12 +59,34 @@ class LosesLowBits(AddPlan):
         return result if out is None else out.copy_(result)
 
 
+class WaitsInCapture(AddPlan):
+    """The host looks at the sum, while its stream is captured."""
+
+    def _run(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        result = torch.add(a, b, out=out)
+        if getattr(self.session, "tasks", None) is not None:
+            result.float().sum().item()
+        return result
+
+
+class KeepsLengths(NpuAttention):
+    """A graph is told the lengths that it was captured with, as where a task update is forgotten."""
+
+    _first: tuple[list[int], list[int]] | None = None
+
+    def _lengths(self) -> tuple[list[int], list[int]]:
+        self._first = self._first or super()._lengths()
+        return self._first
+
+
 WRONG_PLANS: Final[dict[str, type[Plan]]] = {
     "host read of device memory": ReadsByPointer,
     "work on the host": WorksOnHost,
     "an index outside of an array": ReadsOutside,
     "an operator without an answer": AsksTheUnknown,
     "low bits lost": LosesLowBits,
+    "waiting in a capture": WaitsInCapture,
+    "lengths as captured": KeepsLengths,
 }
 
 # ---- calls that the vendor's own checks refuse
