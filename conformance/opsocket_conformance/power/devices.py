@@ -21,6 +21,8 @@ def cell(outcome: Mapping[str, Any]) -> str:
         return NOT_ASKED
     found = f"{len(kills)} of {outcome['ran']}"
     told = found if outcome["verdict"] == "killed" else f"**{outcome['verdict']}**, {found}"
+    if outcome["verdict"] == "killed" and not kills:
+        return f"red by what it lacks: none of {outcome['ran']} passed"
     return f"{told}: `{kills[0]}`" if kills else told
 
 
