@@ -19,6 +19,7 @@ from opsocket.operators import (
     Pick,
     Plan,
     Provider,
+    QuantizeActivationSpec,
     Reason,
     Request,
     Spec,
@@ -42,6 +43,9 @@ _KERNELS: Final[dict[type[Spec], _Kernel]] = {
     CacheReadSpec: _Kernel("opsocket_ascend.triton_provider.cache", "TritonCacheRead", refusals.cache_read),
     CacheWriteSpec: _Kernel("opsocket_ascend.triton_provider.cache", "TritonCacheWrite", refusals.cache_write),
     MergeStatesSpec: _Kernel("opsocket_ascend.triton_provider.merge", "TritonMergeStates", refusals.merge_states),
+    QuantizeActivationSpec: _Kernel(
+        "opsocket_ascend.triton_provider.activation", "TritonQuantizeActivation", lambda request: ()
+    ),
     MoERouteSpec: _Kernel("opsocket_triton.model.moe_route", "TritonMoERoute", refusals.moe_route),
 }
 
