@@ -46,6 +46,9 @@ class NpuGraph(CommandList):
     def _end(self) -> None:
         if self.broken:
             return
+        from opsocket_ascend import graph_tasks
+
+        self._can_wait = graph_tasks.can_wait()
         together: list[Call] = []
         for call in self.calls:
             if self._why_not(call.plan) is None:
@@ -85,6 +88,8 @@ class NpuGraph(CommandList):
         soc = soc_of(self.session.device.arch)
         if soc is not None and not soc.has_graphs:
             return Reason("chip", "device.arch", soc.name, "a chip of which updates of a graph's tasks are documented")
+        if isinstance(plan, Recordable) and plan.tasks and not self._can_wait:
+            return Reason("cann", "aclrtValueWait", "missing", "a CANN whose graphs wait for what is recorded later")
         if plan.batch_type is None or isinstance(plan, Recordable):
             return None
         name = f"{plan.provider}: {plan.request.op}"

@@ -13,8 +13,6 @@ from typing import Any, Final
 
 import torch
 
-from opsocket.operators import Reason, Unsupported
-
 Pair = tuple[torch.Tensor, torch.Tensor]
 Issue = Callable[[str, tuple[torch.Tensor, ...], dict[str, Any]], Pair]
 """Makes a call of torch.ops.npu: its name, its tensors by position, everything else by name."""
@@ -44,6 +42,12 @@ class _Task:
     event: Any
 
 
+def can_wait() -> bool:
+    """Whether a graph waits for an external event that is recorded later. torch_npu makes one before that only where
+    CANN has aclrtValueWait; else it leaves the wait out without a word."""
+    return bool(torch.npu.ExternalEvent().npu_event)
+
+
 class Tasks:
     """Of one graph, `most` at most, updated on a stream of the session's. All of them share the largest of their
     workspaces: they run one after the other."""
@@ -69,9 +73,6 @@ class Tasks:
         event = self._events.pop()
         event.wait(stream)
         event.reset(stream)
-        if not event.npu_event:
-            # torch_npu makes no event for a wait that comes first where CANN has no aclrtValueWait.
-            raise Unsupported([Reason("cann", "aclrtValueWait", "missing", "a CANN whose graphs wait for a value")])
         workspace = getattr(torch.ops.npu, f"_{name}_get_max_workspace")(*tensors, **rest)
         if self._workspace is None or len(workspace) > len(self._workspace):
             self._workspace = workspace
@@ -95,10 +96,10 @@ class Tasks:
                 names = (name for name in task.rest if name.startswith(_LENGTHS))
                 lengths = dict(zip(names, task.lengths(), strict=True))
                 if any(task.rest[name] != told for name, told in lengths.items()):
-                    task.rest.update(lengths)
                     torch.npu.graph_task_update_begin(self._stream, task.handle)
-                    task.call(*task.tensors, **task.rest)
+                    task.call(*task.tensors, **{**task.rest, **lengths})
                     torch.npu.graph_task_update_end(self._stream)
+                    task.rest.update(lengths)
                 task.event.record(self._stream)
 
     def replayed(self) -> None:

@@ -311,6 +311,17 @@ def test_a_chip_without_documented_task_updates_runs_everything_again(session, m
     step.same()
 
 
+def test_without_waits_for_later_events_attention_alone_is_run_again(session, monkeypatch):
+    from opsocket_ascend import graph_tasks
+
+    monkeypatch.setattr(graph_tasks, "can_wait", lambda: False)
+    step = captured(session)
+    next_step(step)
+    step.graph.replay()
+    assert [reason.field for reason in step.graph.repeated] == ["aclrtValueWait"]
+    step.same()
+
+
 def test_a_workspace_is_for_the_most_keys_that_a_table_can_name(session, monkeypatch):
     """Of the lengths captured alone it would be too small for later ones."""
     import torch
