@@ -100,6 +100,17 @@ def test_where_artifacts_are_of_two_kinds_an_operator_has_the_lower_of_its_own()
     assert why["matmul"] == "of 2 launches 1 not compiled and 1 not held against the schema"
 
 
+def test_what_another_provider_launches_on_another_architecture_counts_too() -> None:
+    def kind_of(record) -> str:
+        return "schema" if record == "call" else "compiled"
+
+    there = result("rope", launched=("call",), provider="theirs")
+    others = (Elsewhere("new", (), (there,)),)
+    assert proven(climbed([result("rope")], others=others, kind_of=kind_of)) == {"rope": "schema"}
+    assert proven(climbed([result("rope")], wrong={("call", "new")}, others=others)) == {"rope": "none"}
+    assert proven(climbed([result("rope", launched=())], others=others)) == {"rope": "none"}
+
+
 def test_an_operator_without_a_kernel_of_its_own_proves_no_artifact() -> None:
     other = Result("m[]#0", "matmul", Verdict.PASS, "ours", "native", launched={"add/ours": ("k1",)})
     content = climbed([result("add"), result("argmax", launched=(), provider="composed", tier="composed"), other])

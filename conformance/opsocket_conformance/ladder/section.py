@@ -167,15 +167,21 @@ def _fact(value: Fact) -> float | int | str | list[str]:
 
 
 def operators(content: Mapping[str, Any], results: Sequence[Result]) -> list[dict[str, Any]]:
-    """For each operator and provider of which a case passed: how many launches were its own, and what is proven of the
-    artifacts: their kind, the lowest where there are several, where every one of them was made, for every architecture,
-    and is right; else "none", and why."""
+    """For each operator and provider of which a case passed: how many launches were its own, or the operator's by
+    whoever serves it on other architectures alone, and what is proven of the artifacts: their kind, the lowest where
+    there are several, where every one of them was made, for every architecture, and is right; else "none", and why."""
     made = {(entry["launch"], entry["arch"]) for entry in content["artifacts"]}
     wrong = {(entry["launch"], entry["arch"]) for entry in content["artifacts"] if entry["problems"]}
     found = []
     for operator, provider, tier in sorted({_served(r) for r in results if r.verdict is Verdict.PASS and r.provider}):
         owner = f"{operator}/{provider}"
         mine = [(i, x) for i, x in enumerate(content["launches"]) if owner in x["owners"]]
+        if mine:
+            mine += [
+                (i, x)
+                for i, x in enumerate(content["launches"])
+                if owner not in x["owners"] and _serves_elsewhere(x, operator, content["stand_in"])
+            ]
         lacking = Counter(
             x["kind"]
             for i, x in mine
@@ -191,6 +197,11 @@ def operators(content: Mapping[str, Any], results: Sequence[Result]) -> list[dic
         proven = "none" if why else lowest([x["kind"] for _, x in mine])
         found.append({**entry, "artifact": proven, "why": why})
     return found
+
+
+def _serves_elsewhere(launch: Mapping[str, Any], operator: str, stand_in: str) -> bool:
+    """Whether a launch is the operator's on other architectures alone, where another provider may serve it."""
+    return stand_in not in launch["architectures"] and any(x.startswith(f"{operator}/") for x in launch["owners"])
 
 
 def _served(result: Result) -> tuple[str, str, str]:
