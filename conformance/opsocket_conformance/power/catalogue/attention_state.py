@@ -100,7 +100,6 @@ _PLANS: Final = (
         "first cache for ever",
         "plans",
         "The cache's address is kept from the first run.",
-        "law=order",
         "law=shared_plan",
         "contract[",
         "law=",
