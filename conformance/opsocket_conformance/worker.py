@@ -83,7 +83,7 @@ def _broken(session: Session, name: str) -> Any:
     if name.startswith(CONTROL):
         from opsocket_conformance.ladder.controls import fault_of
 
-        return FaultySession(session, fault_of(session.backend, name.removeprefix(CONTROL)))
+        return FaultySession(session, fault_of(session, name.removeprefix(CONTROL)))
     from opsocket_conformance.power.catalogue import find_fault
 
     return FaultySession(session, find_fault(name))

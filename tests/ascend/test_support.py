@@ -230,3 +230,12 @@ def test_core_composes_in_the_types_that_the_chip_has():
     assert served(Request(AddSpec(64, "bf16"))).provider == "composed"
     assert served(Request(AddSpec(64, "f16")), INFERENCE).provider == "composed"
     assert [reason.got for reason in served(Request(AddSpec(64, "bf16")), INFERENCE).reasons if reason.field == "dtype"]
+
+
+def test_controls_are_of_what_a_chip_serves():
+    def names(arch):
+        return {control.name for control in AscendBackend().ladder().wrong_kernels(arch)}
+
+    assert names("Ascend310P3") < names("Ascend910B3") == names("Ascend910_9391")
+    assert "low bits lost" in names("Ascend310P3")
+    assert "lengths as captured" in names("Ascend910B3") - names("Ascend310P3")

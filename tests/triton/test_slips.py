@@ -31,7 +31,7 @@ def test_it_is_seen_and_the_right_kernel_passes(session, slip):
         for case in cases_of("smoke")
         if case.check.name == control.operator and wanted <= case.check.features() and control.case in case.id
     )
-    result = run_case(case, FaultySession(session, fault_of(session.backend, control.name)), 0, 120.0)
+    result = run_case(case, FaultySession(session, fault_of(session, control.name)), 0, 120.0)
     assert result.verdict in (Verdict.FAIL, Verdict.CRASH)
     assert control.finding in "\n".join(result.messages)
     assert run_case(case, session, 0, 120.0).verdict is Verdict.PASS

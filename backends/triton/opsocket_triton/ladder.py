@@ -69,7 +69,7 @@ class TritonLadder(Ladder):
         made = compile_all(pairs, jobs=jobs, on_artifact=lambda each: on_artifact(_neutral(each)))
         return [_neutral(each) for each in made]
 
-    def wrong_kernels(self) -> Sequence[WrongKernel]:
+    def wrong_kernels(self, arch: str) -> Sequence[WrongKernel]:
         return (*_WRONG_KERNELS, *(slip.control for slip in SLIPS))
 
     def wrong_plan(self, name: str) -> type[Plan]:

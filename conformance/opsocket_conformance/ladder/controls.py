@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opsocket.operators import Artifact, Backend, Ladder, Plan, Request, Session, WrongKernel
+from opsocket.operators import Artifact, Ladder, Plan, Request, Session, WrongKernel
 from opsocket_conformance.case import Case, parse_case
 from opsocket_conformance.cases import cases_of
 from opsocket_conformance.checks import CHECKS
@@ -28,11 +28,11 @@ class Control:
     said: str
 
 
-def fault_of(backend: Backend, name: str) -> Fault:
+def fault_of(right: Session, name: str) -> Fault:
     """The fault of a session in which the backend's wrong kernel of that name serves its operator."""
-    ladder = backend.ladder()
+    ladder = right.backend.ladder()
     assert ladder is not None, "only a backend that has one brings controls"
-    known = {control.name: control for control in ladder.wrong_kernels()}
+    known = {control.name: control for control in ladder.wrong_kernels(right.device.arch)}
     plan = ladder.wrong_plan(name)
 
     def instead(session: Session, request: Request, provider: str) -> Plan:
@@ -44,7 +44,7 @@ def fault_of(backend: Backend, name: str) -> Fault:
 
 def ask_kernels(ladder: Ladder, arch: str, pool: Pool, seed: int) -> list[Control]:
     """Put each wrong kernel to a case of its operator and type, on a stand-in for `arch`."""
-    wrong = ladder.wrong_kernels()
+    wrong = ladder.wrong_kernels(arch)
     answers: dict[str, Result] = {}
     pool.run(
         [Question(_case(kernel), seed, CONTROL + kernel.name) for kernel in wrong],

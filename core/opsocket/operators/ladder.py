@@ -132,8 +132,8 @@ class Ladder(Checked, ABC):
         """The artifact of each (record, architecture), in order; `on_artifact` is told of each as it is made. In any
         process, by so many at the same time. What can't be made is an artifact with a problem."""
 
-    def wrong_kernels(self) -> Sequence[WrongKernel]:
-        """Controls for the suite."""
+    def wrong_kernels(self, arch: str) -> Sequence[WrongKernel]:
+        """Controls for the suite, on a stand-in for an architecture: of what that serves."""
         return ()
 
     def wrong_plan(self, name: str) -> type[Plan]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from opsocket.operators import Artifact, Ladder, Plan, WrongKernel, WrongLaunch
 from opsocket_ascend.hivm.lower import HOW, is_target, lower_all, python
 from opsocket_ascend.mode import VARIABLE
-from opsocket_ascend.socs import FAMILIES, SOCS
+from opsocket_ascend.socs import FAMILIES, SOCS, find_soc
 from opsocket_ascend.triton_provider.slips import SLIPS
+from opsocket_ascend.triton_provider.targets import VECTOR_CORES
 from opsocket_ascend.verification.process import Checker, facts_of
 from opsocket_triton.slips import plan_with
 from opsocket_triton.specialization import Specialization
@@ -21,17 +22,17 @@ from opsocket_triton.specialization import Specialization
 if TYPE_CHECKING:
     from opsocket_ascend.verification.recorder import Recorder
 
-_WRONG_KERNELS: Final = (
-    *(
-        WrongKernel(name, wrong, "add", "f16", finding)
-        for name, wrong, finding in (
-            ("host read of device memory", "reads by the address that a tensor has", "SIGSEGV"),
-            ("work on the host", "adds on the host, and brings the sum back", "off the session's device"),
-            ("an index outside of an array", "reads a row past the last", "aclnnIndexSelect"),
-            ("an operator without an answer", "asks for an inverse error function on the way", "aclnnErfinv"),
-            ("low bits lost", "makes the sum 2^-9 smaller before it is rounded", "rounding once"),
-        )
-    ),
+_WRONG_KERNELS: Final = tuple(
+    WrongKernel(name, wrong, "add", "f16", finding)
+    for name, wrong, finding in (
+        ("host read of device memory", "reads by the address that a tensor has", "SIGSEGV"),
+        ("work on the host", "adds on the host, and brings the sum back", "off the session's device"),
+        ("an index outside of an array", "reads a row past the last", "aclnnIndexSelect"),
+        ("an operator without an answer", "asks for an inverse error function on the way", "aclnnErfinv"),
+        ("low bits lost", "makes the sum 2^-9 smaller before it is rounded", "rounding once"),
+    )
+)
+_WRONG_GRAPHS: Final = (
     WrongKernel(
         "waiting in a capture", "the host reads the sum", "add", "bf16",
         "waits for a stream that is captured", "capture[call=add,dtype=bf16]#0",
@@ -167,9 +168,10 @@ class AscendLadder(Ladder):
                 made |= {(record, arch): artifact for record, artifact in zip(kernels, lowered, strict=True)}
         return [made[pair] for pair in wanted]
 
-    def wrong_kernels(self) -> Sequence[WrongKernel]:
-        interprets = importlib.util.find_spec("triton") is not None
-        return (*_WRONG_KERNELS, *(slip.control for slip in SLIPS if interprets))
+    def wrong_kernels(self, arch: str) -> Sequence[WrongKernel]:
+        interprets = arch in VECTOR_CORES and importlib.util.find_spec("triton") is not None
+        graphs = _WRONG_GRAPHS if find_soc(arch).has_graphs else ()
+        return (*_WRONG_KERNELS, *graphs, *(slip.control for slip in SLIPS if interprets))
 
     def wrong_plan(self, name: str) -> type[Plan]:
         if slip := next((slip for slip in SLIPS if slip.control.name == name), None):
