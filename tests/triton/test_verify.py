@@ -56,7 +56,8 @@ def test_numbers_are_shared_where_the_launches_are_the_same(report) -> None:
     (other,) = report["ladder"]["numerics"]
     assert (other["arch"], other["same"], other["wrong"]) == ("gfx1100", 1, [])
     assert not any(other["counts"].values())
-    assert report["ladder"]["launches"] == [{"owners": ["add/triton"], "architectures": ["gfx942", "gfx1100"]}]
+    launch = {"owners": ["add/triton"], "architectures": ["gfx942", "gfx1100"], "kind": "compiled"}
+    assert report["ladder"]["launches"] == [launch]
 
 
 def test_every_control_was_refused_for_its_own_fault(report) -> None:
