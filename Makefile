@@ -168,7 +168,7 @@ ascend-test: ascend-emulator ## tests on the emulated NPU of what the suite does
 
 ascend-triton: $(HIVM)/.installed ## the compilers that lower Triton kernels to HIVM, in .venv-ascend-triton
 
-# triton-ascend brings a triton of its own, and wants NumPy 1. Neither needs torch to lower a kernel.
+# triton-ascend brings a triton of its own: hence an environment of its own. Neither needs torch to lower a kernel.
 $(HIVM)/.installed: Makefile
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: none found on PATH" >&2; exit 1; }
 	@echo "== setting up $(HIVM) (once; half a minute, 800 MB) =="
