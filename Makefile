@@ -18,8 +18,7 @@ LEVEL_VARIABLE := OPSOCKET_CPU_ISA
 .PHONY: help setup native native-check native-sanitizers native-aarch64 demo test test-slow lint format types \
   contracts conformance levels providers self-test kill-matrix oracles stability template bench bench-peers \
   benchmark plots docs docs-check check clean ascend-emulator ascend-conformance ascend-verify ascend-test \
-  ascend-triton verify \
-  vendor-libraries
+  ascend-triton verify vendor-libraries vendor-test
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +97,10 @@ $(VENDOR)/.installed: $(STAMP) Makefile
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
 	  > $$($(VENDOR)/bin/python -c 'import site; print(site.getsitepackages()[0])')/opsocket_torch.pth
 	@touch $@
+
+vendor-test: vendor-libraries ## AITER's paged attention under our interpreter, beside ours and before the same oracle
+	PYTHONPATH=$$($(VENDOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	  $(BIN)/pytest -q -p no:cacheprovider tests/triton/test_aiter.py
 
 levels: $(STAMP) $(NATIVE) ## conformance at every instruction-set level that this processor has: make levels TIER=smoke
 	@set -e; for level in $$($(BIN)/python -c 'from opsocket_cpu.native.library import library as l; \
