@@ -51,6 +51,8 @@ KILL_MATRIX = ROOT / "docs" / "kill-matrix.md"
 KILLS_INTERPRETED = ROOT / "docs" / "kill-matrix-gpu.md"
 INTERPRETED = ("sm_90", "gfx942")
 GPU_KERNELS = ROOT / "docs" / "gpu-kernels.md"
+REACHED = (("2026-11-24/operators-attention.json", "2026-11-24/operators-contexts.json"),)
+"""Results of operators.py, one group for each machine; the last counts where several measured the same."""
 DTYPES = ("f32", "bf16", "f16")
 KV_FORMATS = (
     KVFormat("f32"),
@@ -216,7 +218,24 @@ def kills_interpreted(reports: Iterable[Path] = ()) -> str:
     return beside(all_faults(), cells, INTERPRETED)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"support-matrix": support_matrix, "kills-interpreted": kills_interpreted}
+def goals() -> str:
+    """What the CPU's operators reached in the runs whose results are kept, a table for each machine."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    from measurements import load
+    from reached import table
+
+    found = []
+    for paths in REACHED:
+        measured = load([ROOT / "benchmarks" / "results" / path for path in paths])
+        found.append(f"{measured.machine}:\n\n{table(measured)}")
+    return "\n\n".join(found)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "goals": goals,
+    "support-matrix": support_matrix,
+    "kills-interpreted": kills_interpreted,
+}
 
 
 def render(text: str) -> str:
