@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -121,6 +122,17 @@ def test_cases_that_found_a_fault_elsewhere_are_tried_first(session):
     fault = find_fault("attention: scale applied twice")
     assert [case.id for case in in_order(fault, cases, known)][:2] == known
     assert examine(fault, cases, in_process(session), 1, known).kills == (cases[1].id,)
+
+
+def test_a_case_that_nobody_saw_pass_kills_nothing(session):
+    right = in_process(session)
+
+    def interrupted(case, fault):
+        return right(case, fault) if fault else replace(right(case, fault), verdict=Verdict.NOT_RUN)
+
+    fault = find_fault("attention: scale applied twice")
+    assert examine(fault, [parse_case(DECODE, CHECKS)], right).verdict == "weak"
+    assert examine(fault, [parse_case(DECODE, CHECKS)], interrupted).verdict == "not run"
 
 
 def test_a_control_ends_where_enough_cases_are_red(session):

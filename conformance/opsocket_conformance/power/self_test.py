@@ -107,8 +107,12 @@ def examine(
         if result.verdict is Verdict.NOT_RUN:
             return not_run(fault)
         ran, in_vain, seconds = ran + 1, in_vain + 1, seconds + result.seconds
-        if _red(result) and case.check not in kills and not _red(ask(case, "")):
-            kills[case.check], in_vain = case.id, 0
+        if _red(result) and case.check not in kills:
+            unbroken = ask(case, "")
+            if unbroken.verdict is Verdict.NOT_RUN:
+                return not_run(fault)  # an interrupt: nobody knows whether it is red by itself
+            if not _red(unbroken):
+                kills[case.check], in_vain = case.id, 0
         if len(kills) >= (KILLED if fault.isolated or in_vain > _IN_VAIN else enough):
             break
         if fault.unseen and in_vain > _UNSEEN:
