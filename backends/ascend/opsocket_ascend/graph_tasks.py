@@ -8,6 +8,7 @@ on a stream for updates, which then records the event. A replay without that wou
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -96,11 +97,20 @@ class Tasks:
                 names = (name for name in task.rest if name.startswith(_LENGTHS))
                 lengths = dict(zip(names, task.lengths(), strict=True))
                 if any(task.rest[name] != told for name, told in lengths.items()):
-                    torch.npu.graph_task_update_begin(self._stream, task.handle)
-                    task.call(*task.tensors, **{**task.rest, **lengths})
-                    torch.npu.graph_task_update_end(self._stream)
-                    task.rest.update(lengths)
+                    self._renew(task, lengths)
                 task.event.record(self._stream)
+
+    def _renew(self, task: _Task, lengths: dict[str, list[int]]) -> None:
+        torch.npu.graph_task_update_begin(self._stream, task.handle)
+        try:
+            task.call(*task.tensors, **{**task.rest, **lengths})
+        except BaseException:
+            # An update that is left open is in the way of every other graph's. Of one without its call the end says no.
+            with suppress(RuntimeError):
+                torch.npu.graph_task_update_end(self._stream)
+            raise
+        torch.npu.graph_task_update_end(self._stream)
+        task.rest.update(lengths)
 
     def replayed(self) -> None:
         """After each replay, on its stream: the next update comes after it."""

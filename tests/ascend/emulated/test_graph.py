@@ -323,17 +323,22 @@ def test_without_waits_for_later_events_attention_alone_is_run_again(session, mo
 
 
 def test_a_workspace_is_for_the_most_keys_that_a_table_can_name(session, monkeypatch):
-    """Of the lengths captured alone it would be too small for later ones."""
+    """Of the lengths captured alone it would be too small for later ones. Other graphs' updates are none the worse."""
     import torch
 
     def small(*tensors, actual_seq_lengths_kv, **rest):
         return torch.empty(64 * sum(actual_seq_lengths_kv), dtype=torch.uint8, device="npu")
 
-    monkeypatch.setattr(torch.ops.npu, "_npu_fused_infer_attention_score_get_max_workspace", small)
-    step = captured(session)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.npu, "_npu_fused_infer_attention_score_get_max_workspace", small)
+        step = captured(session)
     next_step(step)
     with pytest.raises(BackendError, match="a workspace of"):
         step.graph.replay()
+    other = captured(session)
+    next_step(other)
+    other.graph.replay()
+    other.same()
 
 
 def test_what_fails_while_recording_says_so_and_leaves_no_graph(session, monkeypatch):
