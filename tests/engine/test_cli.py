@@ -177,7 +177,7 @@ def test_explain_asks_for_a_model_as_it_would_be_run():
     assert json.loads(old)["exp"] == "exact"
     assert json.loads(new) == json.loads(old) | {
         "exp": "approx", "tanh": "approx", "accumulate": "f32_truncating", "probabilities": "bf16",
-        "dequantized": "bf16", "sinks": "bf16",
+        "dequantized": "bf16", "sinks": "bf16", "scales": "bf16",
     }  # fmt: skip
     caches = {p["request"]["cache"]["k"]["code"] for p in fast if p["request"]["op"] == "attention"}
     assert caches == {"i8"}
