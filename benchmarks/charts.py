@@ -11,7 +11,7 @@ from typing import Any
 from goals import goal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from measurements import Measured, Operator, Run
+from measurements import LIMITS, OURS, Comparison, Measured, Operator, Run, compared
 
 from opsocket_engine.figures import (
     COLOURS,
@@ -28,7 +28,6 @@ from opsocket_engine.figures import (
     round_numbers,
 )
 
-OURS = "opsocket"
 LOOKS = {
     OURS: Look(COLOURS[0], "o"),
     "opsocket f32": Look(COLOURS[5], "o", dashed=True),
@@ -45,7 +44,6 @@ LOOKS = {
 }
 KINDS = {"matmul": "matrix product", "decode": "decode attention", "prefill": "prefill attention"}
 CACHES = {"bf16": "bf16 (ggml: f16)", "f8e4m3fn": "f8 (e4m3)", "i8": "i8 (ggml: q8_0)", "i4": "i4 (ggml: q4_0)"}
-LIMITS = {"read": "a raw read", **{kind: f"the {kind} rate" for kind in ("int8", "bf16", "f32")}}
 ATTENTION_HEADS = (32, 8, 128)
 SHORT_BATCHES = (1, 8)
 BF16_ONLY = ("torch", "vllm")
@@ -209,24 +207,21 @@ def _bars(axes: Axes, title: str, row: Sequence[Run], rates: Sequence[Sequence[f
 
 def share(measured: Measured) -> Figure | None:
     """Bars: what each operator of ours reaches of its limit, with its goal and the best peer."""
-    cases: dict[tuple[str, str], list[Operator]] = defaultdict(list)
-    for operator in measured.operators:
-        cases[operator.kind, operator.label].append(operator)
-    rows = [row for row in cases.values() if any(o.system == OURS for o in row)]
+    rows = compared(measured.operators)
     if not rows:
         return None
-    lines: list[list[Operator] | str] = []
-    for kind, limit in dict.fromkeys((row[0].kind, row[0].limit) for row in rows):
+    lines: list[Comparison | str] = []
+    for kind, limit in dict.fromkeys((row.ours.kind, row.ours.limit) for row in rows):
         lines.append(f"{KINDS.get(kind, kind)}, of {LIMITS.get(limit, limit)}")
-        lines += [row for row in rows if (row[0].kind, row[0].limit) == (kind, limit)]
+        lines += [row for row in rows if (row.ours.kind, row.ours.limit) == (kind, limit)]
     note = _note(measured, "medians; limits measured beside the samples; peers: the best of each row")
     figure = new_figure("What each operator reaches of its limit", note, 9.2, 1.3 + 0.2 * len(lines))
     axes = figure.add_subplot()
     places = range(len(lines))[::-1]
     for at, line in zip(places, lines, strict=True):
-        if isinstance(line, list):
+        if isinstance(line, Comparison):
             _share(axes, at, line)
-    axes.set_yticks(places, [line if isinstance(line, str) else line[0].label for line in lines], size=7.5)
+    axes.set_yticks(places, [line if isinstance(line, str) else line.ours.label for line in lines], size=7.5)
     for text, line in zip(axes.get_yticklabels(), lines, strict=True):
         text.set_weight("bold" if isinstance(line, str) else "normal")
     axes.set(xlim=(0, 105), ylim=(-0.7, len(lines) - 0.3), xlabel="% of the limit")
@@ -234,16 +229,14 @@ def share(measured: Measured) -> Figure | None:
     axes.tick_params(axis="y", length=0)
     keys = [axes.barh([0], [0], color=look(OURS).colour, label=OURS)]
     keys += axes.plot([], [], "|", color=INK, markersize=9, markeredgewidth=1.8, linestyle="none", label="goal")
-    for system in sorted({best.system for row in rows if (best := _best_peer(row))}, key=_order):
+    for system in sorted({row.best.system for row in rows if row.best}, key=_order):
         keys += axes.plot([], [], look(system).marker, color=look(system).colour, linestyle="none", label=system)
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), fontsize=8)
     return figure
 
 
-def _share(axes: Axes, at: int, row: list[Operator]) -> None:
-    limit = statistics.median([rate for operator in row for rate in operator.limit_rates])
-    ours, best = next(o for o in row if o.system == OURS), _best_peer(row)
-    reached = 100 * ours.rate / limit
+def _share(axes: Axes, at: int, row: Comparison) -> None:
+    best, reached = row.best, 100 * row.reached
     axes.barh(at, reached, 0.74, color=look(OURS).colour)
     inside = reached > 6
     axes.text(
@@ -253,15 +246,11 @@ def _share(axes: Axes, at: int, row: list[Operator]) -> None:
     if best:
         drawn = look(best.system)
         axes.plot(
-            min(100 * best.rate / limit, 104), at, drawn.marker, color=drawn.colour, markersize=5.5,
+            min(100 * best.rate / row.limit, 104), at, drawn.marker, color=drawn.colour, markersize=5.5,
             markeredgecolor=PAPER, markeredgewidth=0.7,
         )  # fmt: skip
-    if (wanted := goal(ours.facts)) is not None:
+    if (wanted := goal(row.ours.facts)) is not None:
         axes.plot([100 * wanted] * 2, [at - 0.42, at + 0.42], color=INK, linewidth=1.8)
-
-
-def _best_peer(row: list[Operator]) -> Operator | None:
-    return max((o for o in row if o.system != OURS), key=lambda o: o.rate, default=None)
 
 
 def _attention(measured: Measured) -> list[Operator]:

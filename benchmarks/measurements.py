@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+OURS = "opsocket"
+LIMITS = {"read": "a raw read", **{kind: f"the {kind} rate" for kind in ("int8", "bf16", "f32")}}
 
 
 class ResultsError(ValueError):
@@ -34,6 +38,21 @@ class Operator:
     def rate(self) -> float:
         """Bytes or operations per second, as the limit counts."""
         return (self.size if self.limit == "read" else self.operations) / statistics.median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Our run of an operator beside the fastest other system's, if there is one. limit: bytes or operations per second
+    that the machine reached beside all runs of it, the median."""
+
+    ours: Operator
+    best: Operator | None
+    limit: float
+
+    @property
+    def reached(self) -> float:
+        """Our share of the limit."""
+        return self.ours.rate / self.limit
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,20 @@ class Measured:
     operators: list[Operator] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
+
+
+def compared(operators: Sequence[Operator]) -> list[Comparison]:
+    """Each operator that we were measured on."""
+    cases: dict[tuple[str, str], list[Operator]] = defaultdict(list)
+    for operator in operators:
+        cases[operator.kind, operator.label].append(operator)
+    found = []
+    for runs in cases.values():
+        others = [run for run in runs if run.system != OURS]
+        limit = statistics.median(rate for run in runs for rate in run.limit_rates)
+        best = max(others, key=lambda run: run.rate, default=None)
+        found += [Comparison(run, best, limit) for run in runs if run.system == OURS]
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """What our operators reach of their limits, beside what they are to reach, from files that operators.py wrote.
 
-.venv/bin/python benchmarks/reached.py RESULT.json [...]
+    .venv/bin/python benchmarks/reached.py RESULT.json [...]
+
+The table is Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,10 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from goals import goal  # noqa: E402
-from measurements import Measured, Operator, ResultsError, load  # noqa: E402
-
-OURS = "opsocket"
-LIMITS = {"read": "a raw read", "int8": "int8 products", "bf16": "bf16 products", "f32": "f32 products"}
+from measurements import LIMITS, Measured, ResultsError, compared, load  # noqa: E402
 
 
 def table(measured: Measured) -> str:
@@ -34,20 +31,14 @@ def table(measured: Measured) -> str:
 
 
 def _rows(measured: Measured) -> Iterator[str]:
-    cases: dict[tuple[str, str], list[Operator]] = defaultdict(list)
-    for operator in measured.operators:
-        cases[operator.kind, operator.label].append(operator)
-    for systems in cases.values():
-        ours = next((each for each in systems if each.system == OURS), None)
-        wanted = goal(ours.facts) if ours else None
-        if ours is None or wanted is None:
+    for row in compared(measured.operators):
+        ours, best, wanted = row.ours, row.best, goal(row.ours.facts)
+        if wanted is None:
             continue
-        limit = statistics.median(rate for each in systems for rate in each.limit_rates)
-        best = max((each for each in systems if each is not ours), key=lambda each: each.rate, default=None)
         beside = f"{ours.rate / best.rate:.2f}x {best.system}" if best else ""
         yield (
             f"| {ours.kind}: {ours.label} | {LIMITS.get(ours.limit, ours.limit)} | {100 * wanted:.0f} % "
-            f"| {100 * ours.rate / limit:.0f} % | {beside} |"
+            f"| {100 * row.reached:.0f} % | {beside} |"
         )
 
 

@@ -375,7 +375,7 @@ aclError aclmdlRICaptureTaskUpdateBegin(aclrtStream stream, aclrtTaskGrp handle)
   Stream *here = of(stream);
   Group *group = handle;
   Model *model = group->model;
-  if (here->model || here->is_updating) return refuse(ACL_ERROR_RT_STREAM_CAPTURED, "an update on a stream that is captured");
+  if (here->model || here->is_updating) return refuse(ACL_ERROR_RT_STREAM_CAPTURED, "an update on a stream that is captured, or inside another update");
   if (model->is_open) return refuse(ACL_ERROR_RT_MODEL_CAPTURED, "an update of tasks whose capture has not ended");
   tick(here);
   if (model->replayed_at > here->seen.at[model->replayed_on]) {
