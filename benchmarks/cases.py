@@ -77,8 +77,14 @@ CURVES = {
 }
 """Cost against the length of a context, and against how many sequences there are."""
 SMOLLM2 = (9, 3, 64)
+
+
+def divides(group: int, k: int) -> bool:
+    return not group or k % group == 0
+
+
 MEASURED = [
-    *(matmul(*fmt, *shape, m) for shape in SHAPES for fmt in A8 for m in (1, 8, 128, 512)),
+    *(matmul(*fmt, *shape, m) for shape in SHAPES for fmt in A8 if divides(fmt[2], shape[1]) for m in (1, 8, 128, 512)),
     *(matmul(*fmt, 3584, 3584, m) for fmt in OTHERS for m in (1, 128)),
     *(attention(cache, *context) for cache in ("bf16", "f8e4m3fn", "i8", "i4") for context in CONTEXTS),
     *(attention(cache, *context, fast=True) for cache in ("bf16", "f8e4m3fn", "i8", "i4") for context in CONTEXTS),
