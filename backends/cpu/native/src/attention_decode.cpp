@@ -88,9 +88,6 @@ bool has_broken_value(const KVTiles &v, const unsigned char *tile) {
     return sum(broken) != 0;
 }
 
-#if OPSOCKET_AVX512
-constexpr int SHUFFLED = 0xd8;  // of each four: 0, 2, 1, 3
-#endif
 #if OPSOCKET_AVX512_BF16
 void to_bf16(const float *p, int tiles, bool shuffled, unsigned char *packed) {
     for (int t = 0; t < tiles; t++) {

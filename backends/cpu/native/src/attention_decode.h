@@ -91,6 +91,9 @@ enum DecodeOrder : int32_t {
     ORDER_TWOS,     // two at once, as they are: f32 by 2, bf16 by 2 or, where a dword has four codes, by 4
     ORDER_SHUFFLED  // of each four: 0, 2, 1, 3, two at once
 };
+#if OPSOCKET_AVX512
+constexpr int SHUFFLED = 0xd8;  // what makes that order of a vector, for a permute
+#endif
 constexpr DecodeOrder decode_order(int32_t code, int32_t dot) {
     if (dot == DOT_BF16) return kv_bits(code) < 8 ? ORDER_SHUFFLED : ORDER_TWOS;
 #if OPSOCKET_AVX512

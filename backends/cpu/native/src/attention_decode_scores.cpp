@@ -10,10 +10,16 @@ static int64_t padded(int64_t dim) { return (dim + TILE - 1) / TILE * TILE; }
 
 int64_t decode_query_floats(int64_t dim, int rows) { return (padded(dim) * rows + 15) / 16 * 16; }
 
+// Units of `size` bytes, [count] of them, to every `rows`-th place. By a size that is known: as a loop over numbers with
+// a stride it would become a scatter, which takes a hundred times as long.
+template <int SIZE> static void spread(const unsigned char *from, int64_t count, int64_t rows, unsigned char *to) {
+    for (int64_t i = 0; i < count; i++) __builtin_memcpy(to + i * rows * SIZE, from + i * SIZE, SIZE);
+}
+
 void decode_prepare(
     DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const float *q, bool bf16, float scale
 ) {
-    int64_t dim = k.dim, n = padded(dim);
+    const int64_t dim = k.dim, n = padded(dim);
     if (k.granularity == SCALE_TENSOR) scale *= k.scale[0];
     else if (k.granularity == SCALE_HEAD) scale *= k.scale[head];
     const float *channels = k.granularity == SCALE_CHANNEL ? k.scale + head * dim : nullptr;
@@ -21,15 +27,26 @@ void decode_prepare(
     query.dot = decode_dot(k.code, bf16 && !channels);
     query.scale = scale;
     query.values = memory;
-    std::fill_n(memory, n * rows, 0.0f);
     const DecodeOrder order = decode_order(k.code, query.dot);
     const int together = order == ORDER_SINGLE ? 1 : kv_bits(k.code) == 8 ? 4 : 2;  // that stand beside each other
-    for (int r = 0; r < rows; r++)
-        for (int64_t d = 0; d < dim; d++) {
-            int64_t place = order == ORDER_SHUFFLED ? d / 4 * 4 + d % 2 * 2 + d % 4 / 2 : d;
-            int64_t at = (place / together * rows + r) * together + place % together;
-            if (query.dot == DOT_BF16) store_one(query.packed, at, BF16, q[r * dim + d]);
-            else query.values[at] = q[r * dim + d] * (channels ? channels[d] : 1.0f);
+    const int number = query.dot == DOT_BF16 ? 2 : 4, unit = together * number;      // bytes
+    unsigned char *to = reinterpret_cast<unsigned char *>(memory);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t d = 0; d < n; d += W) {
+            const int here = int(std::clamp<int64_t>(dim - d, 0, W));
+            auto take = [&](const float *x) { return here == W ? load(x) : load_part(x, 0, F32, here); };
+            F x = take(q + r * dim + d);
+            if (channels) x = x * take(channels + d);
+#if OPSOCKET_AVX512
+            if (order == ORDER_SHUFFLED) x = (F)_mm512_permute_ps((__m512)x, SHUFFLED);
+#endif
+            alignas(64) unsigned char numbers[W * 4];
+            if (number == 2) store_bf16(numbers, x);
+            else store(reinterpret_cast<float *>(numbers), x);
+            unsigned char *place = to + (d / together * rows + r) * unit;
+            if (unit == 4) spread<4>(numbers, W / together, rows, place);
+            else if (unit == 8) spread<8>(numbers, W / together, rows, place);
+            else spread<16>(numbers, W / together, rows, place);
         }
 }
 
