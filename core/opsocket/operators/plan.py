@@ -6,7 +6,7 @@ from abc import ABC
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakSet
+from weakref import ref
 
 from opsocket.operators.capture import Call, CaptureLevel, Graph
 from opsocket.operators.contract import Checked
@@ -36,7 +36,7 @@ class Plan(Checked, ABC):
         self.request = request
         self.provider = provider
         self.batch: Any = None
-        self._graphs: WeakSet[Graph] = WeakSet()
+        self._graphs: list[ref[Graph]] = []
         # Content, which a batch and deep checks look at, is no part of what `_repeat` knows.
         self._may_repeat = self.batch_type is None and session.options.checked == "shapes"
         self._setup()
@@ -79,7 +79,7 @@ class Plan(Checked, ABC):
         if self.session.capturing is not None:
             raise ContractError("batch", "no update under capture: a replay knows one batch of each plan", "an update")
         self._validate_batch(batch)
-        for graph in self._graphs:
+        for graph in self._recorded_in():
             for room, captured in graph.limits_of(self):
                 self._check_room(batch, *room)
                 self._check_level(batch, captured, graph.level(type(self)))
@@ -110,8 +110,13 @@ class Plan(Checked, ABC):
         self._check_level(self.batch, self.batch, level)
         result = self.launch(kernel, args)
         graph.calls.append(Call(self, kernel, args, room, deepcopy(self.batch), result))
-        self._graphs.add(graph)
+        if graph not in self._recorded_in():
+            self._graphs = [*map(ref, self._recorded_in()), ref(graph)]
         return result
+
+    def _recorded_in(self) -> list[Graph]:
+        """The living graphs that hold a run of this plan."""
+        return [graph for kept in self._graphs if (graph := kept()) is not None]
 
     def _again(self, *args: Any) -> Any:
         """The result of a run like one before, without validation; None where that is not to be had."""

@@ -35,6 +35,7 @@ _NUMPY = {
     "i8": np.int8,
     "u8": np.uint8,
 }
+_NAMES_OF_NUMPY = {scalar: name for name, scalar in _NUMPY.items()}
 _UNSIGNED = {1: np.uint8, 2: np.uint16}
 
 
@@ -57,20 +58,26 @@ class TorchSession(Session):
         return host.to(self.torch_device, want)
 
     def download(self, array: Array) -> np.ndarray:
-        name = self.describe(array).dtype
-        host = array.detach().cpu()
+        name = _NAMES.get(getattr(array, "dtype", None))
+        if name not in _NUMPY or self._dense_shape(array, name) is None:
+            name = self.describe(array).dtype
+        host = array.detach()
+        if not host.is_cpu:
+            host = host.cpu()
         if name not in _NUMPY:
             host = host.to(torch.float32)
         result: np.ndarray = host.contiguous().numpy().copy()
         return result
 
     def write(self, array: Array, values: np.ndarray) -> Array:
-        info = self.describe(array)
         values = np.asarray(values)
+        if self._dense_shape(array, _NAMES_OF_NUMPY.get(values.dtype.type, "")) == values.shape and _is_dense(values):
+            self._copy(array, torch.from_numpy(values))
+            return array
+        info = self.describe(array)
         if values.ndim != len(info.shape) or values.shape[0] > info.shape[0] or values.shape[1:] != info.shape[1:]:
             raise ContractError("values", f"leading rows of shape {list(info.shape)}", f"shape {list(values.shape)}")
-        as_it_is = _NUMPY.get(info.dtype) == values.dtype.type and values.flags.writeable and values.flags.c_contiguous
-        if as_it_is:
+        if _NUMPY.get(info.dtype) == values.dtype.type and _is_dense(values):
             source = torch.from_numpy(values)
         else:
             host, want = _on_host(values, info.dtype)
@@ -117,6 +124,11 @@ class TorchSession(Session):
         on = array.device
         device = str(self.device) if on == self.torch_device else str(on)
         return ArrayInfo(tuple(array.shape), _NAMES.get(array.dtype, str(array.dtype)), array.stride(), device)
+
+
+def _is_dense(values: np.ndarray) -> bool:
+    """Whether torch can look at the values where they are."""
+    return values.flags.writeable and values.flags.c_contiguous
 
 
 def _on_host(array: np.ndarray, dtype: str | None) -> tuple[torch.Tensor, torch.dtype]:

@@ -61,7 +61,9 @@ inline Row make_row(const Attention &c, int64_t sequence, int64_t i) {
     const AttentionBatch &b = *c.batch;
     Row row{};
     int64_t first = b.q_indptr[sequence], kv_len = b.kv_lens[sequence];
-    row.position = b.q_positions ? b.q_positions[first + i] : b.q_start[sequence] + i;
+    row.position = b.q_positions ? b.q_positions[first + i]
+                   : b.q_start   ? b.q_start[sequence] + i
+                                 : kv_len - (b.q_indptr[sequence + 1] - first) + i;
     int64_t low = 0, high = kv_len;
     if (c.window_left != INT64_MAX) low = std::max(low, row.position - c.window_left);
     if (c.window_right != INT64_MAX) high = std::min(high, row.position + c.window_right + 1);

@@ -7,7 +7,7 @@ namespace opsocket {
 
 enum AttentionMask : int32_t { MASK_CAUSAL = 0, MASK_FULL = 1, MASK_TREE = 2 };
 
-// One step, as `AttentionBatch` of the interface has it; null where that has None, but for q_start, which is resolved.
+// One step, as `AttentionBatch` of the interface has it; null where that has None.
 struct AttentionBatch {
     int64_t sequences;  // B
     int64_t table_width;
@@ -15,7 +15,7 @@ struct AttentionBatch {
     const int32_t *kv_lens;       // [B]
     const int32_t *block_table;   // [B, table_width], with a cache
     const int64_t *kv_indptr;     // [B+1], without one
-    const int64_t *q_start;       // [B]: position of query 0 less that of key 0
+    const int64_t *q_start;       // [B]: position of query 0 less that of key 0; null: kv_len - q_len
     const int64_t *q_positions;   // [T]: position of each query less that of its request's key 0
     const int64_t *mask_indptr;   // [B+1]
 };

@@ -10,6 +10,7 @@ import torch
 
 from opsocket.operators import AttentionBatch, AttentionPlan, AttentionSpec, Cache, Ragged, Reason, Unsupported
 from opsocket.operators.torch_session import TORCH_DTYPES
+from opsocket_cpu.native.batch import BatchArrays
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan, address
 from opsocket_cpu.native.tiles import KVTilesPair, tiles_of
@@ -58,6 +59,7 @@ class NativeAttention(NativePlan, AttentionPlan):
         spec = self.spec
         right = _UNLIMITED if spec.window_right is None else spec.window_right
         self._batch = BatchStruct()
+        self._arrays = BatchArrays(np.int32, np.int32, np.int32, np.int64, np.int64, np.int64, np.int64)
         self._split, slot = _split(spec)
         self._workspace = 2 * self._threads * slot
         self._facts = (
@@ -71,23 +73,23 @@ class NativeAttention(NativePlan, AttentionPlan):
         if not batch.host_exact:
             reason = Reason("host_exact", "batch.host_exact", False, True)
             raise Unsupported([reason], request=self.request, backend=str(self.session.device))
-        q_indptr, kv_lens = _dense(batch.q_indptr, np.int32), _dense(batch.kv_lens, np.int32)
-        q_lens = np.diff(q_indptr).astype(np.int64)
-        q_start: Any = kv_lens - q_lens
-        if batch.q_start is not None:
-            q_start = _dense(batch.q_start, np.int64) - batch.kv_start
-        q_positions: Any = None
-        if batch.q_positions is not None:
-            start = batch.kv_start if isinstance(batch.kv_start, int) else np.repeat(batch.kv_start, q_lens)
-            q_positions = _dense(batch.q_positions, np.int64) - start
-        table = None if batch.block_table is None else _dense(batch.block_table, np.int32)
-        arrays = (
-            q_indptr, kv_lens, table, _dense(batch.kv_indptr, np.int64), _dense(q_start, np.int64),
-            _dense(q_positions, np.int64), _dense(batch.mask_indptr, np.int64),
-        )  # fmt: skip
-        pointers = (None if array is None else array.ctypes.data for array in arrays)
-        self._batch.__init__(kv_lens.size, 0 if table is None else table.shape[1], *pointers)  # type: ignore[misc]
-        self._arrays = arrays
+        q_start, q_positions = batch.q_start, batch.q_positions
+        if q_start is not None:
+            q_start = np.asarray(q_start, np.int64) - batch.kv_start
+        if q_positions is not None:
+            start = (
+                batch.kv_start
+                if isinstance(batch.kv_start, int)
+                else np.repeat(batch.kv_start, np.diff(batch.q_indptr))
+            )
+            q_positions = np.asarray(q_positions, np.int64) - start
+        kv_lens, table = np.asarray(batch.kv_lens), _array(batch.block_table)
+        addresses = self._arrays.take((
+            np.asarray(batch.q_indptr), kv_lens, table, _array(batch.kv_indptr), q_start, q_positions,
+            _array(batch.mask_indptr),
+        ))  # fmt: skip
+        if addresses is not None:
+            self._batch.__init__(len(kv_lens), 0 if table is None else table.shape[1], *addresses)  # type: ignore[misc]
 
     def _outputs(
         self,
@@ -138,5 +140,5 @@ def _split(spec: AttentionSpec) -> tuple[int, int]:
     return queries, 4 * (rows * width + 2 * (-(-rows // 16) * 16))
 
 
-def _dense(values: Any, dtype: Any) -> Any:
-    return None if values is None else np.ascontiguousarray(values, dtype)
+def _array(values: Any) -> np.ndarray | None:
+    return None if values is None else np.asarray(values)

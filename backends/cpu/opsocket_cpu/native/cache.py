@@ -22,6 +22,7 @@ from opsocket.operators import (
 )
 from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket_cpu.layouts import TILE
+from opsocket_cpu.native.batch import BatchArrays
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan, address
 from opsocket_cpu.native.tiles import KVTilesPair, tiles_of
@@ -34,15 +35,22 @@ MOVE_BYTES = 64
 """Of scratch memory for each token or block that is moved within a cache as if buffered: `commands_cache.h`."""
 
 
+_FIRST = np.zeros(1, np.int64)
+
+
 class CacheSlots(Structure):
     """`CacheSlots` of commands_cache.h, and the arrays that it points at."""
 
     _fields_ = (("count", c_int64), ("slots", c_void_p), ("rows", c_void_p))
+    _arrays: BatchArrays | None = None
 
     def set(self, slots: np.ndarray, rows: np.ndarray) -> None:
-        """i64 both; kept."""
-        self._arrays = slots, rows
-        self.count, self.slots, self.rows = len(slots), slots.ctypes.data, rows.ctypes.data
+        """Both of one length, copied."""
+        if self._arrays is None:
+            self._arrays = BatchArrays(np.int64, np.int64)
+        addresses = self._arrays.take((slots, rows))
+        if addresses is not None:
+            self.__init__(len(slots), *addresses)  # type: ignore[misc]
 
 
 class CacheMoves(Structure):
@@ -91,7 +99,10 @@ class NativeCacheWrite(NativePlan, CacheWritePlan):
         self._dtype, self._batch = DTYPES[self.request.spec.dtype], CacheSlots()
 
     def _update(self, batch: SlotBatch) -> None:
-        slots = np.array(batch.slots, np.int64)
+        slots = np.asarray(batch.slots)
+        if len(slots) == 1 and slots[0] >= 0:
+            self._batch.set(slots, _FIRST)
+            return
         rows = np.flatnonzero(slots >= 0)
         slots = slots[rows]
         tiles = slots // TILE
@@ -118,7 +129,7 @@ class NativeCacheRead(NativePlan, CacheReadPlan):
         self._dtype, self._batch = self.request.spec.dtype, CacheSlots()
 
     def _update(self, batch: SlotBatch) -> None:
-        self._batch.set(np.array(batch.slots, np.int64), np.arange(len(batch.slots)))
+        self._batch.set(np.asarray(batch.slots), np.arange(len(batch.slots)))
 
     def _outputs(self, cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
         spec, dtype = self.cache_spec, TORCH_DTYPES[self._dtype]

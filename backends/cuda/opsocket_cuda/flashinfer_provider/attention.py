@@ -45,7 +45,7 @@ class _FlashInferAttention(AttentionPlan):
         self._made: torch.Tensor | None = None
 
     def _is_recorded(self) -> bool:
-        return any(graph.limits_of(self) for graph in self._graphs)
+        return any(graph.limits_of(self) for graph in self._recorded_in())
 
     def _update(self, batch: AttentionBatch) -> None:
         if not batch.host_exact:

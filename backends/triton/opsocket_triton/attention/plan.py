@@ -145,7 +145,7 @@ class TritonAttention(AttentionPlan):
         self._ints, self._parts, self._states = numbers, parts, states
 
     def _is_recorded(self) -> bool:
-        return any(graph.limits_of(self) for graph in self._graphs)
+        return any(graph.limits_of(self) for graph in self._recorded_in())
 
     def _update(self, batch: AttentionBatch) -> None:
         if not batch.host_exact:
