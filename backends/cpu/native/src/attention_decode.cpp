@@ -26,9 +26,9 @@ struct Chunk {
     int64_t token;  // of the first key
     int tiles;
     Seen seen[DECODE_QUERIES], by_some;
-    bool by_all;  // whether every query sees every key
-    Seen every() const { return tokens_below(int64_t(tiles) * TILE); }
+    bool by_all;  // whether every query sees all of DECODE_TOKENS keys
 };
+constexpr Seen EVERY = ~Seen(0);
 
 // The chunk from `token` on, of the keys [first, last) of the part.
 Chunk make_chunk(const Part &part, int64_t token, int64_t first, int64_t last) {
@@ -45,7 +45,7 @@ Chunk make_chunk(const Part &part, int64_t token, int64_t first, int64_t last) {
                 if (!sees(row, key)) seen &= ~(Seen(1) << (key - token));
         chunk.seen[i] = seen;
         chunk.by_some |= seen;
-        chunk.by_all = chunk.by_all && seen == chunk.every();
+        chunk.by_all = chunk.by_all && seen == EVERY;
     }
     return chunk;
 }
@@ -88,67 +88,83 @@ bool has_broken_value(const KVTiles &v, const unsigned char *tile) {
     return sum(broken) != 0;
 }
 
-#if OPSOCKET_AVX512_BF16
-void to_bf16(const float *p, int tiles, bool shuffled, unsigned char *packed) {
-    for (int t = 0; t < tiles; t++) {
-        __m512 x = _mm512_load_ps(p + t * TILE);
-        if (shuffled) x = _mm512_permute_ps(x, SHUFFLED);
-        _mm256_store_si256((__m256i *)(packed + t * TILE * 2), (__m256i)_mm512_cvtneps_pbh(x));
-    }
-}
-#endif
-
-// A step of the online softmax: logits to weights of values (scaled), and what older output is multiplied by. seen: of
-// each row; null: they see all. Returns how the products with values are to be formed.
-int32_t soften(const Attention &c, const Chunk &chunk, const Seen *seen, int rows, const unsigned char *const *tiles,
-               DecodeState &state, Scratch &x) {
-    const KVTiles &v = c.cache.v;
-    DecodeWeights &w = x.weights;
-    int n = chunk.tiles * TILE;
-    int32_t dot = decode_dot(v.code, c.bf16_probabilities != 0);
-    const bool shuffled = decode_order(v.code, dot) == ORDER_SHUFFLED;
-    static_assert(DECODE_ROWS <= W);
-    F base[DECODE_ROWS], fall = set(0.0f);
-    for (int r = 0; r < rows; r++) {
-        const float *s = x.s + r * DECODE_TOKENS;
-        F most = load(s);
-        for (int i = W; i < n; i += W) most = max(load(s + i), most);
-        float old = state.largest[r], top = std::max(old, largest(most));
-        state.largest[r] = top;
-        base[r] = set(top == -INFINITY ? 0.0f : top);
-        if (old != top) fall[r] = old - top;
-    }
-    fall = exp(fall);
-    for (int r = 0; r < rows; r++) w.carry[r] = fall[r];
-    for (int r = 0; r < rows; r++) {
-        const float *s = x.s + r * DECODE_TOKENS;
-        float *p = w.p + r * DECODE_TOKENS;
-        F sums = set(0.0f);
-        for (int t = 0; t < chunk.tiles; t++) {
-            const float *scales = reinterpret_cast<const float *>(tiles[t] + v_code_bytes(v.code, v.dim));
-            for (int i = t * TILE; i < (t + 1) * TILE; i += W) {
-                F weight = exp(load(s + i) - base[r]);
-                sums += weight;
-                if (v.granularity == SCALE_TOKEN_HEAD) weight *= load(scales + i - t * TILE);
-                if (seen) weight = where_seen(seen[r] >> i, weight, 0);  // a stale scale may be NaN
-                store(p + i, weight);
-            }
-        }
-        state.sum[r] = state.sum[r] * w.carry[r] + sum(sums);
-    }
-#if OPSOCKET_AVX512_BF16
-    if (dot == DOT_BF16)
-        for (int r = 0; r < rows; r++)
-            to_bf16(w.p + r * DECODE_TOKENS, chunk.tiles, shuffled, w.packed + r * DECODE_TOKENS * 2);
-#endif
+// Lane r: what `join` makes of all lanes of x[r], R of them. Other lanes hold anything.
+template <int R, class Join> F across(const F *x, Join join) {
 #if OPSOCKET_AVX512
-    if (dot == DOT_F32 && shuffled)
-        for (int r = 0; r < rows; r++)
-            for (int i = r * DECODE_TOKENS; i < r * DECODE_TOKENS + n; i += W)
-                store(w.p + i, (F)_mm512_permute_ps((__m512)load(w.p + i), SHUFFLED));
+    auto four = [&](const F *row, int rows) {
+        auto pair = [&](const F &a, const F &b) {
+            return join((F)_mm512_unpacklo_ps((__m512)a, (__m512)b), (F)_mm512_unpackhi_ps((__m512)a, (__m512)b));
+        };
+        const F ab = pair(row[0], row[rows > 1 ? 1 : 0]), cd = rows > 2 ? pair(row[2], row[rows > 3 ? 3 : 2]) : ab;
+        __m512d low = _mm512_unpacklo_pd((__m512d)ab, (__m512d)cd), high = _mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
+        F all = join((F)low, (F)high);
+        all = join(all, (F)_mm512_shuffle_f32x4((__m512)all, (__m512)all, 0x4e));
+        return join(all, (F)_mm512_shuffle_f32x4((__m512)all, (__m512)all, 0xb1));
+    };
+    if constexpr (R <= 4) return four(x, R);
+    else return (F)_mm512_mask_blend_ps(0xf0, (__m512)four(x, 4), (__m512)four(x + 4, R - 4));
+#else
+    F all = x[0];
+    for (int r = 0; r < R; r++) {
+        float one = x[r][0];
+        for (int i = 1; i < W; i++) one = join(set(one), set(x[r][i]))[0];
+        all[r] = one;
+    }
+    return all;
 #endif
+}
+
+// A step of the online softmax: logits to weights of values (scaled, `dot` says of what kind), and what older output is
+// multiplied by. seen: of each row; null: they see all. tiles: of values, all DECODE_TILES.
+//
+// No byte of the cache is read meanwhile, and what has not been asked for before the memory has nothing to do: so some
+// of the next values are asked for here, at `ahead`.
+template <int R>
+void soften(const KVTiles &v, int32_t dot, const Seen *seen, const unsigned char *const *tiles,
+            const unsigned char *const *ahead, DecodeState &state, Scratch &x) {
+    DecodeWeights &w = x.weights;
+    const bool shuffled = decode_order(v.code, dot) == ORDER_SHUFFLED, scaled = v.granularity == SCALE_TOKEN_HEAD;
+    const int64_t bytes = v_code_bytes(v.code, v.dim);
+    F most[R], sums[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        most[r] = load(x.s + r * DECODE_TOKENS);
+        for (int i = W; i < DECODE_TOKENS; i += W) most[r] = max(load(x.s + r * DECODE_TOKENS + i), most[r]);
+    }
+    const F old = load(state.largest), top = max(across<R>(most, [](F a, F b) { return max(a, b); }), old);
+    const F carry = exp(old == top ? set(0.0f) : old - top);
+    alignas(64) float base[W];
+    store(base, top == -INFINITY ? set(0.0f) : top);
+    store(state.largest, top);
+    store(w.carry, carry);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        sums[r] = set(0.0f);
+        const F from = set(base[r]);
+        for (int i = 0; i < DECODE_TOKENS; i += W) {
+            const int tile = i / TILE, at = r * DECODE_TOKENS + i;
+            if (ahead && i % TILE == 0 && r * 128 < bytes) {
+                prefetch(ahead[tile] + r * 128);
+                prefetch(ahead[tile] + r * 128 + 64);
+            }
+            F weight = exp(load(x.s + at) - from);
+            sums[r] += weight;
+            if (scaled) weight *= load(reinterpret_cast<const float *>(tiles[tile] + bytes) + i % TILE);
+            if (seen) weight = where_seen(seen[r] >> i, weight, 0);  // a stale scale may be NaN
+#if OPSOCKET_AVX512
+            if (shuffled) weight = (F)_mm512_permute_ps((__m512)weight, SHUFFLED);
+#endif
+#if OPSOCKET_AVX512_BF16
+            if (dot == DOT_BF16) {
+                _mm256_store_si256((__m256i *)(w.packed + at * 2), (__m256i)_mm512_cvtneps_pbh((__m512)weight));
+                continue;
+            }
+#endif
+            store(w.p + at, weight);
+        }
+    }
     (void)shuffled;
-    return dot;
+    store(state.sum, load(state.sum) * carry + across<R>(sums, [](F a, F b) { return a + b; }));
 }
 
 // Softcap and ALiBi of the logits of some rows, from row `first`.
@@ -222,10 +238,12 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
     const KVTilesPair &kv = c.cache;
     DecodeWeights &w = x.weights;
     w.width = v_width(kv.v.dim);
-    const int64_t vectors = k_vectors(kv.k.code, kv.k.dim);
+    DecodeKeys keys;
+    keys.vectors = k_vectors(kv.k.code, kv.k.dim);
     const int64_t k_scales_at = k_code_bytes(kv.k.code, kv.k.dim), v_bytes = v_code_bytes(kv.v.code, kv.v.dim);
     const int64_t k_head = kv.tiles * kv.k.tile_bytes, v_head = kv.tiles * kv.v.tile_bytes;
     const bool knobs = c.softcap != 0 || c.slopes;
+    const int32_t dot = decode_dot(kv.v.code, c.bf16_probabilities != 0);
 
     struct Pages {
         const unsigned char *k[DECODE_TILES], *v[DECODE_TILES];
@@ -250,11 +268,14 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
         if (token + DECODE_TOKENS < last) pages(token + DECODE_TOKENS, tiles_from(token + DECODE_TOKENS), next);
         for (int64_t head = 0; head < kv.heads; head++) {
             const unsigned char *k[DECODE_TILES], *v[DECODE_TILES], *k_ahead[DECODE_TILES], *v_ahead[DECODE_TILES];
-            for (int t = 0; t < chunk.tiles; t++) {
-                k[t] = here.k[t] + head * k_head;
-                v[t] = here.v[t] + head * v_head;
-                k_ahead[t] = head + 1 < kv.heads ? k[t] + k_head : next.k[t];
-                v_ahead[t] = head + 1 < kv.heads ? v[t] + v_head : next.v[t];
+            for (int t = 0; t < DECODE_TILES; t++) {
+                const int of = t < chunk.tiles ? t : 0;
+                k[t] = here.k[of] + head * k_head;
+                v[t] = here.v[of] + head * v_head;
+                k_ahead[t] = head + 1 < kv.heads ? k[t] + k_head : next.k[of];
+                v_ahead[t] = head + 1 < kv.heads ? v[t] + v_head : next.v[of];
+                if (kv.k.granularity == SCALE_TOKEN_HEAD) prefetch(k_ahead[t] + k_scales_at);
+                if (kv.v.granularity == SCALE_TOKEN_HEAD) prefetch(v_ahead[t] + v_bytes);
             }
             bool broken = false;  // whether what some row does not see would reach it, as 0 * NaN
             w.count = chunk.tiles;
@@ -273,33 +294,34 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
                 const int64_t row = block[head * blocks.of_head + b].row;
                 const DecodeQuery &query = block[head * blocks.of_head + b].query;
                 DecodeState &state = block[head * blocks.of_head + b].state;
-                Seen of_row[DECODE_ROWS], together = chunk.every(), by_some = 0;
+                Seen of_row[DECODE_ROWS], together = EVERY, by_some = 0;
                 for (int r = 0; r < query.rows; r++) {
                     of_row[r] = chunk.seen[(row + r) % part.queries];
                     together &= of_row[r], by_some |= of_row[r];
                 }
                 if (!by_some) continue;
-                const Seen *seen = together == chunk.every() ? nullptr : of_row;
-                DecodeScores scores = decode_scores(kv.k.code, query.dot, query.rows);
-                for (int t = 0; t < chunk.tiles; t++) {
-                    float *s = x.s + t * TILE;
-                    scores(query, k[t], b ? k[t] : k_ahead[t], vectors, s);
-                    if (kv.k.granularity == SCALE_TOKEN_HEAD) {
+                const Seen *seen = together == EVERY ? nullptr : of_row;
+                for (int t = 0; t < DECODE_TILES; t++) keys.tiles[t] = k[t], keys.ahead[t] = b ? k[t] : k_ahead[t];
+                decode_scores(kv.k.code, query.dot, query.rows)(query, keys, x.s);
+                if (kv.k.granularity == SCALE_TOKEN_HEAD)
+                    for (int t = 0; t < chunk.tiles; t++) {
                         const float *scales = reinterpret_cast<const float *>(k[t] + k_scales_at);
                         for (int i = 0; i < TILE; i += W) {
                             F scale = load(scales + i);
+                            float *s = x.s + t * TILE + i;
                             for (int r = 0; r < query.rows; r++)
-                                store(s + r * DECODE_TOKENS + i, load(s + r * DECODE_TOKENS + i) * scale);
+                                store(s + r * DECODE_TOKENS, load(s + r * DECODE_TOKENS) * scale);
                         }
                     }
-                }
                 if (knobs) apply_knobs(part, row, query.rows, token, x.s);
                 for (int r = 0; seen && r < query.rows; r++)
-                    for (int i = 0; i < chunk.tiles * TILE; i += W) {
+                    for (int i = 0; i < DECODE_TOKENS; i += W) {
                         float *s = x.s + r * DECODE_TOKENS + i;
                         store(s, where_seen(seen[r] >> i, load(s), -INFINITY));
                     }
-                const int32_t dot = soften(c, chunk, seen, query.rows, v, state, x);
+                with_rows(query.rows, [&](auto rows) {
+                    soften<decltype(rows)::value>(kv.v, dot, seen, v, b ? nullptr : v_ahead, state, x);
+                });
                 for (int t = 0; t < chunk.tiles; t++) w.ahead[t] = b ? w.tiles[t] : v_ahead[t];
                 if (broken && together != by_some) add_values_of_each(c, chunk, of_row, query.rows, dot, state, x);
                 else decode_values(kv.v.code, dot, query.rows)(w, state.out);
@@ -349,8 +371,8 @@ void decode_part(const Part &part) {
             float *memory = reinterpret_cast<float *>(take(decode_query_floats(c.dim_qk, rows) * 4));
             decode_prepare(next->query, memory, c.cache.k, head, rows, part.q + next->row * c.dim_qk, c.q_dtype == BF16,
                            c.scale);
-            std::fill_n(next->state.largest, rows, -INFINITY);
-            std::fill_n(next->state.sum, rows, 0.0f);
+            std::fill_n(next->state.largest, W, -INFINITY);
+            std::fill_n(next->state.sum, W, 0.0f);
             next->state.out = part.acc + next->row * out_width(c);
         }
     add_keys(part, blocks, first, last, block, scratch);

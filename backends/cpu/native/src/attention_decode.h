@@ -42,9 +42,11 @@ struct DecodeQuery {
 
 // Running softmax of a query's rows: maximum, sum, and output [rows][width] that is still to be divided by the sum.
 struct DecodeState {
-    float largest[DECODE_ROWS], sum[DECODE_ROWS];
+    alignas(64) float largest[W];
+    alignas(64) float sum[W];
     float *out;
 };
+static_assert(DECODE_ROWS <= W);
 
 // Floats that a query of `rows` rows needs.
 int64_t decode_query_floats(int64_t dim, int rows);
@@ -55,10 +57,15 @@ void decode_prepare(
     DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const float *q, bool bf16, float scale
 );
 
-// Logits of one tile, before scales of tokens, softcap and ALiBi: s[row * DECODE_TOKENS + token]; prefetches what lies
-// at `ahead`.
-using DecodeScores = void (*)(const DecodeQuery &query, const unsigned char *tile, const unsigned char *ahead,
-                              int64_t vectors, float *s);
+// Keys of a chunk: its tiles, and what is to be prefetched while they are read. All four are read: where a chunk has
+// fewer, the last are any of it, and logits of theirs come to nothing.
+struct DecodeKeys {
+    const unsigned char *tiles[DECODE_TILES], *ahead[DECODE_TILES];
+    int64_t vectors;  // of a tile
+};
+
+// Logits of a chunk, before scales of tokens, softcap and ALiBi: s[row * DECODE_TOKENS + token].
+using DecodeScores = void (*)(const DecodeQuery &query, const DecodeKeys &keys, float *s);
 DecodeScores decode_scores(int32_t code, int32_t dot, int rows);
 
 // What values are multiplied by in one chunk. weights: f32 [rows][DECODE_TOKENS] in the cache's pairs, or bf16
@@ -67,7 +74,7 @@ struct DecodeWeights {
     const unsigned char *tiles[DECODE_TILES], *ahead[DECODE_TILES];
     int32_t count;  // of tiles
     int64_t width;  // of a row
-    float carry[DECODE_ROWS];
+    alignas(64) float carry[W];
     alignas(64) float p[DECODE_ROWS * DECODE_TOKENS];
     alignas(64) unsigned char packed[DECODE_ROWS * 2 * DECODE_TOKENS];
 };
@@ -143,7 +150,7 @@ inline Function choose_decode(int32_t code, int32_t dot, int rows) {
 }
 
 inline void prefetch(const unsigned char *p) {
-    __builtin_prefetch(p, 0, 2);
+    __builtin_prefetch(p, 0, 3);
 }
 
 #if OPSOCKET_AVX512

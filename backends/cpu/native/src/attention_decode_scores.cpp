@@ -50,147 +50,175 @@ void decode_prepare(
         }
 }
 
+// Every kernel takes as many vectors of keys at a time as there are registers for their sums: what is broadcast of the
+// query serves them all.
+
 // ---- one by one, at every level
 
-template <int32_t C, int R> static void scores_f32(
-    const DecodeQuery &query, const unsigned char *tile, const unsigned char *ahead, int64_t vectors, float *s
-) {
-    constexpr int N = kv_per_dword(C);
-    for (int part = 0; part < TILE; part += W) {
-        F sums[R][2];
+#if OPSOCKET_AVX512
+constexpr int beside(int rows) { return rows <= 4 ? 4 : 2; }
+#else
+constexpr int beside(int rows) { return rows <= 2 ? 4 : 2; }
+#endif
+
+template <int32_t C, int R> static void scores_f32(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
+    constexpr int N = kv_per_dword(C), V = beside(R), OF_TILE = TILE / W;
+    for (int first = 0; first < DECODE_TILES * OF_TILE; first += V) {
+        F sums[R][V];
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = set(0.0f);
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) sums[r][v] = set(0.0f);
         const float *q = query.values;
-        for (int64_t i = 0; i < vectors; i++) {
-            U x = load_as<U>(tile + i * 64 + part * 4);
-            prefetch(ahead + i * 64 + part * 4);
+        for (int64_t i = 0; i < keys.vectors; i++) {
+            U x[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                const int tile = (first + v) / OF_TILE, part = (first + v) % OF_TILE;
+                x[v] = load_as<U>(keys.tiles[tile] + i * 64 + part * W * 4);
+                if (part == 0) prefetch(keys.ahead[tile] + i * 64);
+            }
 #pragma GCC unroll 16
             for (int j = 0; j < N; j++) {
-                F k = decode_one<C>(x, j);
+                F k[V];
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) k[v] = decode_one<C>(x[v], j);
 #pragma GCC unroll 8
-                for (int r = 0; r < R; r++) sums[r][j & 1] += k * set(q[j * R + r]);
+                for (int r = 0; r < R; r++) {
+                    const F y = set(q[j * R + r]);
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) sums[r][v] += k[v] * y;
+                }
             }
             q += N * R;
         }
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) store(s + r * DECODE_TOKENS + part, (sums[r][0] + sums[r][1]) * query.scale);
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) store(s + r * DECODE_TOKENS + (first + v) * W, sums[r][v] * query.scale);
     }
 }
 
 #if OPSOCKET_AVX512
+// Sums of even and odd lanes beside each other take twice the registers.
+constexpr int pairs_beside(int rows) { return rows <= 2 ? 4 : rows <= 4 ? 2 : 1; }
+
 // Numbers of 16 bits and less, widened two at a time; even and odd lanes of a sum are added at its end.
-template <int32_t C, int R> static void scores_pairs(
-    const DecodeQuery &query, const unsigned char *tile, const unsigned char *ahead, int64_t vectors, float *s
-) {
-    __m512 sums[R][2];
+template <int32_t C, int R> static void scores_pairs(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
+    constexpr int V = pairs_beside(R), N = kv_per_dword(C);
+    for (int first = 0; first < DECODE_TILES; first += V) {
+        __m512 sums[R][V][2];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-    const float *q = query.values;
-    if constexpr (C == KV_F16) {
-        for (int64_t i = 0; i < vectors; i++) {
-            __m512 a = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(tile + i * 64)));
-            __m512 b = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(tile + i * 64 + 32)));
-            prefetch(ahead + i * 64);
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) sums[r][v][0] = sums[r][v][1] = _mm512_setzero_ps();
+        const float *q = query.values;
+        for (int64_t i = 0; i < keys.vectors; i++, q += N * R) {
+            if constexpr (C == KV_F16) {
+                __m512 a[V], b[V];
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) {
+                    const unsigned char *x = keys.tiles[first + v] + i * 64;
+                    a[v] = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)x));
+                    b[v] = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(x + 32)));
+                    prefetch(keys.ahead[first + v] + i * 64);
+                }
 #pragma GCC unroll 8
-            for (int r = 0; r < R; r++) {
-                __m512 x = broadcast_pair(q + r * 2);
-                sums[r][0] = _mm512_fmadd_ps(a, x, sums[r][0]);
-                sums[r][1] = _mm512_fmadd_ps(b, x, sums[r][1]);
+                for (int r = 0; r < R; r++) {
+                    const __m512 y = broadcast_pair(q + r * 2);
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) {
+                        sums[r][v][0] = _mm512_fmadd_ps(a[v], y, sums[r][v][0]);
+                        sums[r][v][1] = _mm512_fmadd_ps(b[v], y, sums[r][v][1]);
+                    }
+                }
+            } else {
+                const CodeDecoder<C> decoder;
+                const __m512i upper = _mm512_set1_epi32(int(0xffff0000));
+                __m512i a[V], b[V];
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) {
+                    decoder(_mm512_load_si512(keys.tiles[first + v] + i * 64), a[v], b[v]);
+                    prefetch(keys.ahead[first + v] + i * 64);
+                }
+#pragma GCC unroll 2
+                for (int half = 0; half < 2; half++) {
+                    __m512 x[V][2];
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) {
+                        x[v][0] = (__m512)(half ? _mm512_and_si512(a[v], upper) : _mm512_slli_epi32(a[v], 16));
+                        x[v][1] = (__m512)(half ? _mm512_and_si512(b[v], upper) : _mm512_slli_epi32(b[v], 16));
+                    }
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; r++) {
+                        const __m512 y = broadcast_pair(q + r * 4 + half * 2);
+#pragma GCC unroll 4
+                        for (int v = 0; v < V; v++) {
+                            sums[r][v][0] = _mm512_fmadd_ps(x[v][0], y, sums[r][v][0]);
+                            sums[r][v][1] = _mm512_fmadd_ps(x[v][1], y, sums[r][v][1]);
+                        }
+                    }
+                }
             }
-            q += 2 * R;
         }
-    } else {
-        const CodeDecoder<C> decoder;
-        const __m512i upper = _mm512_set1_epi32(int(0xffff0000));
-        for (int64_t i = 0; i < vectors; i++) {
-            __m512i x = _mm512_load_si512(tile + i * 64);
-            prefetch(ahead + i * 64);
-            __m512i a, b;
-            decoder(x, a, b);
-            __m512 a0 = (__m512)_mm512_slli_epi32(a, 16), a1 = (__m512)_mm512_and_si512(a, upper);
-            __m512 b0 = (__m512)_mm512_slli_epi32(b, 16), b1 = (__m512)_mm512_and_si512(b, upper);
 #pragma GCC unroll 8
-            for (int r = 0; r < R; r++) {
-                __m512 y0 = broadcast_pair(q + r * 4), y1 = broadcast_pair(q + r * 4 + 2);
-                sums[r][0] = _mm512_fmadd_ps(a0, y0, sums[r][0]);
-                sums[r][1] = _mm512_fmadd_ps(b0, y0, sums[r][1]);
-                sums[r][0] = _mm512_fmadd_ps(a1, y1, sums[r][0]);
-                sums[r][1] = _mm512_fmadd_ps(b1, y1, sums[r][1]);
-            }
-            q += 4 * R;
-        }
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++)
+                store(s + r * DECODE_TOKENS + (first + v) * TILE,
+                      (F)join_pairs<C>(sums[r][v][0], sums[r][v][1]) * query.scale);
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-        store(s + r * DECODE_TOKENS, (F)join_pairs<C>(sums[r][0], sums[r][1]) * query.scale);
 }
 #endif
 
 #if OPSOCKET_AVX512_BF16
-template <int32_t C, int R> static void scores_bf16(
-    const DecodeQuery &query, const unsigned char *tile, const unsigned char *ahead, int64_t vectors, float *s
-) {
-    __m512 sums[R][2];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-    const int32_t *q = query.packed;
-    if constexpr (C == KV_BF16) {
-        int64_t i = 0;
-        for (; i + 2 <= vectors; i += 2) {
-            __m512bh a = (__m512bh)_mm512_load_si512(tile + i * 64);
-            __m512bh b = (__m512bh)_mm512_load_si512(tile + i * 64 + 64);
-            prefetch(ahead + i * 64);
-            prefetch(ahead + i * 64 + 64);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++) {
-                sums[r][0] = _mm512_dpbf16_ps(sums[r][0], a, (__m512bh)_mm512_set1_epi32(q[r]));
-                sums[r][1] = _mm512_dpbf16_ps(sums[r][1], b, (__m512bh)_mm512_set1_epi32(q[R + r]));
-            }
-            q += 2 * R;
-        }
-        for (; i < vectors; i++, q += R)
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++)
-                sums[r][0] = _mm512_dpbf16_ps(
-                    sums[r][0], (__m512bh)_mm512_load_si512(tile + i * 64), (__m512bh)_mm512_set1_epi32(q[r])
-                );
+template <int32_t C, int R> static void scores_bf16(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
+    constexpr int HALVES = kv_bits(C) == 8 ? 2 : 1, STEPS = kv_bits(C) < 8 ? kv_per_dword(C) / 2 : 1;
+    constexpr int V = HALVES == 2 ? pairs_beside(R) : beside(R);
+    for (int first = 0; first < DECODE_TILES; first += V) {
+        __m512 sums[R][V][HALVES];
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
-            store(s + r * DECODE_TOKENS, (F)_mm512_add_ps(sums[r][0], sums[r][1]) * query.scale);
-    } else if constexpr (kv_bits(C) < 8) {
-        constexpr int STEPS = kv_per_dword(C) / 2;
-        for (int64_t i = 0; i < vectors; i++, q += STEPS * R) {
-            __m512i x = _mm512_load_si512(tile + i * 64);
-            prefetch(ahead + i * 64);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++)
+#pragma GCC unroll 2
+                for (int half = 0; half < HALVES; half++) sums[r][v][half] = _mm512_setzero_ps();
+        const int32_t *q = query.packed;
+        for (int64_t i = 0; i < keys.vectors; i++) {
+            __m512i dwords[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                dwords[v] = _mm512_load_si512(keys.tiles[first + v] + i * 64);
+                prefetch(keys.ahead[first + v] + i * 64);
+            }
 #pragma GCC unroll 8
-            for (int step = 0; step < STEPS; step++) {
-                __m512bh k = (__m512bh)decode_words<C>(x, step);
+            for (int step = 0; step < STEPS; step++, q += HALVES * R) {
+                __m512i x[V][HALVES];
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) {
+                    if constexpr (C == KV_BF16) x[v][0] = dwords[v];
+                    else if constexpr (kv_bits(C) < 8) x[v][0] = decode_words<C>(dwords[v], step);
+                    else CodeDecoder<C>()(dwords[v], x[v][0], x[v][1]);
+                }
 #pragma GCC unroll 8
-                for (int r = 0; r < R; r++)
-                    sums[r][step & 1] =
-                        _mm512_dpbf16_ps(sums[r][step & 1], k, (__m512bh)_mm512_set1_epi32(q[step * R + r]));
+                for (int r = 0; r < R; r++) {
+                    const __m512i y = HALVES == 1 ? _mm512_set1_epi32(q[r]) : (__m512i)broadcast_pair((const float *)(q + r * 2));
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++)
+#pragma GCC unroll 2
+                        for (int half = 0; half < HALVES; half++)
+                            sums[r][v][half] = _mm512_dpbf16_ps(sums[r][v][half], (__m512bh)x[v][half], (__m512bh)y);
+                }
             }
         }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
-            store(s + r * DECODE_TOKENS, (F)_mm512_add_ps(sums[r][0], sums[r][1]) * query.scale);
-    } else {
-        const CodeDecoder<C> decoder;
-        for (int64_t i = 0; i < vectors; i++, q += 2 * R) {
-            __m512i x = _mm512_load_si512(tile + i * 64);
-            prefetch(ahead + i * 64);
-            __m512i a, b;
-            decoder(x, a, b);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++) {
-                __m512bh y = (__m512bh)broadcast_pair((const float *)(q + r * 2));
-                sums[r][0] = _mm512_dpbf16_ps(sums[r][0], (__m512bh)a, y);
-                sums[r][1] = _mm512_dpbf16_ps(sums[r][1], (__m512bh)b, y);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                F all = (F)sums[r][v][0];
+                if constexpr (HALVES == 2) all = (F)join_pairs<C>(sums[r][v][0], sums[r][v][1]);
+                store(s + r * DECODE_TOKENS + (first + v) * TILE, all * query.scale);
             }
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++)
-            store(s + r * DECODE_TOKENS, (F)join_pairs<C>(sums[r][0], sums[r][1]) * query.scale);
     }
 }
 #endif
