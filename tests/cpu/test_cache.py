@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -266,6 +267,27 @@ def test_a_scale_is_a_positive_number(session: Any, bad: float):
     with pytest.raises(ContractError) as error:
         session.allocate_cache(_spec(KVFormat("i8", "tensor")), k_scale=one, v_scale=scale)
     assert error.value.argument == "v_scale"
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages")
+def test_a_large_cache_lies_in_memory_for_which_huge_pages_were_asked(session: Any):
+    fmt = KVFormat("bf16")
+    cache = session.allocate_cache(CacheSpec(256, 16, 8, 128, 128, fmt, fmt))
+    for plane in cache.planes.values():
+        assert "hg" in _mapping_flags(plane.data_ptr() + plane.nbytes // 2)
+
+
+def _mapping_flags(address: int) -> list[str]:
+    """What /proc says of the mapping that an address lies in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if "-" in first and not first.endswith(":"):
+            low, high = (int(end, 16) for end in first.split("-"))
+            inside = low <= address < high
+        elif inside and first == "VmFlags:":
+            return rest.split()
+    raise AssertionError("no such mapping")
 
 
 def test_more_than_the_memory_is_a_resource_error(session: Any):

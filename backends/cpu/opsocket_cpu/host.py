@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import platform
 from collections.abc import Iterator
@@ -11,6 +13,9 @@ _FEATURES = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
     "avx512_fp16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16", "neon", "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
+
+HUGE_BYTES = 4 << 20
+"""Memory that is worth huge pages: one of them lies within it wherever it begins."""
 
 
 def cpu_name() -> str:
@@ -54,6 +59,19 @@ def available_bytes() -> int:
     if limit is not None and used is not None:
         available = min(available, max(limit - used + _cgroup_reclaimable(), 0))
     return available
+
+
+def prefer_huge_pages(address: int, size: int) -> None:
+    """Ask the kernel to back memory that nothing has touched yet with huge pages, where it has any.
+
+    What streams through many MB then misses the TLB, whose walks take twice as many steps in a virtual machine, once in
+    2 MiB rather than in 4 KiB. Advice only: of no effect on what memory holds, or where there is little of it.
+    """
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None or size < HUGE_BYTES:
+        return
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + size - start), ctypes.c_int(advice))
 
 
 def _cpuinfo() -> Iterator[tuple[str, str]]:

@@ -74,6 +74,7 @@ class CpuSession(TorchSession):
 
     def _zeros(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         array: torch.Tensor = self.empty(shape, dtype)
+        host.prefer_huge_pages(array.data_ptr(), array.nbytes)
         array.view(torch.uint8).zero_()
         return array
 
