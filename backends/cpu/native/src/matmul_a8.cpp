@@ -14,6 +14,9 @@ constexpr int MOST = W == 16 ? 6 : 4;        // rows of x in registers together,
 constexpr int MOST_PACKED = 4;               // the same, of few
 constexpr int64_t BLOCK_BYTES = 640 << 10;   // of quantized rows that stay in a level 2 cache while panels pass
 constexpr int64_t BLOCK_ROWS = 48, MAX_BLOCK_ROWS = 504;
+// From so many rows for each thread on, a thread multiplies the rows that it quantized, by all of the weight. Codes, x and y
+// then stay with its core, which in two cores without a common cache is worth more than reading the weight once.
+constexpr int64_t OWN_ROWS = 48;
 
 // A thread's scratch memory: a tile, one row as f32, its sums, y of a block, and for a single row its codes.
 struct Scratch {
@@ -218,9 +221,20 @@ void matmul_a8(const Command *command, Worker &worker) {
                 quantize_row(c, c.weights[e], cuts, row, scratch, worker.shared + (row - first) * row_bytes);
             return true;
         });
-        worker.barrier();
         const int64_t most = std::clamp(BLOCK_BYTES / row_bytes, BLOCK_ROWS, MAX_BLOCK_ROWS);
         auto blocks_of = [&](int64_t count) { return (count + most - 1) / most; };
+        if (!c.offsets && last - first >= OWN_ROWS * worker.count) {
+            const Cuts cuts = cuts_of(c.weights[0].panels, c.x_group);
+            const int64_t count = others - mine, blocks = blocks_of(count);
+            for (int64_t block = 0; block < blocks; block++) {
+                const int64_t from = mine + count * block / blocks, to = mine + count * (block + 1) / blocks;
+                for (int64_t panel = 0; panel < panels; panel++)
+                    block_of_panel(c, c.weights[0], cuts, panel, from, to - from,
+                                   worker.shared + (from - first) * row_bytes, c.bias, scratch);
+            }
+            continue;
+        }
+        worker.barrier();
         int64_t total = 0;
         each_expert([&](int64_t, const Cuts &, int64_t begin, int64_t end) {
             total += blocks_of(end - begin) * panels;

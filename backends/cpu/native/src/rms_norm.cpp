@@ -22,6 +22,7 @@ template <int32_t T> static float squares(const void *x, const void *residual, v
         total[lane] += v * v;
     };
     for (; i + 4 * W <= width;)
+#pragma GCC unroll 4
         for (int lane = 0; lane < 4; lane++, i += W) take(load_t<T>(x, i), lane, W);
     for (; i + W <= width; i += W) take(load_t<T>(x, i), 0, W);
     if (i < width) take(load_part(x, i, T, int(width - i)), 1, int(width - i));

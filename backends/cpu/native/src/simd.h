@@ -214,15 +214,27 @@ inline void store_half(void *p, F v) {
 
 typedef uint16_t UH __attribute__((vector_size(W * 2)));
 
-inline F load_bf16(const void *p) { return (F)(__builtin_convertvector(load_as<UH>(p), U) << 16); }
+inline F load_bf16(const void *p) {
+#if OPSOCKET_AVX512
+    return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+#else
+    return (F)(__builtin_convertvector(load_as<UH>(p), U) << 16);
+#endif
+}
 
+// Not by VCVTNEPS2BF16, which takes subnormal numbers for 0.
 inline void store_bf16(void *p, F v) {
     U bits = (U)v;
-    U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    U quiet = (bits >> 16) | 0x40;
-    U result = (bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded;
+    U rounded = bits + 0x7fff + ((bits >> 16) & 1), quiet = bits | 0x400000;
+#if OPSOCKET_AVX512
+    const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+    const __m512i result = _mm512_mask_mov_epi32((__m512i)rounded, nan, (__m512i)quiet);
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16)));
+#else
+    U result = ((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded) >> 16;
     UH h = __builtin_convertvector(result, UH);
     __builtin_memcpy(p, &h, sizeof h);
+#endif
 }
 
 // Elements of any float type as f32 and back; index in elements. `count`: of the last, partial vector.

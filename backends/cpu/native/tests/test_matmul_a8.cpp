@@ -155,6 +155,13 @@ static void products(Random &random) {
             check_case(random, {{bits, false, false, 0}, 0, F32, F32, count, 40, 1100, false, true, 0}, {count});
 }
 
+// So many rows that every thread multiplies its own: in one pass, and where the workspace holds fewer.
+static void own_rows(Random &random) {
+    for (int64_t pass : {0, 170})
+        for (bool minimums : {false, true})
+            check_case(random, {{4, minimums, false, 32}, 32, BF16, F32, 420, 70, 160, false, true, pass}, {420});
+}
+
 // Rows as long as refusals.py lets them be: a thread's own memory holds one, its codes and its sums.
 static void longest_rows(Random &random) {
     for (int64_t count : {1, 3, 9})
@@ -220,6 +227,7 @@ int main() {
     Random random;
     quantizer(random);
     products(random);
+    own_rows(random);
     longest_rows(random);
     grouped_products(random);
     return test::failures();
