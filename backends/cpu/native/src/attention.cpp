@@ -85,9 +85,9 @@ void attend_part_by_tiles(const Part &part) {
         for (int64_t r = head * group; r < (head + 1) * group; r += MOST_ROWS) {
             int64_t count = std::min(MOST_ROWS, (head + 1) * group - r);
             const void *q = part.q + r * c.dim_qk;
-            if (stage.scores) {
+            if (stage.scores == PRODUCT_BF16) {
                 for (int64_t i = 0; i < count; i++)
-                    take_q(c, stage, token + (r + i) % part.queries, (r + i) / part.queries, pairs + i * width);
+                    take_q(c, true, token + (r + i) % part.queries, (r + i) / part.queries, pairs + i * width);
                 q = pairs;
             }
             Rows rows{count, part.row + r, q, width, part.acc + r * out_width(c), part.top + r, part.total + r};
@@ -107,7 +107,7 @@ void compute_part(const Attention &c, int64_t sequence, int64_t queries, Span ke
             int64_t r = head * queries + i;
             row[r] = shared;
             if (c.slopes) row[r].slope = c.slopes[head];
-            take_q(c, {false, false}, token + i, head, q + r * c.dim_qk);
+            take_q(c, false, token + i, head, q + r * c.dim_qk);
         }
     }
     clear(c, rows, state.acc, state.top, state.total);
@@ -227,7 +227,8 @@ void compute_item(const Attention &c, const Item &item, Stages stage, unsigned c
     Arena arena{own};
     unsigned char *scratch = arena.take<unsigned char>(tile_scratch(c));
     Row *row = arena.take<Row>(count);
-    int64_t q_bytes = width * (stage.scores ? 2 : 4);
+    const bool pairs = stage.scores == PRODUCT_BF16;
+    int64_t q_bytes = width * (pairs ? 2 : 4);
     unsigned char *q = arena.take<unsigned char>(count * q_bytes);
     float *acc = arena.take<float>(count * out_width(c));
     float *top = arena.take<float>(count), *total = arena.take<float>(count);
@@ -237,7 +238,7 @@ void compute_item(const Attention &c, const Item &item, Stages stage, unsigned c
         int64_t i = (item.begin + r) / group, head = item.head * group + (item.begin + r) % group;
         row[r] = make_row(c, item.sequence, i);
         if (c.slopes) row[r].slope = c.slopes[head];
-        take_q(c, stage, token + i, head, q + r * q_bytes);
+        take_q(c, pairs, token + i, head, q + r * q_bytes);
         if (row[r].low >= row[r].high) continue;
         low = std::min<int64_t>(low, row[r].low);
         high = std::max<int64_t>(high, row[r].high);

@@ -88,32 +88,6 @@ bool has_broken_value(const KVTiles &v, const unsigned char *tile) {
     return sum(broken) != 0;
 }
 
-// Lane r: what `join` makes of all lanes of x[r], R of them. Other lanes hold anything.
-template <int R, class Join> F across(const F *x, Join join) {
-#if OPSOCKET_AVX512
-    auto four = [&](const F *row, int rows) {
-        auto pair = [&](const F &a, const F &b) {
-            return join((F)_mm512_unpacklo_ps((__m512)a, (__m512)b), (F)_mm512_unpackhi_ps((__m512)a, (__m512)b));
-        };
-        const F ab = pair(row[0], row[rows > 1 ? 1 : 0]), cd = rows > 2 ? pair(row[2], row[rows > 3 ? 3 : 2]) : ab;
-        __m512d low = _mm512_unpacklo_pd((__m512d)ab, (__m512d)cd), high = _mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
-        F all = join((F)low, (F)high);
-        all = join(all, (F)_mm512_shuffle_f32x4((__m512)all, (__m512)all, 0x4e));
-        return join(all, (F)_mm512_shuffle_f32x4((__m512)all, (__m512)all, 0xb1));
-    };
-    if constexpr (R <= 4) return four(x, R);
-    else return (F)_mm512_mask_blend_ps(0xf0, (__m512)four(x, 4), (__m512)four(x + 4, R - 4));
-#else
-    F all = x[0];
-    for (int r = 0; r < R; r++) {
-        float one = x[r][0];
-        for (int i = 1; i < W; i++) one = join(set(one), set(x[r][i]))[0];
-        all[r] = one;
-    }
-    return all;
-#endif
-}
-
 // A step of the online softmax: logits to weights of values (scaled, `dot` says of what kind), and what older output is
 // multiplied by. seen: of each row; null: they see all. tiles: of values, all DECODE_TILES.
 //
@@ -134,7 +108,7 @@ void soften(const KVTiles &v, int32_t dot, const Seen *seen, const unsigned char
     const F old = load(state.largest), top = max(across<R>(most, [](F a, F b) { return max(a, b); }), old);
     const F carry = exp(old == top ? set(0.0f) : old - top);
     alignas(64) float base[W];
-    store(base, top == -INFINITY ? set(0.0f) : top);
+    store(base, top == -INFINITY ? set(0.0f) : top * LOG2_E);
     store(state.largest, top);
     store(w.carry, carry);
 #pragma GCC unroll 8
@@ -147,7 +121,7 @@ void soften(const KVTiles &v, int32_t dot, const Seen *seen, const unsigned char
                 prefetch(ahead[tile] + r * 128);
                 prefetch(ahead[tile] + r * 128 + 64);
             }
-            F weight = exp(load(x.s + at) - from);
+            F weight = exp2(load(x.s + at) * LOG2_E - from);
             sums[r] += weight;
             if (scaled) weight *= load(reinterpret_cast<const float *>(tiles[tile] + bytes) + i % TILE);
             if (seen) weight = where_seen(seen[r] >> i, weight, 0);  // a stale scale may be NaN
@@ -156,7 +130,7 @@ void soften(const KVTiles &v, int32_t dot, const Seen *seen, const unsigned char
 #endif
 #if OPSOCKET_AVX512_BF16
             if (dot == DOT_BF16) {
-                _mm256_store_si256((__m256i *)(w.packed + at * 2), (__m256i)_mm512_cvtneps_pbh((__m512)weight));
+                store_probabilities(w.packed + at * 2, weight);
                 continue;
             }
 #endif

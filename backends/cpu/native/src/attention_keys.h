@@ -1,10 +1,11 @@
-// Keys and values of one KV head as tiles of KEYS tokens that the products of attention_tile.h take, from a cache of
-// layout "tiles16" in any format, or from contiguous arrays.
+// Tiles of 16 keys of one KV head as the products of attention_tile.h take them, from a cache of layout "tiles16" in any
+// format, or from contiguous arrays.
 //
-//   f32:   keys [dim_qk][KEYS],              values [KEYS][v_width(dim_vo)]
-//   pairs: keys [ceil(dim_qk / 2)][KEYS],    values [KEYS / 2][v_width(dim_vo)], dwords of two bf16: of two dims, of two keys
+//   f32:   K [dim_qk][16],             V [16][v_width(dim_vo)]
+//   pairs: K [ceil(dim_qk / 2)][16],   V [8][v_width(dim_vo)], dwords of two bf16: of two dims, of two keys
 //
-// Values of keys beyond those asked for are zeros, whatever the cache holds there; keys may be anything.
+// Pairs are what a bf16 cache holds, and are read where they lie. Values of keys beyond those asked for are zeros,
+// whatever the cache holds there; keys may be anything.
 #pragma once
 #include "attention_rows.h"
 
@@ -82,7 +83,7 @@ template <int32_t C> inline void widen_k_tile(const KVTiles &k, int64_t head, co
             U dwords = load_as<U>(tile + d / n * 64 + part * 4);
             for (int r = 0; r < n && d + r < k.dim; r++) {
                 F x = kv_decode<C>(kv_field<C>(dwords, r)) * (channels ? set(channels[d + r]) : scale);
-                store(keys + (d + r) * KEYS + part, x);
+                store(keys + (d + r) * TILE + part, x);
             }
         }
     }
@@ -120,96 +121,80 @@ inline void widen_rows(const void *from, int64_t base, int64_t stride, int32_t d
     }
 }
 
-// Keys [key, key + count), count at most KEYS, key a multiple of 16 with a cache.
-inline void widen_keys(const KeySource &s, int64_t key, int count, float *keys) {
+// ---- pairs of contiguous bf16 values
+
+inline void pair_rows(const KeySource &s, int64_t key, int count, uint32_t *values) {
+    const Attention &c = s.c;
+    const int64_t width = out_width(c);
+    const uint16_t *v = static_cast<const uint16_t *>(c.v) + (s.first_row + key) * c.v_stride + s.head * c.dim_vo;
+    for (int t = 0; t < count; t += 2) {
+        const uint16_t *even = v + t * c.v_stride, *odd = even + (t + 1 < count ? c.v_stride : 0);
+        uint32_t *to = values + t / 2 * width;
+        int64_t d = 0;
+        for (; d + W <= c.dim_vo; d += W) {
+            U low = __builtin_convertvector(load_as<UH>(even + d), U);
+            U pair = low | __builtin_convertvector(load_as<UH>(odd + d), U) << 16;
+            std::memcpy(to + d, &pair, sizeof pair);
+        }
+        for (; d < c.dim_vo; d++) to[d] = even[d] | uint32_t(odd[d]) << 16;
+        for (; d < width; d++) to[d] = 0;
+    }
+}
+
+// ---- what both have in common: tokens [key, key + count) of a tile, count at most 16, key a multiple of 16 with a
+// cache; where the tile is: in `memory` [(dim_qk + 1) * 16], or in the cache
+
+inline const uint32_t *k_tile(const KeySource &s, int64_t key, int count, bool pairs, uint32_t *memory) {
     const Attention &c = s.c;
     if (s.blocks) {
+        const unsigned char *tile = s.tile_at(c.cache.k, key);
+        if (pairs) return reinterpret_cast<const uint32_t *>(tile);
         with_code(c.cache.k.code, [&](auto code) {
-            for (int t = 0; t < count; t += TILE)
-                widen_k_tile<decltype(code)::value>(c.cache.k, s.head, s.tile_at(c.cache.k, key + t), keys + t);
+            widen_k_tile<decltype(code)::value>(c.cache.k, s.head, tile, reinterpret_cast<float *>(memory));
         });
-        return;
+        return memory;
     }
-    alignas(64) float block[TILE][TILE];
-    for (int t = 0; t < count; t += TILE)
-        for (int64_t d = 0; d < c.dim_qk; d += TILE) {
-            int64_t dims = std::min<int64_t>(TILE, c.dim_qk - d), tokens = std::min(TILE, count - t);
-            int64_t base = (s.first_row + key + t) * c.k_stride + s.head * c.dim_qk + d;
-            widen_rows(c.k, base, c.k_stride, c.kv_dtype, tokens, dims, block[0], TILE);
-            transpose16(reinterpret_cast<uint32_t *>(block[0]), TILE);
-            for (int64_t j = 0; j < dims; j++) std::memcpy(keys + (d + j) * KEYS + t, block[j], sizeof block[j]);
-        }
-}
-
-inline void widen_values(const KeySource &s, int64_t key, int count, float *values) {
-    const Attention &c = s.c;
-    int64_t width = out_width(c);
-    if (s.blocks) {
-        with_code(c.cache.v.code, [&](auto code) {
-            for (int t = 0; t < count; t += TILE)
-                widen_v_tile<decltype(code)::value>(c.cache.v, s.head, s.tile_at(c.cache.v, key + t),
-                                                    std::min(TILE, count - t), values + t * width);
-        });
-    } else {
-        int64_t base = (s.first_row + key) * c.v_stride + s.head * c.dim_vo;
-        widen_rows(c.v, base, c.v_stride, c.kv_dtype, count, c.dim_vo, values, width);
-    }
-    std::memset(values + count * width, 0, size_t(KEYS - count) * width * 4);
-}
-
-// ---- bf16 pairs: caches and arrays of bf16
-
-inline void pair_keys(const KeySource &s, int64_t key, int count, uint32_t *keys) {
-    const Attention &c = s.c;
-    int64_t pairs = (c.dim_qk + 1) / 2;
-    if (s.blocks) {
-        for (int t = 0; t < count; t += TILE) {
-            const unsigned char *tile = s.tile_at(c.cache.k, key + t);
-            for (int64_t i = 0; i < pairs; i++) std::memcpy(keys + i * KEYS + t, tile + i * 64, 64);
-        }
-        return;
-    }
-    const uint16_t *k = static_cast<const uint16_t *>(c.k) + (s.first_row + key) * c.k_stride + s.head * c.dim_qk;
+    const int64_t together = pairs ? 2 : 1, base = (s.first_row + key) * c.k_stride + s.head * c.dim_qk;
     alignas(64) uint32_t block[TILE][TILE];
-    for (int t = 0; t < count; t += TILE)
-        for (int64_t i = 0; i < pairs; i += TILE) {
-            int64_t dims = std::min<int64_t>(2 * TILE, c.dim_qk - 2 * i), tokens = std::min(TILE, count - t);
-            for (int64_t j = 0; j < tokens; j++) {
-                if (dims < 2 * TILE) std::memset(block[j], 0, 64);
-                std::memcpy(block[j], k + (t + j) * c.k_stride + 2 * i, size_t(dims) * 2);
+    for (int64_t d = 0; d < c.dim_qk; d += TILE * together) {
+        const int64_t dims = std::min<int64_t>(TILE * together, c.dim_qk - d);
+        if (!pairs) {
+            widen_rows(c.k, base + d, c.k_stride, c.kv_dtype, count, dims, reinterpret_cast<float *>(block), TILE);
+        } else {
+            for (int64_t t = 0; t < count; t++) {
+                if (dims < TILE * together) std::memset(block[t], 0, sizeof block[t]);
+                std::memcpy(block[t], at(c.k, base + d + t * c.k_stride, BF16), size_t(dims) * 2);
             }
-            transpose16(block[0], TILE);
-            for (int64_t j = 0; 2 * j < dims; j++) std::memcpy(keys + (i + j) * KEYS + t, block[j], 64);
         }
+        transpose16(block[0], TILE);
+        std::memcpy(memory + d / together * TILE, block, size_t((dims + together - 1) / together) * sizeof block[0]);
+    }
+    return memory;
 }
 
-inline void pair_values(const KeySource &s, int64_t key, int count, uint32_t *values) {
+// memory: [16 * v_width(dim_vo)]
+inline const uint32_t *v_tile(const KeySource &s, int64_t key, int count, bool pairs, uint32_t *memory) {
     const Attention &c = s.c;
-    int64_t width = out_width(c);
+    const int64_t width = out_width(c), together = pairs ? 2 : 1;
     if (s.blocks) {
-        for (int t = 0; t < count; t += TILE) {
-            int rows = std::min(TILE, count - t + 1) / 2;
-            std::memcpy(values + t / 2 * width, s.tile_at(c.cache.v, key + t), size_t(rows) * width * 4);
-        }
+        const unsigned char *tile = s.tile_at(c.cache.v, key);
+        if (pairs && count == TILE) return reinterpret_cast<const uint32_t *>(tile);
+        if (pairs) std::memcpy(memory, tile, size_t(TILE / 2 * width) * 4);
+        else
+            with_code(c.cache.v.code, [&](auto code) {
+                widen_v_tile<decltype(code)::value>(c.cache.v, s.head, tile, count, reinterpret_cast<float *>(memory));
+            });
+    } else if (!pairs) {
+        const int64_t base = (s.first_row + key) * c.v_stride + s.head * c.dim_vo;
+        widen_rows(c.v, base, c.v_stride, c.kv_dtype, count, c.dim_vo, reinterpret_cast<float *>(memory), width);
     } else {
-        const uint16_t *v = static_cast<const uint16_t *>(c.v) + (s.first_row + key) * c.v_stride + s.head * c.dim_vo;
-        for (int t = 0; t < count; t += 2) {
-            const uint16_t *even = v + t * c.v_stride, *odd = even + (t + 1 < count ? c.v_stride : 0);
-            uint32_t *to = values + t / 2 * width;
-            int64_t d = 0;
-            for (; d + W <= c.dim_vo; d += W) {
-                U low = __builtin_convertvector(load_as<UH>(even + d), U);
-                U pair = low | __builtin_convertvector(load_as<UH>(odd + d), U) << 16;
-                std::memcpy(to + d, &pair, sizeof pair);
-            }
-            for (; d < c.dim_vo; d++) to[d] = even[d] | uint32_t(odd[d]) << 16;
-            for (; d < width; d++) to[d] = 0;
-        }
+        pair_rows(s, key, count, memory);
     }
-    if (count % 2)
-        for (int64_t d = 0; d < width; d++) values[count / 2 * width + d] &= 0xffff;
-    int filled = (count + 1) / 2;
-    std::memset(values + filled * width, 0, size_t(KEYS / 2 - filled) * width * 4);
+    if (count % together)
+        for (int64_t d = 0; d < width; d++) memory[count / 2 * width + d] &= 0xffff;
+    const int64_t filled = (count + together - 1) / together;
+    std::memset(memory + filled * width, 0, size_t(TILE / together - filled) * size_t(width) * 4);
+    return memory;
 }
 
 }  // namespace OPSOCKET_LEVEL

@@ -24,6 +24,42 @@ inline F iota() {
 }
 inline I lanes() { return __builtin_convertvector(iota(), I); }
 
+// Lane r: what `join` makes of all lanes of x[r], R of them. Other lanes hold anything.
+template <int R, class Join> inline F across(const F *x, Join join) {
+    static_assert(R <= W);
+#if OPSOCKET_AVX512
+    auto four = [&](const F *row, int rows) {
+        auto pair = [&](const F &a, const F &b) {
+            return join((F)_mm512_unpacklo_ps((__m512)a, (__m512)b), (F)_mm512_unpackhi_ps((__m512)a, (__m512)b));
+        };
+        const F ab = pair(row[0], row[rows > 1 ? 1 : 0]), cd = rows > 2 ? pair(row[2], row[rows > 3 ? 3 : 2]) : ab;
+        __m512d low = _mm512_unpacklo_pd((__m512d)ab, (__m512d)cd), high = _mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
+        F all = join((F)low, (F)high);
+        all = join(all, (F)_mm512_shuffle_f32x4((__m512)all, (__m512)all, 0x4e));
+        return join(all, (F)_mm512_shuffle_f32x4((__m512)all, (__m512)all, 0xb1));
+    };
+    if constexpr (R <= 4) return four(x, R);
+    else return (F)_mm512_mask_blend_ps(0xf0, (__m512)four(x, 4), (__m512)four(x + 4, R - 4));
+#else
+    F all = x[0];
+    for (int r = 0; r < R; r++) {
+        float one = x[r][0];
+        for (int i = 1; i < W; i++) one = join(set(one), set(x[r][i]))[0];
+        all[r] = one;
+    }
+    return all;
+#endif
+}
+
+// As bf16. What the instruction takes for zeros, below 2^-126, is nothing beside the largest, which is 1.
+inline void store_probabilities(void *to, F p) {
+#if OPSOCKET_AVX512_BF16
+    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)p));
+#else
+    store_bf16(to, p);
+#endif
+}
+
 // What row r knows: it sees keys [low, high), and of new tokens only those whose bit is set in `tree`.
 struct Row {
     int32_t low, high;

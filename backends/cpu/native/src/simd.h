@@ -275,11 +275,19 @@ inline void store_any(void *base, int64_t i, int32_t dtype, F v) {
 
 // The first n < W elements, the rest 0; and back.
 inline F load_part(const void *base, int64_t i, int32_t dtype, int n) {
+#if OPSOCKET_AVX512
+    if (dtype == F32)
+        return (F)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), static_cast<const float *>(base) + i);
+#endif
     F v = set(0.0f);
     for (int j = 0; j < n; j++) v[j] = load_one(base, i + j, dtype);
     return v;
 }
 inline void store_part(void *base, int64_t i, int32_t dtype, F v, int n) {
+#if OPSOCKET_AVX512
+    if (dtype == F32)
+        return _mm512_mask_storeu_ps(static_cast<float *>(base) + i, __mmask16((1u << n) - 1), (__m512)v);
+#endif
     for (int j = 0; j < n; j++) store_one(base, i + j, dtype, v[j]);
 }
 

@@ -1,4 +1,4 @@
-// exp, tanh and sigmoid against f64, over all of f32: every 2^10th bit pattern and what lies near special values.
+// exp, exp2, tanh and sigmoid against f64, over all of f32: every 2^10th bit pattern and what lies near special values.
 #include "functions.h"
 
 #include "check.h"
@@ -26,7 +26,8 @@ static void compare(const char *name, Function function, Reference reference, do
         }
         look(x);
     }
-    for (double centre : {0.0, 0.5, 0.6, 1.0, 9.02, 10.0, 87.0, 88.72284, 88.7228394, -87.3, -103.0, -103.97, -104.0})
+    for (double centre : {0.0, 0.5, 0.6, 1.0, 9.02, 10.0, 87.0, 88.72284, 88.7228394, -87.3, -103.0, -103.97, -104.0, -126.0, 127.0,
+                          128.0})
         for (int step = -2000; step < 2000; step += W) {
             float x[W];
             for (int i = 0; i < W; i++) x[i] = float(centre + (step + i) * (std::fabs(centre) + 1e-30) * 0x1p-24);
@@ -39,6 +40,9 @@ static void compare(const char *name, Function function, Reference reference, do
 int main() {
     test::use_this_level();
     compare("exp", [](F x) { return opsocket::OPSOCKET_LEVEL::exp(x); }, [](double x) { return std::exp(x); }, 2.0);
+    // 0 below -126, so that nothing underflows.
+    compare("exp2", [](F x) { return opsocket::OPSOCKET_LEVEL::exp2(x); },
+            [](double x) { return x < -126 ? 0.0 : std::exp2(x); }, 2.0);
     compare("tanh", [](F x) { return opsocket::OPSOCKET_LEVEL::tanh(x); }, [](double x) { return std::tanh(x); }, 2.0);
     // Below -88 e^-x nears the largest f32: the result may be 0 there, and silu_mul's bound says so.
     compare("sigmoid", [](F x) { return sigmoid(x < -88.0f ? set(-88.0f) : x); },
