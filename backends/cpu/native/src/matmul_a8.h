@@ -14,6 +14,7 @@ namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
 constexpr int TILE_K = 512;        // of codes unpacked at a time: 16 KiB, half of a level 1 cache
+constexpr int64_t AHEAD = 4096;   // bytes of weights that are asked for before they are needed
 constexpr int VECTORS = PANEL / W;
 constexpr int PART = VECTORS < 2 ? 1 : 2;  // vectors of columns in registers together
 constexpr int PARTS = VECTORS / PART;
@@ -136,6 +137,12 @@ inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], 
     }
 }
 
+// Of one row a weight is read once and not again before all the others: asked for as data that need not stay, it leaves in
+// the caches what the host needs between two steps.
+inline void ask_ahead(const unsigned char *p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + AHEAD + i, 0, 0);
+}
+
 // MR rows times one panel as it is packed: y f32 [MR, 32], but for the rows' own scales.
 template <int MR, int BITS, int SLAB>
 void packed_rows(const Cuts &c, const unsigned char *w, const unsigned char *rows, float *y) {
@@ -148,7 +155,8 @@ void packed_rows(const Cuts &c, const unsigned char *w, const unsigned char *row
     const int64_t piece_slabs = c.piece / SLAB, unit_pieces = c.unit / c.piece, group_units = c.group / c.unit;
     const bool minimums = c.minimums, x_scales = c.x_scales;
     int64_t first_column = 0, first_piece = 0, unit = 0;
-    for (int64_t g = 0; g < c.groups; g++, w += group_bytes)
+    for (int64_t g = 0; g < c.groups; g++, w += group_bytes) {
+        if (MR == 1) ask_ahead(w + code_bytes, group_bytes - code_bytes);
         for (int64_t u = 0; u < group_units; u++, unit++) {
             int64_t column = 0, piece = 0;
 #pragma GCC unroll 4
@@ -161,8 +169,10 @@ void packed_rows(const Cuts &c, const unsigned char *w, const unsigned char *row
                     I acc[CHAINS][MR][PART] = {};
                     for (int r = 0; r < MR; r++)
                         for (int v = 0; v < PART; v++) acc[0][r][v] = broadcast(row[r] + starts + piece);
-                    for (int64_t s = 0; s < piece_slabs; s++, slab += SLAB_BYTES, column += SLAB)
+                    for (int64_t s = 0; s < piece_slabs; s++, slab += SLAB_BYTES, column += SLAB) {
+                        if (MR == 1 && part == 0) ask_ahead(slab, SLAB_BYTES);
                         add_slab<MR, BITS, SLAB, CHAINS, BITS == 8 ? NIBBLES_OF_BYTE : 1>(acc, slab, row, column);
+                    }
                     for (int r = 0; r < MR; r++)
                         for (int v = 0; v < PART; v++) {
                             I sum = acc[0][r][v];
@@ -181,6 +191,7 @@ void packed_rows(const Cuts &c, const unsigned char *w, const unsigned char *row
             }
             first_column = column, first_piece = piece;
         }
+    }
     for (int r = 0; r < MR; r++)
         for (int v = 0; v < VECTORS; v++) store(y + r * PANEL + v * W, f[r][v]);
 }
