@@ -4,9 +4,11 @@
     .venv/bin/python benchmarks/whole_model.py [--threads 2] [--repeats 5] [--systems opsocket,llama.cpp] [--json FILE]
 
 Each system is a process of its own (`peers/`), loaded once. Between samples memory is read raw, which is the limit of
-whatever streams its weights. All are greedy; how many first tokens equal those of transformers in f32, which computes
-with the file's dequantized weights, is printed, since a fast wrong answer is no result. A sample during which other
-processes took more than 5 % of the machine is dropped and taken again, three times at most.
+whatever streams its weights; "of a raw read" is the time in which the weights and the cache of a step could be read so,
+over what the step took. "opsocket" computes in f32 with exact numerics, "opsocket bf16" in bf16 as the peers do.
+All are greedy; how many first tokens equal those of transformers in f32, which computes with the file's dequantized
+weights, is printed, since a fast wrong answer is no result. A sample during which other processes took more than 5 % of
+the machine is dropped and taken again, three times at most.
 """
 
 from __future__ import annotations
@@ -43,6 +45,11 @@ OURS = "opsocket"
 REFERENCE = "transformers f32"
 SYSTEMS: dict[str, System] = {
     OURS: System("opsocket_worker.py", None, ("--activations", "i8_g32", "--dtype", "f32", "--kv-format", "bf16")),
+    "opsocket bf16": System(
+        "opsocket_worker.py",
+        None,
+        ("--activations", "i8_g32", "--dtype", "bf16", "--kv-format", "bf16", "--numerics", "fast"),
+    ),
     "opsocket f32": System(
         "opsocket_worker.py", None, ("--activations", "none", "--dtype", "f32", "--kv-format", "f32")
     ),
@@ -99,6 +106,19 @@ class Samples:
     read_rates: list[float] = field(default_factory=list)
     equal: list[float] = field(default_factory=list)
     disturbed: int = 0
+    step_bytes: int = 0
+    token_bytes: int = 0
+
+    @property
+    def of_read(self) -> float | None:
+        """What its bytes would take at the rate of the raw read beside each run, over what decoding took; None where
+        the system does not say what it reads."""
+        if not self.step_bytes:
+            return None
+        case = self.case
+        step = self.step_bytes + case.batch * self.token_bytes * (case.prompt + case.decode / 2)
+        steps = (rate / case.batch for rate in self.decode_rates)
+        return statistics.median(step * rate / read for rate, read in zip(steps, self.read_rates, strict=True))
 
 
 def text_tokens(files: Any) -> np.ndarray:
@@ -114,7 +134,7 @@ def measure(
     generator = np.random.default_rng(0)
     results = []
     for case in cases:
-        rows = {w.name: Samples(w.name, case) for w in workers}
+        rows = {w.name: Samples(w.name, case, **_bytes_read(w)) for w in workers}
         for repeat in range(repeats + 1):
             starts = generator.integers(0, len(text), case.batch)
             prompts = [np.take(text, range(at, at + case.prompt), mode="wrap").tolist() for at in starts]
@@ -151,6 +171,10 @@ def sample(worker: Worker, reader: Reader, prompts: list[list[int]], decode: int
     return read, answer, quiet
 
 
+def _bytes_read(worker: Worker) -> dict[str, int]:
+    return {name: worker.facts[name] for name in ("step_bytes", "token_bytes") if name in worker.facts}
+
+
 def _agreement(mine: list[list[int]], reference: list[list[int]]) -> float:
     """The share of tokens before the first that differs, over all sequences."""
     same = 0
@@ -170,7 +194,7 @@ def median(values: list[float]) -> float:
 
 
 COLUMNS = ("sequences x prompt", "system", "prompt tokens/s", "decode tokens/s", "prompt, ours / this",
-           "decode, ours / this", "first tokens equal")  # fmt: skip
+           "decode, ours / this", "decode, of a raw read", "first tokens equal")  # fmt: skip
 
 
 def report(results: list[Samples], facts: dict[str, Any]) -> str:
@@ -187,6 +211,7 @@ def report(results: list[Samples], facts: dict[str, Any]) -> str:
             f"| {row.case.label} | {row.system} | {_spread(row.prompt_rates)} | {_spread(row.decode_rates)} "
             f"| {median(ours.prompt_rates) / median(row.prompt_rates):.2f} "
             f"| {median(ours.decode_rates) / median(row.decode_rates):.2f} "
+            f"| {f'{100 * row.of_read:.0f} %' if row.of_read else ''} "
             f"| {f'{100 * statistics.mean(row.equal):.0f} %' if row.equal else ''} |"
         )
     return "\n".join(lines)

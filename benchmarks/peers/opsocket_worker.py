@@ -11,13 +11,14 @@ from opsocket_engine.engine import Engine
 from opsocket_engine.options import EngineOptions
 from opsocket_engine.sampling import SamplingParams
 
+OPTIONS = ("dtype", "kv-format", "activations", "numerics")
+
 
 def main() -> None:
-    options = {name: {} for name in ("dtype", "kv-format", "activations")}
+    options = {name: {} for name in OPTIONS}
     args = arguments(__doc__ or "", **options)
-    given = {
-        name: value for name in ("dtype", "kv_format", "activations") if (value := getattr(args, name)) is not None
-    }
+    names = [name.replace("-", "_") for name in OPTIONS]
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     session = opsocket.open("cpu", threads=args.threads)
     options = EngineOptions(
         max_batch=args.batch, max_step_tokens=2 * args.context, max_context=args.context,
@@ -42,8 +43,10 @@ def main() -> None:
         for output in engine.step():
             tokens[output.request].append(output.token_id)
 
+    stats = engine.stats()
     facts = ", ".join(f"{name} {value}" for name, value in given.items())
-    serve(f"opsocket cpu{' (' + facts + ')' if facts else ''}", [f"opsocket {opsocket.__version__}"], run)
+    serve(f"opsocket cpu{' (' + facts + ')' if facts else ''}", [f"opsocket {opsocket.__version__}"], run,
+          step_bytes=stats.step_bytes, token_bytes=stats.token_bytes)  # fmt: skip
 
 
 main()

@@ -111,9 +111,10 @@ def serve_operators(
         answers().write(json.dumps(answer) + "\n")
 
 
-def serve(name: str, versions: Sequence[str], run: Run) -> None:
-    """Answer jobs until the driver closes its end."""
-    answers().write(json.dumps({"ready": name, "versions": list(versions)}) + "\n")
+def serve(name: str, versions: Sequence[str], run: Run, **bytes_read: int) -> None:
+    """Answer jobs until the driver closes its end. bytes_read: what decoding reads, where the system says so:
+    step_bytes of weights in each step, token_bytes of each token in the cache."""
+    answers().write(json.dumps({"ready": name, "versions": list(versions), **bytes_read}) + "\n")
     for line in sys.stdin:
         job = json.loads(line)
         prompt_seconds, decode_seconds, tokens = run(job["prompts"], job["decode"])
