@@ -79,15 +79,28 @@ void multiply_rows(int rows, const float *x, int64_t x_stride, const float *tile
     }
 }
 
+// The number in the lowest bits of each element of `codes`. What is above them may be anything.
+template <int BITS, int CODE> inline F low_number(I codes) {
+#if OPSOCKET_AVX512
+    if constexpr (BITS == 4 && CODE == INTEGERS) {
+        const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        return (F)_mm512_permutexvar_ps((__m512i)codes, numbers);  // looks at four bits alone
+    }
+#endif
+    return number<CODE>(codes, set(int32_t((1 << BITS) - 1)), I{});
+}
+
 // One row and one group, widened in registers: sums += scale (x . stored - offset sum(x)) - minimum sum(x).
 template <int BITS, int CODE = INTEGERS> void group_of_one_row(const Panels &w, const uint8_t *stream, const float *x, F *sums) {
     constexpr int FIELDS = 8 / BITS;
     const int64_t slab = w.slab(), slab_bytes = w.slab_bytes(), steps = slab / 4 / FIELDS;
     F dot[V][4] = {};  // chains of their own: one sum would wait for itself
     float total = 0;
-    const I mask = set(int32_t((1 << BITS) - 1));
     const uint8_t *codes = stream;
-    for (int64_t at = 0; at < w.group; at += slab, codes += slab_bytes)
+    const uint8_t *scales = stream + w.group / slab * slab_bytes;
+    ask_ahead(scales, w.scale_bytes() * (w.has_minimum ? 2 : 1));
+    for (int64_t at = 0; at < w.group; at += slab, codes += slab_bytes) {
+        ask_ahead(codes, slab_bytes);
         for (int64_t step = 0; step < steps; step++)
             for (int f = 0; f < FIELDS; f++) {
                 const float *four = x + at + (f * steps + step) * 4;
@@ -95,10 +108,10 @@ template <int BITS, int CODE = INTEGERS> void group_of_one_row(const Panels &w, 
                 for (int v = 0; v < V; v++) {
                     const I packed = load_as<I>(codes + step * PANEL * 4 + v * W * 4);
                     for (int b = 0; b < 4; b++)
-                        dot[v][b] = dot[v][b] + number<CODE>(packed >> (8 * b + f * BITS), mask, I{}) * set(four[b]);
+                        dot[v][b] = dot[v][b] + low_number<BITS, CODE>(packed >> (8 * b + f * BITS)) * set(four[b]);
                 }
             }
-    const uint8_t *scales = stream + w.group / slab * slab_bytes;
+    }
     const F offset = set(float(w.zero_offset) * total);
     for (int v = 0; v < V; v++) {
         sums[v] = sums[v] + factors(scales, v, w.scale_f32) * ((dot[v][0] + dot[v][1]) + (dot[v][2] + dot[v][3]) - offset);
@@ -196,7 +209,7 @@ void matmul_a16(const Command *command, Worker &worker) {
     }
     float *tile = reinterpret_cast<float *>(worker.own), *sums = tile + TILE_K * PANEL;
     const int64_t panels = (c.n + PANEL - 1) / PANEL, blocks = (c.rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    for (int64_t piece; (piece = worker.next(0, panels * blocks)) >= 0;) {
+    auto run_piece = [&](int64_t piece) {
         const int64_t number = piece % panels, row = piece / panels * BLOCK_ROWS, column = number * PANEL;
         const int64_t rows = c.rows - row < BLOCK_ROWS ? c.rows - row : BLOCK_ROWS;
         panel_product(c, number, x + row * x_stride, x_stride, rows, tile, sums);
@@ -210,6 +223,13 @@ void matmul_a16(const Command *command, Worker &worker) {
             for (; j + W <= columns; j += W) store_any(c.y, y + j, c.y_dtype, load(s + j));
             for (; j < columns; j++) store_one(c.y, y + j, c.y_dtype, s[j]);
         }
+    };
+    if (c.rows == 1) {  // a panel takes no longer than to agree on who takes it
+        int64_t begin, end;
+        worker.share(panels, begin, end);
+        for (int64_t piece = begin; piece < end; piece++) run_piece(piece);
+    } else {
+        for (int64_t piece; (piece = worker.next(0, panels * blocks)) >= 0;) run_piece(piece);
     }
 }
 

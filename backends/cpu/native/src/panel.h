@@ -36,4 +36,11 @@ struct Panels {
     int64_t count() const { return (n + PANEL - 1) / PANEL; }
 };
 
+// Asks for bytes of a weight that are read some way further on, as data that need not stay: of few rows a weight is read once
+// and not again before all the others, and what a host needs between two steps should not leave the caches for it.
+inline void ask_ahead(const uint8_t *p, int64_t bytes) {
+    constexpr int64_t AHEAD = 4096;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + AHEAD + i, 0, 0);
+}
+
 }  // namespace opsocket
