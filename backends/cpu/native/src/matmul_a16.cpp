@@ -14,14 +14,28 @@ constexpr int V = PANEL / W;                 // vectors that hold one k of a pan
 constexpr int ROWS = W == 16 ? 12 : W == 8 ? 3 : 1;  // that meet a tile at a time: registers decide
 constexpr int64_t TILE_K = 128;              // k of a widened piece: 16 KB, half of a first-level cache
 constexpr int64_t BLOCK_ROWS = 384;          // rows whose sums are kept at a time
+constexpr int64_t FEW = 16;                  // rows up to which a panel takes no longer than to agree on who takes it
+constexpr int64_t OWN_ROWS = 48;             // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
 
 // Vector v of the 32 scales or minimums at p.
 inline F factors(const uint8_t *p, int v, bool is_f32) {
     return is_f32 ? load_as<F>(p + v * W * 4) : load_half(p + v * W * 2);
 }
 
-// What codes in the lowest bits of each element stand for: integers less an offset, or small floats.
-template <int CODE> inline F number(I codes, I mask, I offset) {
+// What each nibble stands for, as far as a vector holds them.
+inline F nibbles(int32_t zero_offset) {
+    F v;
+    for (int i = 0; i < W; i++) v[i] = float(i - zero_offset);
+    return v;
+}
+
+// What codes in the lowest bits of each element stand for: integers less an offset, or small floats. NIBBLES: the codes
+// have four bits, and `numbers` is what each stands for.
+template <int CODE, bool NIBBLES> inline F number(I codes, I mask, I offset, [[maybe_unused]] F numbers) {
+#if OPSOCKET_AVX512
+    if constexpr (CODE == INTEGERS && NIBBLES)
+        return (F)_mm512_permutexvar_ps((__m512i)codes, (__m512)numbers);  // looks at four bits alone
+#endif
     if constexpr (CODE == E4M3FN) return e4m3fn(codes & mask);
     else if constexpr (CODE == E2M1) return twice_e2m1(codes);
     else return convert((codes & mask) - offset);
@@ -29,10 +43,11 @@ template <int CODE> inline F number(I codes, I mask, I offset) {
 
 // Widen k = 0 .. count - 1 of a group's codes from k `first` on, less the zero offset, times the scales, less the
 // minimums. `stream` is the group's first byte.
-template <int CODE> void widen(const Panels &w, const uint8_t *stream, int64_t first, int64_t count, float *tile) {
+template <int CODE, bool NIBBLES> void widen(const Panels &w, const uint8_t *stream, int64_t first, int64_t count, float *tile) {
     const int64_t slab = w.slab(), slab_bytes = w.slab_bytes(), steps = slab / 4 / (8 / w.bits);
     const uint8_t *scales = stream + w.group / slab * slab_bytes, *minimums = scales + w.scale_bytes();
     const I mask = set(int32_t((1 << w.bits) - 1)), offset = set(int32_t(w.zero_offset));
+    const F numbers = nibbles(w.zero_offset);
     F scale[V], minimum[V];
     for (int v = 0; v < V; v++) {
         scale[v] = factors(scales, v, w.scale_f32);
@@ -46,7 +61,7 @@ template <int CODE> void widen(const Panels &w, const uint8_t *stream, int64_t f
             for (int v = 0; v < V; v++) {
                 const I packed = load_as<I>(bytes + v * W * 4);
                 for (int b = 0; b < 4; b++) {
-                    F value = number<CODE>(packed >> (8 * b + field * w.bits), mask, offset) * scale[v];
+                    F value = number<CODE, NIBBLES>(packed >> (8 * b + field * w.bits), mask, offset, numbers) * scale[v];
                     if (w.has_minimum) value = value - minimum[v];
                     store(tile + (at + step * 4 + b) * PANEL + v * W, value);
                 }
@@ -79,23 +94,14 @@ void multiply_rows(int rows, const float *x, int64_t x_stride, const float *tile
     }
 }
 
-// The number in the lowest bits of each element of `codes`. What is above them may be anything.
-template <int BITS, int CODE> inline F low_number(I codes) {
-#if OPSOCKET_AVX512
-    if constexpr (BITS == 4 && CODE == INTEGERS) {
-        const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        return (F)_mm512_permutexvar_ps((__m512i)codes, numbers);  // looks at four bits alone
-    }
-#endif
-    return number<CODE>(codes, set(int32_t((1 << BITS) - 1)), I{});
-}
-
 // One row and one group, widened in registers: sums += scale (x . stored - offset sum(x)) - minimum sum(x).
 template <int BITS, int CODE = INTEGERS> void group_of_one_row(const Panels &w, const uint8_t *stream, const float *x, F *sums) {
     constexpr int FIELDS = 8 / BITS;
     const int64_t slab = w.slab(), slab_bytes = w.slab_bytes(), steps = slab / 4 / FIELDS;
     F dot[V][4] = {};  // chains of their own: one sum would wait for itself
     float total = 0;
+    const I mask = set(int32_t((1 << BITS) - 1));
+    const F numbers = nibbles(0);
     const uint8_t *codes = stream;
     const uint8_t *scales = stream + w.group / slab * slab_bytes;
     ask_ahead(scales, w.scale_bytes() * (w.has_minimum ? 2 : 1));
@@ -108,7 +114,8 @@ template <int BITS, int CODE = INTEGERS> void group_of_one_row(const Panels &w, 
                 for (int v = 0; v < V; v++) {
                     const I packed = load_as<I>(codes + step * PANEL * 4 + v * W * 4);
                     for (int b = 0; b < 4; b++)
-                        dot[v][b] = dot[v][b] + low_number<BITS, CODE>(packed >> (8 * b + f * BITS)) * set(four[b]);
+                        dot[v][b] = dot[v][b] + number<CODE, BITS == 4>(packed >> (8 * b + f * BITS), mask, I{}, numbers) *
+                                                    set(four[b]);
                 }
             }
     }
@@ -166,7 +173,10 @@ void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x
         return;
     }
     const Panels &w = c.weight;
-    const auto widened = w.code == E4M3FN ? widen<E4M3FN> : w.code == E2M1 ? widen<E2M1> : widen<INTEGERS>;
+    const auto widened = w.code == E4M3FN ? widen<E4M3FN, false>
+                         : w.code == E2M1 ? widen<E2M1, true>
+                         : w.bits == 4    ? widen<INTEGERS, true>
+                                          : widen<INTEGERS, false>;
     const uint8_t *panel = w.data + number * w.panel_bytes();
     if (rows == 1) return one_row(c, panel, x, sums);
     // Whole groups at a time where they are small, pieces of one where they are large.
@@ -177,6 +187,8 @@ void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x
         for (int64_t g = 0; g < groups && first + count < w.k; g++) {
             const int64_t at = first + count, in_group = at % w.group, left = w.group - in_group;
             const int64_t part = left < piece ? left : piece;
+            if (rows <= FEW) ask_ahead(panel + at / w.group * w.group_bytes() + in_group * PANEL * w.bits / 8,
+                                       part == w.group ? w.group_bytes() : part * PANEL * w.bits / 8);
             widened(w, panel + at / w.group * w.group_bytes(), in_group, part, tile + count * PANEL);
             count += part;
         }
@@ -208,10 +220,9 @@ void matmul_a16(const Command *command, Worker &worker) {
         x_stride = padded;
     }
     float *tile = reinterpret_cast<float *>(worker.own), *sums = tile + TILE_K * PANEL;
-    const int64_t panels = (c.n + PANEL - 1) / PANEL, blocks = (c.rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    auto run_piece = [&](int64_t piece) {
-        const int64_t number = piece % panels, row = piece / panels * BLOCK_ROWS, column = number * PANEL;
-        const int64_t rows = c.rows - row < BLOCK_ROWS ? c.rows - row : BLOCK_ROWS;
+    const int64_t panels = (c.n + PANEL - 1) / PANEL;
+    auto product = [&](int64_t number, int64_t row, int64_t end) {
+        const int64_t rows = end - row, column = number * PANEL;
         panel_product(c, number, x + row * x_stride, x_stride, rows, tile, sums);
         const int columns = int(c.n - column < PANEL ? c.n - column : PANEL);
         for (int64_t r = 0; r < rows; r++) {
@@ -224,12 +235,19 @@ void matmul_a16(const Command *command, Worker &worker) {
             for (; j < columns; j++) store_one(c.y, y + j, c.y_dtype, s[j]);
         }
     };
-    if (c.rows == 1) {  // a panel takes no longer than to agree on who takes it
-        int64_t begin, end;
+    auto panel_of_rows = [&](int64_t number, int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; row += BLOCK_ROWS)
+            product(number, row, row + BLOCK_ROWS < end ? row + BLOCK_ROWS : end);
+    };
+    int64_t begin, end;
+    if (c.rows >= OWN_ROWS * worker.count) {
+        worker.share(c.rows, begin, end);
+        for (int64_t number = 0; number < panels; number++) panel_of_rows(number, begin, end);
+    } else if (c.rows <= FEW) {
         worker.share(panels, begin, end);
-        for (int64_t piece = begin; piece < end; piece++) run_piece(piece);
+        for (int64_t number = begin; number < end; number++) panel_of_rows(number, 0, c.rows);
     } else {
-        for (int64_t piece; (piece = worker.next(0, panels * blocks)) >= 0;) run_piece(piece);
+        for (int64_t number; (number = worker.next(0, panels)) >= 0;) panel_of_rows(number, 0, c.rows);
     }
 }
 
