@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from opsocket_triton.artifact import FEW, Accepted
+from opsocket_triton.attention.accepted import ATTEND
 from opsocket_triton.cache.codes import decode, unpack
 from opsocket_triton.functions import exp_exact, log_exact, tanh_approx, tanh_exact
 
@@ -36,28 +36,7 @@ UNSPECIALIZED = (
 ITEM = tl.constexpr(16)
 """Numbers of an item; `schedule.ITEM` names them."""
 
-
-_WIDE = (
-    "rows of a factor in f32 are held whole where no matrix unit takes them, and a lane has 256 registers; numerics "
-    "that permit 16 bits have none of it"
-)
-_TWICE = (
-    "WMMA takes whole rows of both factors, on RDNA 3 each twice, which fill 256 registers from heads of 128 on; a "
-    "loop over channels would read q again for every tile of keys"
-)
-_RDNA = (
-    Accepted(_WIDE, 2048, {"QK": "f32", "D0": 512}),
-    Accepted(_WIDE, 576, {"QK": "f32", "D0": 256}),
-    Accepted(_WIDE, 128, {"QK": "f32", "D0": 128}),
-    Accepted(_TWICE, 2560, {"D0": 512}),
-    Accepted(_TWICE, 640, {"D0": 256}),
-    Accepted(_TWICE, 384, {"D0": 128}),
-    Accepted(_TWICE, 64, {"D0": 64}),
-)
-ACCEPTED = {
-    **{("attend", arch, "spills"): (Accepted(FEW, 32),) for arch in ("sm_80", "sm_90", "sm_100", "sm_120")},
-    **{("attend", arch, "spills"): _RDNA for arch in ("gfx1100", "gfx1201")},
-}
+ACCEPTED = ATTEND
 
 
 @triton.jit
@@ -228,6 +207,11 @@ def attend(ints, q, k, v, k_scale, v_scale, sinks, alibi, tree, out, lse, parts,
         k_channel0 = _channel_scale(k_scale, head, 0, D0, ks_head, DIM_QK)
         if D1 > 0:
             k_channel1 = _channel_scale(k_scale, head, D0, D1, ks_head, DIM_QK)
+        if QK == "f32":
+            # Rounds as often as k times it, once for all keys. A lane without matrix units, which holds whole rows of
+            # its factors, would hold the scales beside them, throughout the loop.
+            q0 = q0 * k_channel0[None, :]
+            q1 = q1 * k_channel1[None, :] if D1 > 0 else q0
     slope = tl.zeros([BM], tl.float32)
     if ALIBI:
         slope = tl.load(alibi + q_head, mask=valid, other=0.0) * unit
@@ -258,12 +242,12 @@ def attend(ints, q, k, v, k_scale, v_scale, sinks, alibi, tree, out, lse, parts,
             within = keys
             k_rows = k_base + (kv_row0 + keys) * k_token
         k0 = _codes(k, k_rows, seen, 0, D0, DIM_QK, K_CODE, QK)
-        if K_SCALE == "channel":
+        if K_SCALE == "channel" and QK != "f32":
             k0 = _as(k0.to(tl.float32) * k_channel0[None, :], QK)
         s = tl.dot(q0, tl.trans(k0), input_precision="ieee")
         if D1 > 0:
             k1 = _codes(k, k_rows, seen, D0, D1, DIM_QK, K_CODE, QK)
-            if K_SCALE == "channel":
+            if K_SCALE == "channel" and QK != "f32":
                 k1 = _as(k1.to(tl.float32) * k_channel1[None, :], QK)
             s = tl.dot(q1, tl.trans(k1), s, input_precision="ieee")
 

@@ -14,12 +14,12 @@ import triton.language as tl
 
 from opsocket.operators import MergeStatesPlan, MergeStatesSpec
 from opsocket.operators.torch_session import TORCH_DTYPES
-from opsocket_triton.artifact import FEW, Accepted
+from opsocket_triton.attention.accepted import MERGE as SPILLS
 from opsocket_triton.attention.kernel import exponential, natural
 from opsocket_triton.functions import exp_exact, log_exact
 from opsocket_triton.launch import launch
 
-ACCEPTED = {("merge_parts", "sm_120", "spills"): (Accepted(FEW, 16),)}
+ACCEPTED = SPILLS
 MERGE = tl.constexpr(8)
 """Numbers of a merge; `schedule.MERGE` says what follows."""
 

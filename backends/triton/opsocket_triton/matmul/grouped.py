@@ -23,7 +23,7 @@ from opsocket_triton.matmul.rows import OverWeights
 from opsocket_triton.matmul.sums import float_sums, integer_sums, scaled_by_row
 from opsocket_triton.workspace import Workspace
 
-ACCEPTED = {("grouped_tiles", "sm_80", "spills"): GROUPED}
+ACCEPTED = GROUPED
 
 
 @triton.jit

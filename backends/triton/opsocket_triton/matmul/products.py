@@ -5,13 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from opsocket_triton.matmul.accepted import ROWS, TILES
+from opsocket_triton.matmul.accepted import PRODUCTS
 from opsocket_triton.matmul.sums import float_sums, integer_sums, scaled_by_row, vector_sums
 
-ACCEPTED = {
-    **{("product_tiles", arch, "spills"): TILES for arch in ("sm_80", "sm_90", "sm_100", "sm_120")},
-    **{("product_rows", arch, "spills"): ROWS for arch in ("sm_80", "sm_100")},
-}
+ACCEPTED = PRODUCTS
 
 
 @triton.jit

@@ -1,0 +1,42 @@
+"""Spills of compiled attention that are accepted, and why: what their disassembly shows.
+
+Apart from the kernels, of which everything that was compiled is compiled anew when their lines move.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from opsocket_triton.artifact import FEW, Accepted
+
+_OUTSIDE: Final = (
+    "nine values are stored before the loop over keys and read after it, so that 128 registers let a second program be "
+    "there"
+)
+_WIDE: Final = (
+    "rows of a factor in f32 are held whole where no matrix unit takes them, and a lane has 256 registers; numerics "
+    "that permit 16 bits have none of it"
+)
+_TWICE: Final = (
+    "WMMA takes whole rows of both factors, on RDNA 3 each twice, which fill 256 registers from heads of 128 on; a "
+    "loop over channels would read q again for every tile of keys"
+)
+
+_FEW: Final = Accepted(FEW, 32)
+_LATENT_F8: Final = Accepted(_OUTSIDE, 40, {"QK": "f32", "D0": 512, "K_CODE": "f8e4m3fn"})
+_RDNA: Final = (
+    Accepted(_WIDE, 2048, {"QK": "f32", "D0": 512}),
+    Accepted(_WIDE, 576, {"QK": "f32", "D0": 256}),
+    Accepted(_WIDE, 128, {"QK": "f32", "D0": 128}),
+    Accepted(_TWICE, 2560, {"D0": 512}),
+    Accepted(_TWICE, 640, {"D0": 256}),
+    Accepted(_TWICE, 384, {"D0": 128}),
+    Accepted(_TWICE, 64, {"D0": 64}),
+)
+
+ATTEND: Final = {
+    ("attend", "sm_80", "spills"): (_FEW,),
+    **{("attend", arch, "spills"): (_LATENT_F8, _FEW) for arch in ("sm_90", "sm_100", "sm_120")},
+    **{("attend", arch, "spills"): _RDNA for arch in ("gfx1100", "gfx1201")},
+}
+MERGE: Final = {("merge_parts", arch, "spills"): (Accepted(FEW, 16),) for arch in ("sm_100", "sm_120")}
