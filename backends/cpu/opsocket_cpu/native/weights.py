@@ -16,10 +16,11 @@ import torch
 from opsocket.operators import PackedWeight, Request, Session
 from opsocket.operators.torch_session import storage_bytes
 from opsocket.quantization import GroupedWeight, f8e4m3fn_to_f32, get_format
+from opsocket_cpu.arena import Arena
 
 LAYOUTS = ("panels",)
 PANEL = 32
-_ALIGNMENT = 64
+_ARENA = Arena()
 _TWICE_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 _E2M1_OF_TWICE = np.array([0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7], np.uint8)
 
@@ -249,8 +250,6 @@ def _float_panels(weight: np.ndarray, dtype: str) -> torch.Tensor:
 
 def _aligned(values: np.ndarray) -> torch.Tensor:
     """A copy as u8 of the same shape whose first byte lies on a multiple of 64."""
-    memory = torch.empty(values.nbytes + _ALIGNMENT, dtype=torch.uint8)
-    start = -memory.data_ptr() % _ALIGNMENT
-    data = memory[start : start + values.nbytes].view(values.shape)
-    data.copy_(torch.from_numpy(values))
-    return data
+    data = _ARENA.take(values.nbytes).reshape(values.shape)
+    data[...] = values
+    return torch.from_numpy(data)
