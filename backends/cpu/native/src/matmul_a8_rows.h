@@ -39,19 +39,26 @@ inline void codes_of(const float *x, int64_t n, float scale, int8_t *codes) {
         return;
     }
 #if OPSOCKET_AVX512
-    const __m512i lowest = _mm512_set1_epi32(-127);
-    const __m512 divisor = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
+    const __m512 divisor = _mm512_set1_ps(scale);
+    int64_t i = 0;
     // x / s by a product and one correction, which gives the quotient as it is rounded (Markstein 1990), unless 1 / s
-    // or the remainder leaves the normal numbers.
-    bool is_usual = scale > 0x1p-90f && scale < 0x1p90f;
-    for (int64_t i = 0; i < n; i += 16) {
-        __m512 v = _mm512_loadu_ps(x + i), q;
-        if (is_usual) {
-            q = _mm512_mul_ps(v, inverse);
-            q = _mm512_fmadd_ps(_mm512_fnmadd_ps(q, divisor, v), inverse, q);
-        } else {
-            q = _mm512_div_ps(v, divisor);
+    // or the remainder leaves the normal numbers. No x is larger than 127 s then, nor not a number.
+    if (scale > 0x1p-90f && scale < 0x1p90f) {
+        const __m512 inverse = _mm512_set1_ps(1.0f / scale);
+        auto code = [&](int64_t at) {
+            __m512 v = _mm512_loadu_ps(x + at), q = _mm512_mul_ps(v, inverse);
+            return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_fnmadd_ps(q, divisor, v), inverse, q));
+        };
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        for (; i + 64 <= n; i += 64) {
+            __m512i low = _mm512_packs_epi32(code(i), code(i + 16)), high = _mm512_packs_epi32(code(i + 32), code(i + 48));
+            _mm512_storeu_si512(codes + i, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high)));
         }
+        for (; i < n; i += 16) _mm_storeu_si128((__m128i *)(codes + i), _mm512_cvtsepi32_epi8(code(i)));
+    }
+    const __m512i lowest = _mm512_set1_epi32(-127);
+    for (; i < n; i += 16) {
+        __m512 q = _mm512_div_ps(_mm512_loadu_ps(x + i), divisor);
         __m512i code = _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(q, q, _CMP_ORD_Q), q);
         _mm_storeu_si128((__m128i *)(codes + i), _mm512_cvtsepi32_epi8(_mm512_max_epi32(code, lowest)));
     }
