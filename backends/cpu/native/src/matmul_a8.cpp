@@ -3,20 +3,21 @@
 #include "matmul_a8.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
-constexpr int64_t FEW = 8;                   // rows for which codes are unpacked in registers
-constexpr int MOST = W == 16 ? 6 : 4;        // rows of x in registers together, of many
-constexpr int MOST_PACKED = 4;               // the same, of few
+constexpr int64_t FEW = W == 16 ? 16 : 8;     // rows for which codes are unpacked in registers and memory decides
+constexpr int MOST = W == 16 ? 6 : 4;        // rows of x in registers together
+constexpr int64_t AHEAD = 4096;              // bytes of weights that several of these ask for before they are needed
 constexpr int64_t BLOCK_BYTES = 640 << 10;   // of quantized rows that stay in a level 2 cache while panels pass
 constexpr int64_t BLOCK_ROWS = 48, MAX_BLOCK_ROWS = 504;
 // From so many rows for each thread on, a thread multiplies the rows that it quantized, by all of the weight. Codes, x and y
 // then stay with its core, which in two cores without a common cache is worth more than reading the weight once.
-constexpr int64_t OWN_ROWS = 48;
+constexpr int64_t OWN_ROWS = 128;
 
 // A thread's scratch memory: a tile, one row as f32, its sums, y of a block, and for a single row its codes.
 struct Scratch {
@@ -35,11 +36,24 @@ struct Scratch {
     }
 };
 
+// Of codes: from sums of 16 to those of pieces.
+static void sums_of_pieces(const int32_t *__restrict sums, int64_t sixteenths, int64_t pieces, int32_t *__restrict to) {
+    if (sixteenths == 2) {
+        for (int64_t p = 0; p < pieces; p++) to[p] = sums[2 * p] + sums[2 * p + 1];
+        return;
+    }
+    for (int64_t p = 0; p < pieces; p++) {
+        int32_t sum = 0;
+        for (int64_t j = 0; j < sixteenths; j++) sum += sums[p * sixteenths + j];
+        to[p] = sum;
+    }
+}
+
 static void quantize_row(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts, int64_t row, const Scratch &scratch,
                          unsigned char *to) {
     const float *x = as_f32_row(c.x, row * c.x_stride, c.k, c.x_dtype, w.permutation, scratch.row);
     int8_t *codes = reinterpret_cast<int8_t *>(to);
-    int32_t *starts = reinterpret_cast<int32_t *>(to + cuts.starts), *sums = scratch.sums;
+    int32_t *starts = reinterpret_cast<int32_t *>(to + cuts.starts);
     float *weights = reinterpret_cast<float *>(to + cuts.weights), *scales = reinterpret_cast<float *>(to + cuts.scales);
     const int64_t padded = whole_blocks(c.k), pieces = cuts.pieces(), units = cuts.units();
     if (!cuts.x_scales) {
@@ -53,66 +67,54 @@ static void quantize_row(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts,
             for (int64_t j = 0; j < repeats; j++) scales[piece++] = scale;
         }
     }
-    sums_of_16(codes, padded, sums);
-    const int64_t sixteenths = cuts.piece / 16;
-    for (int64_t p = 0; p < pieces; p++) {
-        int32_t sum = 0;
-        for (int64_t j = 0; j < sixteenths; j++) sum += sums[p * sixteenths + j];
-        starts[p] = -cuts.zero * sum;
-        sums[p] = sum;
+    sums_of_16(codes, padded, scratch.sums);
+    sums_of_pieces(scratch.sums, cuts.piece / 16, pieces, starts);
+    if (cuts.minimums && units == pieces && !cuts.x_scales) {
+        for (int64_t u = 0; u < units; u++) weights[u] = float(starts[u]);
+    } else if (cuts.minimums) {
+        const int64_t unit_pieces = cuts.unit / cuts.piece;
+        for (int64_t u = 0; u < units; u++) {
+            float weight = 0;
+            for (int64_t p = u * unit_pieces; p < (u + 1) * unit_pieces; p++)
+                weight += cuts.x_scales ? float(starts[p]) * scales[p] : float(starts[p]);
+            weights[u] = weight;
+        }
     }
-    if (!cuts.minimums) return;
-    const int64_t unit_pieces = cuts.unit / cuts.piece;
-    for (int64_t u = 0; u < units; u++) {
-        float weight = 0;
-        for (int64_t p = u * unit_pieces; p < (u + 1) * unit_pieces; p++)
-            weight += cuts.x_scales ? float(sums[p]) * scales[p] : float(sums[p]);
-        weights[u] = weight;
-    }
+    for (int64_t p = 0; p < pieces; p++) starts[p] *= -cuts.zero;
 }
 
 // ---- which loops
 
-using PackedRows = void (*)(const Cuts &, const unsigned char *, const unsigned char *, float *);
-using TileRows = void (*)(const Cuts &, const Tile &, const unsigned char *, int64_t, int64_t, float *);
+using Rows = void (*)(const Cuts &, const Units &, const unsigned char *, Fetch, float *);
 
-template <int BITS, int SLAB> static PackedRows packed_rows_of(int64_t rows) {
-    constexpr PackedRows all[] = {packed_rows<1, BITS, SLAB>, packed_rows<2, BITS, SLAB>, packed_rows<3, BITS, SLAB>,
-                                  packed_rows<4, BITS, SLAB>};
+template <int SUMS, int BITS, int SLAB, bool IN_TILE, size_t... R>
+static Rows by_units(int64_t rows, std::index_sequence<R...>) {
+    constexpr Rows all[] = {rows_by_units<int(R) + 1, SUMS, BITS, SLAB, IN_TILE>...};
+    return all[rows - 1];
+}
+template <int BITS, bool IN_TILE, size_t... R> static Rows by_codes(int64_t rows, std::index_sequence<R...>) {
+    constexpr Rows all[] = {rows_by_codes<int(R) + 1, BITS, IN_TILE>...};
     return all[rows - 1];
 }
 
-static PackedRows packed_rows_for(const Cuts &c, int64_t rows) {
-    if (c.slab == 32)
-        return c.bits == 4 ? packed_rows_of<4, 32>(rows) : c.bits == 2 ? packed_rows_of<2, 32>(rows) : packed_rows_of<8, 32>(rows);
-    return c.bits == 4 ? packed_rows_of<4, 16>(rows) : c.bits == 2 ? packed_rows_of<2, 16>(rows) : packed_rows_of<8, 16>(rows);
+template <int SUMS, int BITS, bool IN_TILE> static Rows by_slab(const Cuts &c, int64_t rows) {
+    constexpr auto sizes = std::make_index_sequence<MOST>();
+    return c.slab == 32 ? by_units<SUMS, BITS, 32, IN_TILE>(rows, sizes) : by_units<SUMS, BITS, 16, IN_TILE>(rows, sizes);
 }
 
-template <int SUMS, int SLAB, int NIBBLES> static TileRows tile_rows_of(int64_t rows) {
-    constexpr TileRows all[] = {tile_rows<MOST - 2, SUMS, SLAB, NIBBLES>, tile_rows<MOST - 1, SUMS, SLAB, NIBBLES>,
-                                tile_rows<MOST, SUMS, SLAB, NIBBLES>};
-    return all[rows - (MOST - 2)];
-}
-
-template <int NIBBLES> static TileRows tile_rows_by_sums(const Cuts &c, int64_t rows) {
-    if (c.one_sum) {
-        constexpr TileRows all[] = {tile_rows_one_sum<MOST - 2, NIBBLES>, tile_rows_one_sum<MOST - 1, NIBBLES>,
-                                    tile_rows_one_sum<MOST, NIBBLES>};
-        return all[rows - (MOST - 2)];
-    }
-    bool wide = c.piece % 32 == 0;
+template <int BITS, bool IN_TILE> static Rows by_sums(const Cuts &c, int64_t rows) {
+    if (c.one_sum) return by_codes<BITS, IN_TILE>(rows, std::make_index_sequence<MOST>());
     switch ((c.minimums ? SUM_MINIMUMS : 0) | (c.x_scales ? SUM_X_SCALES : 0)) {
-        case SUM_PLAIN: return wide ? tile_rows_of<SUM_PLAIN, 32, NIBBLES>(rows) : tile_rows_of<SUM_PLAIN, 16, NIBBLES>(rows);
-        case SUM_MINIMUMS:
-            return wide ? tile_rows_of<SUM_MINIMUMS, 32, NIBBLES>(rows) : tile_rows_of<SUM_MINIMUMS, 16, NIBBLES>(rows);
-        case SUM_X_SCALES:
-            return wide ? tile_rows_of<SUM_X_SCALES, 32, NIBBLES>(rows) : tile_rows_of<SUM_X_SCALES, 16, NIBBLES>(rows);
-        default: return wide ? tile_rows_of<SUM_BOTH, 32, NIBBLES>(rows) : tile_rows_of<SUM_BOTH, 16, NIBBLES>(rows);
+        case SUM_PLAIN: return by_slab<SUM_PLAIN, BITS, IN_TILE>(c, rows);
+        case SUM_MINIMUMS: return by_slab<SUM_MINIMUMS, BITS, IN_TILE>(c, rows);
+        case SUM_X_SCALES: return by_slab<SUM_X_SCALES, BITS, IN_TILE>(c, rows);
+        default: return by_slab<SUM_BOTH, BITS, IN_TILE>(c, rows);
     }
 }
 
-static TileRows tile_rows_for(const Cuts &c, int64_t rows) {
-    return c.bits == 8 ? tile_rows_by_sums<NIBBLES_OF_BYTE>(c, rows) : tile_rows_by_sums<1>(c, rows);
+static Rows rows_for(const Cuts &c, bool in_tile, int64_t rows) {
+    if (in_tile) return by_sums<8, true>(c, rows);
+    return c.bits == 4 ? by_sums<4, false>(c, rows) : c.bits == 2 ? by_sums<2, false>(c, rows) : by_sums<8, false>(c, rows);
 }
 
 // ---- a block of rows times a panel
@@ -127,55 +129,84 @@ template <class Visit> static void parts_of(int64_t rows, int64_t most, Visit vi
     }
 }
 
-static void fetch(const unsigned char *p, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+// Units of a panel as it is packed, from column `first` on.
+static Units units_of(const Cuts &c, const unsigned char *panel, int64_t first, int64_t columns) {
+    Units u{};
+    u.column = first;
+    if (c.one_sum) {
+        u.codes = panel + first * PANEL * c.bits / 8, u.count = columns / 32;
+        return u;
+    }
+    const int64_t group = first / c.group, unit = first / c.unit, piece = first / c.piece;
+    u.count = columns / c.unit, u.group_units = c.group / c.unit, u.left = u.group_units - 1 - unit % u.group_units;
+    u.bytes = c.unit * PANEL * c.bits / 8, u.scale_bytes = c.scale_bytes, u.tail_bytes = c.group_bytes - c.code_bytes;
+    u.codes = panel + group * c.group_bytes + unit % u.group_units * u.bytes, u.scale_dtype = c.scale_dtype;
+    u.start = c.starts + piece * 4, u.weight = c.weights + unit * 4, u.scale = c.scales + piece * 4;
+    return u;
 }
 
-// first_row: of y. codes: of that row. bias: of this weight, or null.
-static void block_of_panel(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts, int64_t panel, int64_t first_row,
-                           int64_t rows, const unsigned char *codes, const float *bias, const Scratch &scratch) {
-    const unsigned char *from = w.panels.data + panel * cuts.panel_bytes;
-    const bool is_integer = rows > FEW && cuts.one_sum;
-    if (rows <= FEW) {
-        parts_of(rows, MOST_PACKED, [&](int64_t at, int64_t size) {
-            packed_rows_for(cuts, size)(cuts, from, codes + at * cuts.row_bytes, scratch.y + at * PANEL);
-        });
-    } else {
-        const int64_t step = cuts.one_sum ? TILE_K : TILE_K / cuts.unit * cuts.unit;
-        const int64_t parts = (rows + MOST - 1) / MOST;
-        for (int64_t k = 0; k < cuts.k; k += step) {
-            int64_t columns = std::min(step, cuts.k - k);
-            unpack(cuts, from, k, columns, *scratch.tile);
-            // What the next columns take lies about as far on as these did; fetched in equal shares between the rows.
-            const unsigned char *next = from + (k + columns) / cuts.group * cuts.group_bytes +
-                                        (k + columns) % cuts.group * PANEL * cuts.bits / 8;
-            int64_t share = (columns * PANEL * cuts.bits / 8 * cuts.group_bytes / cuts.code_bytes / parts + 127) / 64 * 64;
-            parts_of(rows, MOST, [&](int64_t at, int64_t size) {
-                fetch(next, share);
-                next += share;
-                tile_rows_for(cuts, size)(cuts, *scratch.tile, codes + at * cuts.row_bytes, k, columns,
-                                          scratch.y + at * PANEL);
-            });
+// Columns that are multiplied at a time: as many parts as there have to be, all about as long.
+static int64_t step_of(const Cuts &c) {
+    const int64_t unit = c.one_sum ? 32 : c.unit, units = c.k / unit;
+    const int64_t parts = (units + TILE_K / unit - 1) / (TILE_K / unit);
+    return (units + parts - 1) / parts * unit;
+}
+
+// Sums of rows and a panel -> y; from row first_row and column n on. scale: of the first row of x; factors: of columns.
+template <int32_t T, bool IS_INTEGER>
+static void write_panel(const MatmulA8 &c, const Cuts &cuts, int64_t first_row, int64_t n, int64_t rows, const float *sums,
+                        const unsigned char *codes, const F *factor, const F *add) {
+    for (int64_t r = 0; r < rows; r++) {
+        const F scale = set(cuts.x_scales ? 1.0f : element<float>(codes + r * cuts.row_bytes + cuts.scales));
+        const int64_t to = (first_row + r) * c.y_stride + n;
+        for (int v = 0; v < VECTORS; v++) {
+            F sum = load(sums + r * PANEL + v * W);
+            if (IS_INTEGER) sum = convert(as_int(sum)) * factor[v];
+            sum = sum * scale + add[v];
+            const int64_t width = c.n - n - v * W;
+            if (width >= W) store_t<T>(c.y, to + v * W, sum);
+            else if (width > 0) store_part(c.y, to + v * W, T, sum, int(width));
         }
     }
-    const int64_t n = panel * PANEL, width = std::min<int64_t>(PANEL, c.n - n);
+}
+
+// first_row: of y. codes: of that row. bias: of this weight, or null. following: this thread's next panel, as is likely.
+static void block_of_panel(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts, int64_t panel, int64_t first_row,
+                           int64_t rows, const unsigned char *codes, const float *bias, const Scratch &scratch,
+                           int64_t following) {
+    const unsigned char *from = w.panels.data + panel * cuts.panel_bytes;
+    const bool in_tile = rows > FEW && cuts.bits < 8;
+    const int64_t parts = (rows + MOST - 1) / MOST;
+    const bool at_once = parts == 1 && PARTS == 1;
+    const int64_t step = at_once ? cuts.k : step_of(cuts);
+    for (int64_t k = 0; k < cuts.k; k += step) {
+        const int64_t columns = std::min(step, cuts.k - k);
+        Units units = units_of(cuts, from, k, columns);
+        // While some columns are multiplied memory is asked for those that come about as far on as these are long, in
+        // equal shares between the rows.
+        const int64_t bytes = columns * PANEL * cuts.bits / 8 * cuts.group_bytes / cuts.code_bytes;
+        const int64_t share = parts == 1 ? bytes : bytes / parts / 64 * 64 + 64, slabs = columns / cuts.slab * PARTS;
+        Fetch fetch{units.codes + (at_once ? AHEAD : bytes), nullptr, (share / 64 + slabs - 1) / slabs};
+        if (!at_once && k + step >= cuts.k) fetch.next = w.panels.data + following * cuts.panel_bytes;
+        if (in_tile) units = unpack(cuts, units, *scratch.tile);
+        parts_of(rows, MOST, [&](int64_t at, int64_t size) {
+            fetch.stop = fetch.next + share;
+            if (rows > FEW) fetch.all();
+            rows_for(cuts, in_tile, size)(cuts, units, codes + at * cuts.row_bytes, fetch, scratch.y + at * PANEL);
+            fetch.next = fetch.stop;
+        });
+    }
+    const int64_t n = panel * PANEL;
     F factor[VECTORS], add[VECTORS];
     for (int v = 0; v < VECTORS; v++) {
-        int count = int(std::clamp<int64_t>(width - v * W, 0, W));
-        factor[v] = is_integer ? load_scale(from + cuts.code_bytes, v * W, cuts.scale_dtype) : set(1.0f);
+        const int count = int(std::clamp<int64_t>(c.n - n - v * W, 0, W));
+        factor[v] = cuts.one_sum ? load_scale(from + cuts.code_bytes, v * W, cuts.scale_dtype) : set(1.0f);
         add[v] = bias ? load_part(bias, n + v * W, F32, count) : set(0.0f);
     }
-    for (int64_t r = 0; r < rows; r++) {
-        float scale = cuts.x_scales ? 1.0f : element<float>(codes + r * cuts.row_bytes + cuts.scales);
-        const int64_t to = (first_row + r) * c.y_stride + n;
-        for (int v = 0; v < VECTORS && v * W < width; v++) {
-            F sum = load(scratch.y + r * PANEL + v * W);
-            if (is_integer) sum = convert(as_int(sum)) * factor[v];
-            F y = sum * scale + add[v];
-            if (width - v * W >= W) store_any(c.y, to + v * W, c.y_dtype, y);
-            else store_part(c.y, to + v * W, c.y_dtype, y, int(width - v * W));
-        }
-    }
+    auto write = [&](auto to) { to(c, cuts, first_row, n, rows, scratch.y, codes, factor, add); };
+    if (c.y_dtype == F32) write(cuts.one_sum ? write_panel<F32, true> : write_panel<F32, false>);
+    else if (c.y_dtype == F16) write(cuts.one_sum ? write_panel<F16, true> : write_panel<F16, false>);
+    else write(cuts.one_sum ? write_panel<BF16, true> : write_panel<BF16, false>);
 }
 
 void matmul_a8(const Command *command, Worker &worker) {
@@ -190,7 +221,7 @@ void matmul_a8(const Command *command, Worker &worker) {
         worker.share(panels, begin, end);
         if (begin < end) quantize_row(c, c.weights[0], cuts, 0, scratch, scratch.codes);
         for (int64_t panel = begin; panel < end; panel++)
-            block_of_panel(c, c.weights[0], cuts, panel, 0, 1, scratch.codes, c.bias, scratch);
+            block_of_panel(c, c.weights[0], cuts, panel, 0, 1, scratch.codes, c.bias, scratch, panel + 1);
         return;
     }
     int64_t row_bytes = 0;
@@ -230,7 +261,7 @@ void matmul_a8(const Command *command, Worker &worker) {
                 const int64_t from = mine + count * block / blocks, to = mine + count * (block + 1) / blocks;
                 for (int64_t panel = 0; panel < panels; panel++)
                     block_of_panel(c, c.weights[0], cuts, panel, from, to - from,
-                                   worker.shared + (from - first) * row_bytes, c.bias, scratch);
+                                   worker.shared + (from - first) * row_bytes, c.bias, scratch, panel + 1);
             }
             continue;
         }
@@ -240,6 +271,8 @@ void matmul_a8(const Command *command, Worker &worker) {
             total += blocks_of(end - begin) * panels;
             return true;
         });
+        // Few rows: panels in one run, which asks for its memory ahead. Many: whoever is free takes the next panel.
+        const bool is_shared = pass >= COUNTERS || last - first <= FEW;
         auto run_piece = [&](int64_t piece) {
             each_expert([&](int64_t e, const Cuts &cuts, int64_t begin, int64_t end) {
                 const int64_t blocks = blocks_of(end - begin);
@@ -249,12 +282,13 @@ void matmul_a8(const Command *command, Worker &worker) {
                 }
                 const int64_t block = piece / panels, count = end - begin;
                 const int64_t from = begin + count * block / blocks, to = begin + count * (block + 1) / blocks;
-                block_of_panel(c, c.weights[e], cuts, piece % panels, from, to - from,
-                               worker.shared + (from - first) * row_bytes, c.bias ? c.bias + e * c.n : nullptr, scratch);
+                const int64_t panel = piece % panels;
+                block_of_panel(c, c.weights[e], cuts, panel, from, to - from, worker.shared + (from - first) * row_bytes,
+                               c.bias ? c.bias + e * c.n : nullptr, scratch, panel + (is_shared ? 1 : worker.count));
                 return false;
             });
         };
-        if (pass < COUNTERS) {
+        if (!is_shared) {
             for (int64_t piece; (piece = worker.next(pass, total)) >= 0;) run_piece(piece);
         } else {
             int64_t begin, end;

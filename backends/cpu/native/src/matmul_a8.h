@@ -13,8 +13,7 @@
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
-constexpr int TILE_K = 512;        // of codes unpacked at a time: 16 KiB, half of a level 1 cache
-constexpr int64_t AHEAD = 4096;   // bytes of weights that are asked for before they are needed
+constexpr int TILE_K = 576;        // of codes unpacked at a time: 18 KiB, and scales, of a level 1 cache's 32 or 48
 constexpr int VECTORS = PANEL / W;
 constexpr int PART = VECTORS < 2 ? 1 : 2;  // vectors of columns in registers together
 constexpr int PARTS = VECTORS / PART;
@@ -46,7 +45,7 @@ inline Cuts cuts_of(const Panels &w, int32_t x_group) {
     c.k = w.k, c.group = w.group, c.groups = w.k / w.group;
     c.bits = w.bits, c.slab = int32_t(w.slab()), c.scale_dtype = w.scale_f32 ? F32 : F16, c.zero = w.zero_offset;
     c.minimums = w.has_minimum, c.x_scales = x_group != 0;
-    c.one_sum = c.groups == 1 && !c.minimums && !c.x_scales;
+    c.one_sum = c.groups == 1 && !c.minimums && !c.x_scales && c.slab == 32;
     c.unit = c.group;
     if (c.group > TILE_K && !c.one_sum) {
         int64_t step = c.x_scales ? common_divisor(c.group, 32) : c.slab;
@@ -137,71 +136,132 @@ inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], 
     }
 }
 
-// Of one row a weight is read once and not again before all the others: asked for as data that need not stay, it leaves in
-// the caches what the host needs between two steps.
-inline void ask_ahead(const unsigned char *p, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + AHEAD + i, 0, 0);
+// Memory to ask for while several rows are multiplied: `lines` cache lines for each slab, from `next` to `stop`.
+struct Fetch {
+    const unsigned char *next, *stop;
+    int64_t lines;
+
+    void some() {
+        if (next < stop)
+            for (int64_t i = 0; i < lines; i++, next += 64) __builtin_prefetch(next);
+    }
+    void all() {
+        for (; next < stop; next += 64) __builtin_prefetch(next);
+    }
+};
+
+// Units of a panel that stand one behind the other, as they are packed or in a tile.
+struct Units {
+    const unsigned char *codes;        // of the first
+    int64_t count, group_units, left;  // units; of one scale; of the first one's scale, after it
+    int64_t scale_bytes, tail_bytes;   // a group's scales; these and its minimums
+    int64_t bytes;                     // of a unit's codes
+    int32_t scale_dtype;
+    int64_t column, start, weight, scale;  // where in a row of x their codes, starts, weights and scales begin, in bytes
+};
+
+enum Sums { SUM_PLAIN, SUM_MINIMUMS, SUM_X_SCALES, SUM_BOTH };
+
+constexpr int chains_of(int rows) { return rows <= 2 ? 2 : 1; }
+constexpr int nibbles_of(int bits, bool in_tile) { return bits == 8 && !in_tile ? NIBBLES_OF_BYTE : 1; }
+
+// y f32 [MR, 32] (+)= MR rows times some units. IN_TILE: each unit has scales of its own, in f32, and nothing is fetched.
+template <int MR, int SUMS, int BITS, int SLAB, bool IN_TILE>
+void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows, Fetch fetch, float *y) {
+    constexpr bool minimums = SUMS & SUM_MINIMUMS, x_scales = SUMS & SUM_X_SCALES;
+    constexpr int CHAINS = chains_of(MR), SLAB_BYTES = SLAB * PANEL * BITS / 8, NIBBLES = nibbles_of(BITS, IN_TILE);
+    const int64_t piece_slabs = c.piece / SLAB, unit_pieces = x_scales ? c.unit / c.piece : 1;
+    const int64_t unit_bytes = units.bytes, group_units = IN_TILE ? 1 : units.group_units, row_bytes = c.row_bytes;
+    const int64_t scale_bytes = IN_TILE ? PANEL * 4 : units.scale_bytes;
+    const int64_t tail_bytes = IN_TILE ? PANEL * (minimums ? 8 : 4) : units.tail_bytes;
+    const int32_t dtype = IN_TILE ? F32 : units.scale_dtype;
+#pragma GCC unroll 1
+    for (int part = 0; part < PARTS; part++) {
+        const unsigned char *row[MR];
+        for (int r = 0; r < MR; r++) row[r] = rows + r * row_bytes;
+        F f[MR][PART];
+        for (int r = 0; r < MR; r++)
+            for (int v = 0; v < PART; v++)
+                f[r][v] = units.column ? load(y + r * PANEL + (part * PART + v) * W) : set(0.0f);
+        const unsigned char *w = units.codes + part * PART * W * 4;
+        int64_t column = units.column, start = units.start, weight = units.weight, own = units.scale;
+        int64_t left = IN_TILE ? 0 : units.left;
+        for (int64_t u = units.count; u; u--) {
+            const unsigned char *at = w + left * unit_bytes + unit_bytes - part * PART * W * 4;  // of the scales
+            for (int64_t p = unit_pieces; p; p--) {
+                I acc[CHAINS][MR][PART];
+                for (int chain = 0; chain < CHAINS; chain++)
+                    for (int r = 0; r < MR; r++)
+                        for (int v = 0; v < PART; v++) acc[chain][r][v] = chain ? I{} : broadcast(row[r] + start);
+                start += 4;
+#pragma GCC unroll 1
+                for (int64_t s = piece_slabs; s; s--, w += SLAB_BYTES, column += SLAB) {
+                    if (MR == 1 && part == 0) ask_ahead(w, SLAB_BYTES);
+                    if (MR > 1 && !IN_TILE) fetch.some();
+                    add_slab<MR, BITS, SLAB, CHAINS, NIBBLES>(acc, w, row, column);
+                }
+                F scale[PART];
+                for (int v = 0; v < PART; v++) scale[v] = load_scale(at, (part * PART + v) * W, dtype);
+                for (int r = 0; r < MR; r++)
+                    for (int v = 0; v < PART; v++) {
+                        F whole = convert(CHAINS == 2 ? acc[0][r][v] + acc[CHAINS - 1][r][v] : acc[0][r][v]);
+                        if (x_scales) whole *= element<float>(row[r] + own);
+                        f[r][v] += whole * scale[v];
+                    }
+                own += 4;
+            }
+            if (minimums) {
+                F minimum[PART];
+                for (int v = 0; v < PART; v++) minimum[v] = load_scale(at + scale_bytes, (part * PART + v) * W, dtype);
+                for (int r = 0; r < MR; r++)
+                    for (int v = 0; v < PART; v++) f[r][v] -= minimum[v] * element<float>(row[r] + weight);
+                weight += 4;
+            }
+            if (IN_TILE || left-- == 0) {
+                if (MR == 1 && part == 0) ask_ahead(w, tail_bytes);
+                left = group_units - 1, w += tail_bytes;
+            }
+        }
+        for (int r = 0; r < MR; r++)
+            for (int v = 0; v < PART; v++) store(y + r * PANEL + (part * PART + v) * W, f[r][v]);
+    }
 }
 
-// MR rows times one panel as it is packed: y f32 [MR, 32], but for the rows' own scales.
-template <int MR, int BITS, int SLAB>
-void packed_rows(const Cuts &c, const unsigned char *w, const unsigned char *rows, float *y) {
-    constexpr int CHAINS = MR <= 2 ? 2 : 1, SLAB_BYTES = SLAB * PANEL * BITS / 8;
+// The same in integers, for one sum over all of K: y i32 [MR, 32].
+template <int MR, int BITS, bool IN_TILE>
+void rows_by_codes(const Cuts &c, const Units &units, const unsigned char *rows, Fetch fetch, float *y) {
+    constexpr int CHAINS = chains_of(MR), NIBBLES = nibbles_of(BITS, IN_TILE);
     const unsigned char *row[MR];
     for (int r = 0; r < MR; r++) row[r] = rows + r * c.row_bytes;
-    F f[MR][VECTORS] = {};
-    const int64_t unit_bytes = c.unit * PANEL * BITS / 8, code_bytes = c.code_bytes, group_bytes = c.group_bytes;
-    const int64_t starts = c.starts, weights = c.weights, scales = c.scales;
-    const int64_t piece_slabs = c.piece / SLAB, unit_pieces = c.unit / c.piece, group_units = c.group / c.unit;
-    const bool minimums = c.minimums, x_scales = c.x_scales;
-    int64_t first_column = 0, first_piece = 0, unit = 0;
-    for (int64_t g = 0; g < c.groups; g++, w += group_bytes) {
-        if (MR == 1) ask_ahead(w + code_bytes, group_bytes - code_bytes);
-        for (int64_t u = 0; u < group_units; u++, unit++) {
-            int64_t column = 0, piece = 0;
-#pragma GCC unroll 4
-            for (int part = 0; part < PARTS; part++) {
-                const unsigned char *slab = w + u * unit_bytes + part * PART * W * 4;
-                F scale[PART];
-                for (int v = 0; v < PART; v++) scale[v] = load_scale(w + code_bytes, (part * PART + v) * W, c.scale_dtype);
-                column = first_column, piece = first_piece;
-                for (int64_t p = 0; p < unit_pieces; p++, piece += 4) {
-                    I acc[CHAINS][MR][PART] = {};
-                    for (int r = 0; r < MR; r++)
-                        for (int v = 0; v < PART; v++) acc[0][r][v] = broadcast(row[r] + starts + piece);
-                    for (int64_t s = 0; s < piece_slabs; s++, slab += SLAB_BYTES, column += SLAB) {
-                        if (MR == 1 && part == 0) ask_ahead(slab, SLAB_BYTES);
-                        add_slab<MR, BITS, SLAB, CHAINS, BITS == 8 ? NIBBLES_OF_BYTE : 1>(acc, slab, row, column);
-                    }
-                    for (int r = 0; r < MR; r++)
-                        for (int v = 0; v < PART; v++) {
-                            I sum = acc[0][r][v];
-                            if (CHAINS == 2) sum += acc[CHAINS - 1][r][v];
-                            F whole = convert(sum);
-                            if (x_scales) whole *= element<float>(row[r] + scales + piece);
-                            f[r][part * PART + v] += whole * scale[v];
-                        }
-                }
-                if (minimums)
-                    for (int v = 0; v < PART; v++) {
-                        F minimum = load_scale(w + code_bytes + c.scale_bytes, (part * PART + v) * W, c.scale_dtype);
-                        for (int r = 0; r < MR; r++)
-                            f[r][part * PART + v] -= minimum * element<float>(row[r] + weights + unit * 4);
-                    }
-            }
-            first_column = column, first_piece = piece;
+#pragma GCC unroll 1
+    for (int part = 0; part < PARTS; part++) {
+        const unsigned char *w = units.codes + part * PART * W * 4;
+        I acc[CHAINS][MR][PART];
+        for (int chain = 0; chain < CHAINS; chain++)
+            for (int r = 0; r < MR; r++)
+                for (int v = 0; v < PART; v++)
+                    acc[chain][r][v] = chain ? I{}
+                                       : units.column ? load_as<I>(y + r * PANEL + (part * PART + v) * W)
+                                                      : broadcast(row[r] + c.starts);
+        int64_t column = units.column;
+#pragma GCC unroll 1
+        for (int64_t u = units.count; u; u--, column += 32, w += 32 * PANEL * BITS / 8) {
+            if (MR == 1 && part == 0) ask_ahead(w, 32 * PANEL * BITS / 8);
+            if (MR > 1 && !IN_TILE) fetch.some();
+            add_slab<MR, BITS, 32, CHAINS, NIBBLES>(acc, w, row, column);
         }
+        for (int r = 0; r < MR; r++)
+            for (int v = 0; v < PART; v++) {
+                I sum = CHAINS == 2 ? acc[0][r][v] + acc[CHAINS - 1][r][v] : acc[0][r][v];
+                std::memcpy(y + r * PANEL + (part * PART + v) * W, &sum, sizeof sum);
+            }
     }
-    for (int r = 0; r < MR; r++)
-        for (int v = 0; v < VECTORS; v++) store(y + r * PANEL + v * W, f[r][v]);
 }
 
-// ---- many rows: codes are unpacked once into a tile of bytes [k / 4][32][4], scales into f32
+// ---- many rows: units are unpacked once into a tile: codes as bytes [k / 4][32][4], scales and minimums as f32
 
 struct Tile {
-    alignas(64) unsigned char codes[TILE_K * PANEL];
-    alignas(64) float scales[TILE_K / 16 * PANEL];
-    alignas(64) float minimums[TILE_K / 16 * PANEL];
+    alignas(64) unsigned char bytes[TILE_K * PANEL + TILE_K / 16 * 2 * PANEL * 4];
 };
 
 template <int BITS> inline void unpack_codes(const unsigned char *w, int64_t k, int slab, unsigned char *to) {
@@ -217,91 +277,28 @@ template <int BITS> inline void unpack_codes(const unsigned char *w, int64_t k, 
         }
 }
 
-// Columns first .. first + columns - 1 of a panel, whole units unless there is one sum.
-inline void unpack(const Cuts &c, const unsigned char *panel, int64_t first, int64_t columns, Tile &tile) {
-    int64_t done = 0, unit = 0;
-    while (done < columns) {
-        int64_t column = first + done, group = column / c.group, within = column % c.group;
-        int64_t count = c.one_sum ? columns : c.unit;
-        const unsigned char *w = panel + group * c.group_bytes, *from = w + within * PANEL * c.bits / 8;
-        unsigned char *to = tile.codes + done * PANEL;
-        if (c.bits == 4) unpack_codes<4>(from, count, c.slab, to);
-        else if (c.bits == 2) unpack_codes<2>(from, count, c.slab, to);
-        else unpack_codes<8>(from, count, c.slab, to);
-        for (int v = 0; v < VECTORS; v++) {
-            store(tile.scales + unit * PANEL + v * W, load_scale(w + c.code_bytes, v * W, c.scale_dtype));
-            if (c.minimums)
-                store(tile.minimums + unit * PANEL + v * W,
-                      load_scale(w + c.code_bytes + c.scale_bytes, v * W, c.scale_dtype));
-        }
-        done += count, unit++;
+// Units in a tile, each with scales of its own.
+inline Units unpack(const Cuts &c, const Units &from, Tile &tile) {
+    const int64_t columns = c.one_sum ? from.count * 32 : c.unit;
+    const unsigned char *w = from.codes;
+    unsigned char *to = tile.bytes;
+    int64_t left = from.left;
+    for (int64_t u = c.one_sum ? 1 : from.count; u; u--) {
+        if (c.bits == 4) unpack_codes<4>(w, columns, c.slab, to);
+        else if (c.bits == 2) unpack_codes<2>(w, columns, c.slab, to);
+        else unpack_codes<8>(w, columns, c.slab, to);
+        to += columns * PANEL;
+        if (c.one_sum) break;
+        const unsigned char *scales = w + (left + 1) * from.bytes;
+        for (int all = c.minimums ? 2 : 1; all; all--, scales += from.scale_bytes, to += PANEL * 4)
+            for (int v = 0; v < VECTORS; v++)
+                store(reinterpret_cast<float *>(to) + v * W, load_scale(scales, v * W, from.scale_dtype));
+        w += from.bytes;
+        if (left-- == 0) left = from.group_units - 1, w += from.tail_bytes;
     }
-}
-
-enum Sums { SUM_PLAIN, SUM_MINIMUMS, SUM_X_SCALES, SUM_BOTH };
-
-// y f32 [MR, 32] (+)= MR rows times `columns` columns of a tile, from column `first` of the rows on.
-template <int MR, int SUMS, int SLAB, int NIBBLES>
-void tile_rows(const Cuts &c, const Tile &tile, const unsigned char *rows, int64_t first, int64_t columns, float *y) {
-    constexpr bool minimums = SUMS & SUM_MINIMUMS, x_scales = SUMS & SUM_X_SCALES;
-    const unsigned char *row[MR];
-    for (int r = 0; r < MR; r++) row[r] = rows + r * c.row_bytes;
-    const int64_t starts = c.starts, weights = c.weights, scales = c.scales;
-    const int64_t units = columns / c.unit, unit_pieces = x_scales ? c.unit / c.piece : 1, piece_slabs = c.piece / SLAB;
-    const int64_t first_piece = first / c.piece * 4, first_unit = first / c.unit * 4;
-    for (int part = 0; part < PARTS; part++) {
-        F f[MR][PART] = {};
-        if (first)
-            for (int r = 0; r < MR; r++)
-                for (int v = 0; v < PART; v++) f[r][v] = load(y + r * PANEL + (part * PART + v) * W);
-        const unsigned char *codes = tile.codes + part * PART * W * 4;
-        const float *scale = tile.scales + part * PART * W, *minimum = tile.minimums + part * PART * W;
-        int64_t column = first, piece = first_piece, unit = first_unit;
-        for (int64_t u = 0; u < units; u++, unit += 4, scale += PANEL, minimum += PANEL) {
-            for (int64_t p = 0; p < unit_pieces; p++, piece += 4) {
-                I acc[1][MR][PART];
-                for (int r = 0; r < MR; r++)
-                    for (int v = 0; v < PART; v++) acc[0][r][v] = broadcast(row[r] + starts + piece);
-#pragma GCC unroll 1
-                for (int64_t s = 0; s < piece_slabs; s++, codes += SLAB * PANEL, column += SLAB)
-                    add_slab<MR, 8, SLAB, 1, NIBBLES>(acc, codes, row, column);
-                for (int r = 0; r < MR; r++) {
-                    float own = x_scales ? element<float>(row[r] + scales + piece) : 0;
-                    for (int v = 0; v < PART; v++) {
-                        F by = x_scales ? load(scale + v * W) * own : load(scale + v * W);
-                        f[r][v] += convert(acc[0][r][v]) * by;
-                    }
-                }
-            }
-            if (minimums)
-                for (int r = 0; r < MR; r++) {
-                    float weight = element<float>(row[r] + weights + unit);
-                    for (int v = 0; v < PART; v++) f[r][v] -= load(minimum + v * W) * weight;
-                }
-        }
-        for (int r = 0; r < MR; r++)
-            for (int v = 0; v < PART; v++) store(y + r * PANEL + (part * PART + v) * W, f[r][v]);
-    }
-}
-
-// The same in integers, for one sum over all of K: y i32 [MR, 32].
-template <int MR, int NIBBLES>
-void tile_rows_one_sum(const Cuts &c, const Tile &tile, const unsigned char *rows, int64_t first, int64_t columns, float *y) {
-    const unsigned char *row[MR];
-    for (int r = 0; r < MR; r++) row[r] = rows + r * c.row_bytes;
-    for (int part = 0; part < PARTS; part++) {
-        const unsigned char *codes = tile.codes + part * PART * W * 4;
-        I acc[1][MR][PART];
-        for (int r = 0; r < MR; r++)
-            for (int v = 0; v < PART; v++)
-                acc[0][r][v] = first ? load_as<I>(y + r * PANEL + (part * PART + v) * W) : broadcast(row[r] + c.starts);
-#pragma GCC unroll 1
-        for (int64_t column = first; column < first + columns; column += 32, codes += 32 * PANEL)
-            add_slab<MR, 8, 32, 1, NIBBLES>(acc, codes, row, column);
-        for (int r = 0; r < MR; r++)
-            for (int v = 0; v < PART; v++)
-                std::memcpy(y + r * PANEL + (part * PART + v) * W, &acc[0][r][v], sizeof(I));
-    }
+    Units units = from;
+    units.codes = tile.bytes, units.bytes = c.unit * PANEL;
+    return units;
 }
 
 }  // namespace OPSOCKET_LEVEL

@@ -121,18 +121,18 @@ static void check_case(Random &random, const Case &c, const std::vector<int64_t>
 }
 
 static CodeFormat some_format(Random &random) {
-    const int64_t groups[] = {16, 32, 48, 64, 128, 1024, 0};
-    CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(3) == 0, groups[random.below(7)]};
+    const int64_t groups[] = {16, 32, 48, 64, 128, 544, 1024, 0};
+    CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(3) == 0, groups[random.below(8)]};
     return format;
 }
 
 static int64_t some_k(Random &random, const CodeFormat &format) {
-    if (!format.group) return 1 + random.below(200);
+    if (!format.group) return 1 + random.below(random.below(3) ? 200 : 1200);
     return format.group * (1 + random.below(format.group > 512 ? 2 : 5));
 }
 
 static void products(Random &random) {
-    const int64_t rows[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 50}, ns[] = {1, 31, 32, 33, 70};
+    const int64_t rows[] = {1, 2, 3, 4, 6, 8, 11, 16, 17, 50}, ns[] = {1, 31, 32, 33, 70};
     for (int i = 0; i < 120; i++) {
         Case c{some_format(random),
                random.below(2) ? 32 : 0,
