@@ -34,7 +34,9 @@ template <class Fn> inline void with_product(Product product, const Fn &f) {
 #if OPSOCKET_AVX512_BF16
         case PRODUCT_BF16: return f(Count<PRODUCT_BF16>());
 #endif
+#if OPSOCKET_AVX512
         case PRODUCT_MIXED: return f(Count<PRODUCT_MIXED>());
+#endif
         default: return f(Count<PRODUCT_F32>());
     }
 }
@@ -251,11 +253,16 @@ inline Stages stages(const Attention &c) {
 #if OPSOCKET_AVX512_BF16
     scores = c.q_dtype == BF16, values = c.bf16_probabilities;
 #endif
+#if OPSOCKET_AVX512
+    constexpr Product WIDENED = PRODUCT_MIXED;
+#else
+    constexpr Product WIDENED = PRODUCT_F32;  // 12 sums make too little of what widening costs: once for all rows
+#endif
     // A row of f32 has no element that could meet what pads an odd key.
     return {k && scores                ? PRODUCT_BF16
-            : k && c.dim_qk % 2 == 0 ? PRODUCT_MIXED
+            : k && c.dim_qk % 2 == 0 ? WIDENED
                                        : PRODUCT_F32,
-            v && values ? PRODUCT_BF16 : v ? PRODUCT_MIXED : PRODUCT_F32};
+            v && values ? PRODUCT_BF16 : v ? WIDENED : PRODUCT_F32};
 }
 
 // Elements of a row of q: of whole dwords.
