@@ -76,13 +76,25 @@ def _size(command: type[Command]) -> int:
 def test_packed_bytes_are_the_struct():
     import ctypes
 
+    def fields(kind: Any) -> list[Any]:
+        return [field for base in reversed(kind.__mro__) for field in vars(base).get("_fields_", ())]
+
+    def kinds(kind: Any) -> list[Any]:
+        inner = issubclass(kind, ctypes.Structure)
+        return [found for _, field in fields(kind) for found in kinds(field)] if inner else [kind]
+
+    def numbers(value: Any) -> list[Any]:
+        inner = isinstance(value, ctypes.Structure)
+        return [n for name, _ in fields(type(value)) for n in numbers(getattr(value, name))] if inner else [value]
+
+    nested = 0
     for command in _commands():
-        fields = [f for base in reversed(command.__mro__) for f in vars(base).get("_fields_", ())]
         if command is not Command and command.pack is Command.pack:
-            continue  # has fields of more than one value
-        values = [i + 1.0 if kind is ctypes.c_double else i + 1 for i, (_, kind, *_) in enumerate(fields)]
-        got = command.from_buffer_copy(command.pack(*values))
-        assert [getattr(got, name) for name, *_ in fields] == values, command.__name__
+            continue  # has an array
+        values = [i + 1.0 if kind is ctypes.c_double else i + 1 for i, kind in enumerate(kinds(command))]
+        assert numbers(command.from_buffer_copy(command.pack(*values))) == values, command.__name__
+        nested += len(values) > len(fields(command))
+    assert nested
 
 
 @needs_library

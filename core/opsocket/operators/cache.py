@@ -40,7 +40,7 @@ def check_cache(name: str, cache: object, request: Request) -> Cache:
     """A cache of the spec and layout that the request was planned for; never guessed from shapes."""
     if not isinstance(cache, Cache):
         raise ContractError(name, "a Cache", type(cache).__name__)
-    if cache.spec != request.cache:
+    if cache.spec is not request.cache and cache.spec != request.cache:
         raise ContractError(name, f"a cache of {request.cache}", f"{cache.spec}")
     if request.layout is not None and cache.layout != request.layout:
         raise ContractError(name, f"layout {request.layout.id!r}", f"layout {cache.layout.id!r}")

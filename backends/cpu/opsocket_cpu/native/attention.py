@@ -13,7 +13,7 @@ from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket_cpu.native.batch import BatchArrays
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan, address
-from opsocket_cpu.native.tiles import KVTilesPair, tiles_of
+from opsocket_cpu.native.tiles import NUMBERS, KVTilesPair, TileFacts
 
 _MASKS = {"causal": 0, "full": 1, "tree": 2}
 _UNLIMITED = 2**63 - 1
@@ -62,6 +62,8 @@ class NativeAttention(NativePlan, AttentionPlan):
         self._arrays = BatchArrays(np.int32, np.int32, np.int32, np.int64, np.int64, np.int64, np.int64)
         self._split, slot = _split(spec)
         self._workspace = 2 * self._threads * slot
+        cache = self.request.cache
+        self._tiles = None if cache is None else TileFacts(cache)
         self._facts = (
             _UNLIMITED if spec.window_left is None else spec.window_left, 0 if spec.mask == "causal" else right,
             spec.num_q_heads, spec.num_kv_heads, spec.head_dim_qk, spec.head_dim_vo,
@@ -118,16 +120,18 @@ class NativeAttention(NativePlan, AttentionPlan):
         tree_mask: torch.Tensor | None,
         out: torch.Tensor | None,
         lse_out: torch.Tensor | None,
-    ) -> Command:
+    ) -> bytes:
         y, lse = result
+        tiles: tuple[int, ...]
         if isinstance(kv, Ragged):
-            tiles, keys = KVTilesPair(), (kv.k.data_ptr(), kv.v.data_ptr(), kv.k.stride(0), kv.v.stride(0))
+            tiles, keys = (0,) * NUMBERS, (kv.k.data_ptr(), kv.v.data_ptr(), kv.k.stride(0), kv.v.stride(0))
         else:
-            tiles, keys = tiles_of("kv", kv), (0, 0, 0, 0)
-        return AttentionCommand(
+            assert self._tiles is not None
+            tiles, keys = self._tiles.numbers("kv", kv), (0, 0, 0, 0)
+        return AttentionCommand.pack(
             Op.ATTENTION, 1, self._workspace, addressof(self._batch),
             q.data_ptr(), q.stride(0), y.data_ptr(), y.stride(0), address(lse), 0 if lse is None else lse.stride(0),
-            address(sinks), address(alibi), address(tree_mask), tiles, *keys, *self._facts,
+            address(sinks), address(alibi), address(tree_mask), *tiles, *keys, *self._facts,
         )  # fmt: skip
 
 

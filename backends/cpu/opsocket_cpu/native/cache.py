@@ -25,7 +25,7 @@ from opsocket_cpu.layouts import TILE
 from opsocket_cpu.native.batch import BatchArrays
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan, address
-from opsocket_cpu.native.tiles import KVTilesPair, tiles_of
+from opsocket_cpu.native.tiles import KVTilesPair, TileFacts, tiles_of
 from opsocket_cpu.static_scales import check_same_scales
 
 OWN_BYTES = 2 << 20
@@ -97,6 +97,7 @@ class NativeCacheWrite(NativePlan, CacheWritePlan):
         super()._setup()
         assert isinstance(self.request.spec, CacheWriteSpec)
         self._dtype, self._batch = DTYPES[self.request.spec.dtype], CacheSlots()
+        self._tiles = TileFacts(self.cache_spec)
 
     def _update(self, batch: SlotBatch) -> None:
         slots = np.asarray(batch.slots)
@@ -114,10 +115,10 @@ class NativeCacheWrite(NativePlan, CacheWritePlan):
     def _outputs(self, cache: Cache, k: torch.Tensor, v: torch.Tensor | None) -> Cache:
         return cache
 
-    def _command(self, result: Cache, cache: Cache, k: torch.Tensor, v: torch.Tensor | None) -> Command:
+    def _command(self, result: Cache, cache: Cache, k: torch.Tensor, v: torch.Tensor | None) -> bytes:
         assert v is not None
-        return CacheWriteCommand(
-            Op.CACHE_WRITE, 1, 0, tiles_of("cache", cache),
+        return CacheWriteCommand.pack(
+            Op.CACHE_WRITE, 1, 0, *self._tiles.numbers("cache", cache),
             k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), addressof(self._batch), self._dtype,
         )  # fmt: skip
 
