@@ -217,6 +217,13 @@ def report(results: list[Samples], facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def kept(paths: list[Path]) -> str:
+    """The report of runs on one machine that were kept with --json."""
+    runs = [json.loads(path.read_text()) for path in paths]
+    rows = [Samples(**{**row, "case": Case(**row["case"])}) for run in runs for row in run["rows"]]
+    return report(rows, runs[0])
+
+
 def _spread(values: list[float]) -> str:
     return f"{median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
 

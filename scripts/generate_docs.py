@@ -47,11 +47,14 @@ from opsocket.plugins.load import plugins
 from opsocket.quantization import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
 KILL_MATRIX = ROOT / "docs" / "kill-matrix.md"
 KILLS_INTERPRETED = ROOT / "docs" / "kill-matrix-gpu.md"
 INTERPRETED = ("sm_90", "gfx942")
 GPU_KERNELS = ROOT / "docs" / "gpu-kernels.md"
-REACHED = (("2026-11-24/operators-attention.json", "2026-11-24/operators-contexts.json"),)
+WHOLE_MODEL = ("2026-11-29/whole_model.json", "2026-11-29/whole_model-long.json")
+"""Results of whole_model.py of one machine, for the README."""
+REACHED = (("2026-11-29/operators-attention.json", "2026-11-29/operators-matmul.json"),)
 """Results of operators.py, one group for each machine; the last counts where several measured the same."""
 DTYPES = ("f32", "bf16", "f16")
 KV_FORMATS = (
@@ -220,7 +223,6 @@ def kills_interpreted(reports: Iterable[Path] = ()) -> str:
 
 def goals() -> str:
     """What the CPU's operators reached in the runs whose results are kept, a table for each machine."""
-    sys.path.append(str(ROOT / "benchmarks"))
     from measurements import load
     from reached import table
 
@@ -231,10 +233,18 @@ def goals() -> str:
     return "\n\n".join(found)
 
 
+def whole_model() -> str:
+    from whole_model import kept
+
+    machine, _, table = kept([ROOT / "benchmarks" / "results" / path for path in WHOLE_MODEL]).partition("\n\n")
+    return f"{machine}:\n\n{table}"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "goals": goals,
     "support-matrix": support_matrix,
     "kills-interpreted": kills_interpreted,
+    "whole-model": whole_model,
 }
 
 
