@@ -234,6 +234,7 @@ def goals() -> str:
 
 
 def whole_model() -> str:
+    """Tokens per second of whole models beside their peers, as the runs that are kept have them."""
     from whole_model import kept
 
     machine, _, table = kept([ROOT / "benchmarks" / "results" / path for path in WHOLE_MODEL]).partition("\n\n")

@@ -155,11 +155,12 @@ static void products(Random &random) {
             check_case(random, {{bits, false, false, 0}, 0, F32, F32, count, 40, 1100, false, true, 0}, {count});
 }
 
-// So many rows that every thread multiplies its own: in one pass, and where the workspace holds fewer.
+// So many rows that each of two threads multiplies its own: in one pass, and where the workspace holds fewer, in two such
+// passes and one of so few that panels are shared.
 static void own_rows(Random &random) {
-    for (int64_t pass : {0, 170})
+    for (int64_t pass : {0, 300})
         for (bool minimums : {false, true})
-            check_case(random, {{4, minimums, false, 32}, 32, BF16, F32, 420, 70, 160, false, true, pass}, {420});
+            check_case(random, {{4, minimums, false, 32}, 32, BF16, F32, 700, 70, 160, false, true, pass}, {700});
 }
 
 // Rows as long as refusals.py lets them be: a thread's own memory holds one, its codes and its sums.
