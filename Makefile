@@ -83,7 +83,8 @@ verify: $(STAMP) $(NATIVE) ## a backend's kernels without their chip: make verif
 	@mkdir -p reports
 	OMP_NUM_THREADS=1 OPSOCKET_VENDOR_PYTHON=$${OPSOCKET_VENDOR_PYTHON-$(wildcard $(VENDOR)/bin/python)} \
 	  $(BIN)/opsocket verify --backend $(BACKEND) --tier $(TIER) --jobs $(JOBS) $(if $(ARCH),--arch $(ARCH)) \
-	  $(if $(SHARD),--shard $(SHARD)) $(if $(VARIANTS),--variants $(VARIANTS)) --json reports/verify-$(BACKEND).json \
+	  $(if $(SHARD),--shard $(SHARD)) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(RESUME),--resume $(RESUME)) \
+	  $(if $(LIMIT),--limit $(LIMIT)) --json reports/verify-$(BACKEND).json \
 	  --junit reports/verify-$(BACKEND).xml --markdown reports/verify-$(BACKEND).md \
 	  --html reports/verify-$(BACKEND).html --badge reports/verify-$(BACKEND).svg
 

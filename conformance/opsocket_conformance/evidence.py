@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import pkgutil
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
 from typing import Any, Final, Literal
@@ -38,19 +39,32 @@ _KINDS: Final[Mapping[str, Literal["compiled", "schema", "none"]]] = {"compiled"
 
 def suite_digest() -> str:
     """SHA-256 over every file of this package, so that a report says which suite gave it."""
+    return _digest(["opsocket_conformance"], (".py", ".json", ".css", ".js"))
+
+
+def sources_digest(*classes: type) -> str:
+    """SHA-256 over the files of the packages that these classes and their bases are from, and of opsocket's own, built
+    libraries with them: what computes the results."""
+    packages = {base.__module__.partition(".")[0] for given in classes for base in given.__mro__}
+    packages |= {module.name for module in pkgutil.iter_modules() if module.name.startswith("opsocket")}
+    return _digest(packages - sys.stdlib_module_names, (".py", ".json", ".h", ".c", ".cpp", ".so"))
+
+
+def _digest(packages: Iterable[str], endings: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for path, content in sorted(_files(resources.files("opsocket_conformance"), "")):
-        digest.update(f"{path}\0{len(content)}\0".encode())
-        digest.update(content)
+    for package in sorted(packages):
+        for path, content in sorted(_files(resources.files(package), "", endings)):
+            digest.update(f"{path}\0{len(content)}\0".encode())
+            digest.update(content)
     return digest.hexdigest()
 
 
-def _files(folder: Any, prefix: str) -> list[tuple[str, bytes]]:
+def _files(folder: Any, prefix: str, endings: tuple[str, ...]) -> list[tuple[str, bytes]]:
     found: list[tuple[str, bytes]] = []
     for entry in folder.iterdir():
         if entry.is_dir() and entry.name != "__pycache__":
-            found += _files(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith((".py", ".json", ".css", ".js")):
+            found += _files(entry, f"{prefix}{entry.name}/", endings)
+        elif entry.name.endswith(endings):
             found.append((f"{prefix}{entry.name}", entry.read_bytes()))
     return found
 

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import IO, Any, Final, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from opsocket.operators import DeviceInfo
 from opsocket.runtime import RuntimeConfig
@@ -27,6 +27,9 @@ from opsocket_conformance.case import Case
 from opsocket_conformance.exclusions import Exclusion, excluded
 from opsocket_conformance.verdicts import Result, Verdict
 from opsocket_conformance.worker import GRACE_S, result_from_json
+
+if TYPE_CHECKING:
+    from opsocket_conformance.journal import Part
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -170,23 +173,31 @@ def run_isolated(
     on_result: Callable[[Result], None] = lambda result: None,
     environment: Mapping[str, str] | None = None,
     record: Record = "",
+    kept: Part | None = None,
 ) -> list[Result]:
-    """One result per case, in their order, whatever becomes of the processes that run them."""
+    """One result per case, in their order, whatever becomes of the processes that run them. kept: results that are
+    known already, and where new ones are written down."""
     pool = Pool(config, jobs, limit_s, environment, record)
     results: dict[str, Result] = {}
 
-    def done(question: Question, result: Result) -> None:
-        results[question.case.id] = result
+    def found(result: Result) -> None:
+        results[result.case] = result
         on_result(result)
+
+    def done(question: Question, result: Result) -> None:
+        if kept is not None:
+            kept.keep(result)
+        found(result)
 
     asked = []
     for case in cases:
         exclusion = excluded(case.id, exclusions)
-        if exclusion is None:
-            asked.append(Question(case, seed))
+        if exclusion is not None:
+            found(Result(case.id, case.check.operator, Verdict.EXCLUDED, messages=(str(exclusion),)))
+        elif kept is not None and (known := kept.known(case.id)) is not None:
+            found(known)
         else:
-            result = Result(case.id, case.check.operator, Verdict.EXCLUDED, messages=(str(exclusion),))
-            done(Question(case, seed), result)
+            asked.append(Question(case, seed))
     pool.run([question for question in asked if question.case.tier != "large"], done)
     # A large case takes gigabytes: one at a time, whatever `jobs` says.
     Pool(config, 1, limit_s, environment, record).run(

@@ -20,6 +20,7 @@ from opsocket_conformance.verdicts import Result, Verdict
 
 if TYPE_CHECKING:
     from opsocket.runtime import RuntimeConfig
+    from opsocket_conformance.journal import Journal, Part
 
 
 SLOWER: Final = 15.0
@@ -98,6 +99,7 @@ def elsewhere(
     limit_s: float,
     exclusions: Sequence[Exclusion] = (),
     on_result: Callable[[Result], None] = lambda result: None,
+    journal: Journal | None = None,
 ) -> list[Elsewhere]:
     """The cases of a run for each other architecture: rehearsed, and run on a stand-in where they launch something
     else. A rehearsal that was denied is a result: nothing would have been computed."""
@@ -119,11 +121,17 @@ def elsewhere(
         rehearsed = run(cases, record="rehearse")
         same = {a.case for a, b in zip(results, rehearsed, strict=True) if _is_same(a, b)}
         known = {result.case: result for result in rehearsed if result.verdict is Verdict.UNSUPPORTED}
-        ran = run([case for case in cases if case.id not in same | set(known)], record="run")
+        rest = [case for case in cases if case.id not in same | set(known)]
+        ran = run(rest, record="run", kept=part_of(journal, device))
         known |= {result.case: result for result in ran}
         others = tuple(known[case.id] for case in cases if case.id not in same)
         found.append(Elsewhere(arch, tuple(result.case for result in results if result.case in same), others))
     return found
+
+
+def part_of(journal: Journal | None, device: DeviceInfo) -> Part | None:
+    """The results of a device or a stand-in."""
+    return None if journal is None else journal.part(f"{device.arch}, {device.numerics}")
 
 
 def _is_same(ran: Result, rehearsed: Result) -> bool:

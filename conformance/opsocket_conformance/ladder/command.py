@@ -38,6 +38,9 @@ _FILE = click.File("w", encoding="utf-8")
 @click.option("--limit", type=float, default=60.0, show_default=True, help="Seconds for a case on a device.")
 @click.option("--jobs", "-j", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
 @click.option("--exclude", metavar="FILE", type=click.Path(), help="YAML list of {case, reason, expires}.")
+@click.option(
+    "--resume", metavar="FILE", type=click.Path(), help="Keep results there as they come, and go on from those there."
+)
 @click.option("--json", "json_file", type=_FILE, help="Write the report as JSON (- is stdout).")
 @click.option("--junit", "junit_file", type=_FILE, help="Write the report as JUnit XML.")
 @click.option("--markdown", "markdown_file", type=_FILE, help="Write the report as Markdown.")
@@ -59,6 +62,7 @@ def command(
     limit: float,
     jobs: int,
     exclude: str | None,
+    resume: str | None,
     json_file: IO[str] | None,
     junit_file: IO[str] | None,
     markdown_file: IO[str] | None,
@@ -81,8 +85,9 @@ def command(
 
     from opsocket_conformance.exclusions import load_exclusions
     from opsocket_conformance.isolation import run_isolated
+    from opsocket_conformance.journal import Journal, what_results_are_of
     from opsocket_conformance.ladder import section
-    from opsocket_conformance.ladder.climb import SLOWER, climb, elsewhere, ground
+    from opsocket_conformance.ladder.climb import SLOWER, climb, elsewhere, ground, part_of
     from opsocket_conformance.planned import parse_shard, plan_run, why_red
     from opsocket_conformance.profiles import PROFILES, find_profiles, hold
     from opsocket_conformance.report import badge, data, html, junit, markdown, terminal
@@ -93,6 +98,7 @@ def command(
     limit_s = limit * SLOWER if place.device.emulated else limit
     planned = plan_run(tier, wanted, case_ids, text, parse_shard(shard))
     chosen = config.override("argument", {"backend": str(place.device)})
+    journal = Journal(resume, what_results_are_of(backend, ladder, config, seed)) if resume else None
     shown = not quiet and sys.stderr.isatty()
     started = time.perf_counter()
 
@@ -112,6 +118,7 @@ def command(
             on_result=advance,
             environment=place.environment,
             record="run",
+            kept=part_of(journal, place.device),
         )
     if len(place.arches) > 1:
         say(f"rehearsed for {', '.join(arch for arch in place.arches if arch != place.device.arch)}")
@@ -127,7 +134,10 @@ def command(
             limit_s=limit_s,
             exclusions=exclusions,
             on_result=advance,
+            journal=journal,
         )
+    if journal is not None:
+        journal.close()
     say(f"artifacts for {', '.join(place.arches)}; controls")
     with _artifacts_shown(shown) as on_artifact:
         climbed = climb(
@@ -157,6 +167,7 @@ def command(
         text,
         tuple(dict.fromkeys(case_ids)),
         jobs,
+        0 if journal is None else journal.resumed,
     )
     took = time.perf_counter() - started
     report = data.build(asked, backend.info, place.device, planned.cases, results, held, reason, took, ladder=content)

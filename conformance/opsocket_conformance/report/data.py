@@ -25,7 +25,7 @@ _MOST_MESSAGES, _LONGEST_MESSAGE = 100, 8000
 @dataclass(frozen=True)
 class Run:
     """What was asked: the options that a run can be repeated with. backend: as given to --backend; pins: to --pin;
-    cases: to --case. jobs: worker processes."""
+    cases: to --case. jobs: worker processes. resumed: how many results are those of a run that ended early."""
 
     backend: str
     pins: Mapping[str, str]
@@ -36,6 +36,7 @@ class Run:
     filter: str
     cases: tuple[str, ...] = ()
     jobs: int = 1
+    resumed: int = 0
 
 
 def build(
@@ -66,6 +67,7 @@ def build(
             "filter": run.filter,
             "cases": list(run.cases),
             "jobs": run.jobs,
+            **({"resumed": run.resumed} if run.resumed else {}),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
         },

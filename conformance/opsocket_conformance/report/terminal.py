@@ -62,7 +62,9 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield from _ladder(report)
     device, evidence = report["device"], report["evidence"]
     yield f"{device['id']}: {device['name']}; numerics: {evidence['numerics']}, artifact: {evidence['artifact']}"
-    yield f"{summary(report)}; {report['run']['seconds']:.1f} s"
+    resumed = report["run"].get("resumed", 0)
+    known = f"; {resumed} of the results are of a run before" if resumed else ""
+    yield f"{summary(report)}; {report['run']['seconds']:.1f} s{known}"
     yield "green" if report["verdict"]["green"] else f"red: {report['verdict']['reason']}"
 
 

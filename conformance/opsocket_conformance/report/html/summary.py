@@ -86,6 +86,7 @@ def provenance(report: Mapping[str, Any]) -> Markup:
         ("started", report["run"]["started"]),
         ("seed", str(report["run"]["seed"])),
         ("worker processes", report["run"]["jobs"]),
+        *([("results of a run before", report["run"]["resumed"])] if "resumed" in report["run"] else []),
         ("backend", f"{report['backend']['name']} {report['backend']['version']}, {report['backend']['vendor']}"),
         ("interface", report["backend"]["interface"]),
         ("device", f"{report['device']['id']}: {report['device']['name']} ({report['device']['arch']})"),
