@@ -98,9 +98,11 @@ class TritonRope(RopePlan):
         spec = self._spec
         out = like(x) if out is None else out
         pairs = triton.next_power_of_2(spec.rotary_dim // 2)
-        heads = min(triton.next_power_of_2(spec.num_heads), max(1, TILE // pairs))
-        tokens = max(1, TILE // (pairs * heads))
         rest = spec.head_dim - spec.rotary_dim
+        rest = triton.next_power_of_2(rest) if rest else 0
+        widest = max(pairs, rest)  # a tile of what is only copied may be the larger one
+        heads = min(triton.next_power_of_2(spec.num_heads), max(1, TILE // widest))
+        tokens = max(1, TILE // (widest * heads))
         launch(
             turn_heads,
             (triton.cdiv(x.shape[0], tokens), triton.cdiv(spec.num_heads, heads)),
@@ -120,6 +122,6 @@ class TritonRope(RopePlan):
             TOKENS=tokens,
             HEADS=heads,
             PAIRS=pairs,
-            REST=triton.next_power_of_2(rest) if rest else 0,
+            REST=rest,
         )
         return out
