@@ -37,7 +37,7 @@ def main() -> None:
         while not all(tokens.values()):
             step(tokens)
         between = time.perf_counter()
-        for _ in range(decode):
+        while min(map(len, tokens.values())) < decode + 1:
             step(tokens)
         end = time.perf_counter()
         for request in tokens:

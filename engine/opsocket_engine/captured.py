@@ -1,12 +1,15 @@
 """Decode steps recorded once and replayed: the host then neither builds nor checks a step's operators again.
 
-A graph is kept for each number of sequences that has occurred, the ones least recently used are dropped. It has plans
-of its own for what takes a step's batch, since a living graph refuses batches that its arrays have no room for.
+One graph may run several steps, each on the tokens that the one before chose: all else that a later step needs is
+known before the first, and the host then works once for all of them. A graph is kept for each number of sequences and
+of steps that has occurred, the ones least recently used are dropped. It has plans of its own for what takes a step's
+batch, since a living graph refuses batches that its arrays have no room for.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence as Items
 from typing import Any, Final
 
 import numpy as np
@@ -34,45 +37,59 @@ class CapturedDecoder:
     def __init__(self, session: Session, decoder: Decoder) -> None:
         self._session = session
         self._decoder = decoder
-        self._steps: OrderedDict[int, _CapturedStep] = OrderedDict()
+        self._runs: OrderedDict[tuple[int, int], _CapturedRun] = OrderedDict()
 
-    def __call__(self, batch: StepBatch) -> tuple[Array, Array]:
-        """Run a step whose `is_decode` holds: logits f32[T, V], and the index of the largest of each row, i64[T]. Both
-        stay as they are until the next step."""
-        size = len(batch.token_ids)
-        if size not in self._steps:
-            self._steps[size] = _CapturedStep(self._session, self._decoder, size)
-            if len(self._steps) > MAX_GRAPHS:
-                self._steps.popitem(last=False)
-        self._steps.move_to_end(size)
-        self._decoder.copy_blocks(batch)
-        return self._steps[size](batch)
+    def __call__(self, batches: Items[StepBatch]) -> tuple[Array, Items[Array]]:
+        """Run decode steps, as `assemble_decode` has them: the last one's logits f32[T, V], and for each step the index
+        of the largest of each row, i64[T]. All stay as they are until the next call."""
+        key = len(batches[0].token_ids), len(batches)
+        if key not in self._runs:
+            self._runs[key] = _CapturedRun(self._session, self._decoder, *key)
+            if len(self._runs) > MAX_GRAPHS:
+                self._runs.popitem(last=False)
+        self._runs.move_to_end(key)
+        self._decoder.copy_blocks(batches[0])
+        return self._runs[key](batches)
 
 
-class _CapturedStep:
-    """The graph of one number of sequences, and the arrays that it reads and writes. Its first run records it."""
+class _CapturedRun:
+    """The graph of one number of sequences and steps, and the arrays that it reads and writes. Its first run records
+    it."""
 
-    def __init__(self, session: Session, decoder: Decoder, size: int) -> None:
+    def __init__(self, session: Session, decoder: Decoder, size: int, steps: int) -> None:
         requests = decoder.requests
         self._session = session
         self._decoder = decoder
         self._argmax: Any = decoder.plans[requests.argmax]
-        plans = CachePlans(session.plan, [layer.decode for layer in requests.layers])
-        token_ids, positions = (session.upload(np.zeros(size, np.int64)) for _ in range(2))
-        self._inputs = Inputs(size, token_ids, positions, size, None, plans, Outputs(session, size))
+        layers, outputs = [layer.decode for layer in requests.layers], Outputs(session, size)
+        self._token_ids = session.upload(np.zeros(size, np.int64))
+        self._largest = [session.empty((size,), "i64") for _ in range(steps)]
+        self._steps = [
+            Inputs(
+                size,
+                token_ids,
+                session.upload(np.zeros(size, np.int64)),
+                size,
+                None,
+                CachePlans(session.plan, layers),
+                outputs,
+            )
+            for token_ids in [self._token_ids, *self._largest[:-1]]
+        ]
         self._graph: Graph | None = None
-        self._results: tuple[Array, Array]
+        self._logits: Array
 
-    def __call__(self, batch: StepBatch) -> tuple[Array, Array]:
-        inputs = self._inputs
-        inputs.plans.update(batch)
-        self._session.write(inputs.token_ids, batch.token_ids)
-        self._session.write(inputs.positions, batch.positions)
-        if self._graph is not None:
+    def __call__(self, batches: Items[StepBatch]) -> tuple[Array, Items[Array]]:
+        self._session.write(self._token_ids, batches[0].token_ids)
+        for inputs, batch in zip(self._steps, batches, strict=True):
+            inputs.plans.update(batch)
+            self._session.write(inputs.positions, batch.positions)
+        if self._graph is None:
+            with self._session.capture() as graph:
+                for inputs, largest in zip(self._steps, self._largest, strict=True):
+                    self._logits = self._decoder.run(inputs)
+                    self._argmax.run(self._logits, out=largest)
+            self._graph = graph
+        else:
             self._graph.replay()
-            return self._results
-        with self._session.capture() as graph:
-            logits = self._decoder.run(inputs)
-            self._results = logits, self._argmax.run(logits, out=inputs.out("argmax", "i64"))
-        self._graph = graph
-        return self._results
+        return self._logits, self._largest

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from opsocket.cache import BlockManager
-from opsocket.operators import ContractError, ResourceError, Session
-from opsocket_engine.batch import assemble
+from opsocket.operators import Array, ContractError, ResourceError, Session
+from opsocket_engine.batch import assemble, assemble_decode
 from opsocket_engine.captured import CapturedDecoder, captures
 from opsocket_engine.checkpoint import Checkpoint, open_checkpoint
 from opsocket_engine.locate import locate
@@ -20,7 +21,7 @@ from opsocket_engine.options import EngineOptions
 from opsocket_engine.requests import cache_spec, decoder_requests, max_context
 from opsocket_engine.sampling import Sampler, SamplingParams
 from opsocket_engine.scheduler import Scheduler, Step
-from opsocket_engine.sequence import Sequence
+from opsocket_engine.sequence import Chunk, Sequence
 from opsocket_engine.stats import EngineStats
 from opsocket_engine.stream import Detokenizer, StopMatcher
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 Prompt = str | Items[int]
 FinishReason = Literal["stop", "length"]
+
+FLOW_S: Final = 0.05
+"""Tokens that come out together are not held back for longer than this: text still flows."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Engine:
         self._scheduler = Scheduler(self.blocks, options.max_batch, options.max_step_tokens)
         self._texts: dict[Sequence, _Text] = {}
         self._num_requests = 0
+        self._step_seconds: dict[int, float] = {}
         self._stats = EngineStats(
             num_blocks=num_blocks,
             block_size=options.block_size,
@@ -141,19 +146,41 @@ class Engine:
         return self._scheduler.num_prompt_tokens_left
 
     def step(self) -> list[Output]:
-        """Run one step and return what it added: one output for each sample that got a token."""
+        """Run one step, or a replay of several, and return what it added: one output for each token of a sample, a
+        sample's in order."""
         start = time.perf_counter()
         step = self._scheduler.schedule()
         if not step.chunks:
             return []
-        batch = assemble(step, self.blocks)
-        captured = self._captured if batch.is_decode else None
-        logits, largest = captured(batch) if captured else (self._decoder.forward(batch), None)
-        sequences = [sequence for chunk in step.chunks for sequence in self._scheduler.complete(chunk)]
-        tokens = [] if logits is None else self._sampler(logits, sequences, largest).tolist()
-        outputs = [self._accept(sequence, token) for sequence, token in zip(sequences, tokens, strict=True)]
-        self._count(step, len(outputs), captured is not None, time.perf_counter() - start)
+        if self._captured is None or not step.is_decode:
+            outputs = self._complete(step.chunks, self._decoder.forward(assemble(step, self.blocks)))
+            self._count(step, 1, len(outputs), False, time.perf_counter() - start)
+            return outputs
+        steps = self._num_replayed(step)
+        logits, largest = self._captured(assemble_decode(step, self.blocks, steps))
+        outputs = self._complete(step.chunks, logits, largest[0])
+        outputs += self._complete_others(step.chunks, outputs, largest[1:])
+        seconds = time.perf_counter() - start
+        self._step_seconds[len(step.chunks)] = seconds / steps
+        self._count(step, steps, len(outputs), True, seconds)
         return outputs
+
+    def _num_replayed(self, step: Step) -> int:
+        """How many decode steps to run in one replay, with slots for them reserved: `replay_steps`, or 1."""
+        steps, sequences = self.options.replay_steps, [chunk.sequence for chunk in step.chunks]
+        left = min(min(s.num_left, self.max_context - len(s.tokens)) for s in sequences)
+        allowed = (
+            1 < steps <= left
+            and steps * self._step_seconds.get(len(sequences), math.inf) <= FLOW_S
+            and all(sequence.params.is_greedy for sequence in sequences)
+        )
+        return steps if allowed and self._scheduler.reserve(step, steps - 1) else 1
+
+    def _complete(self, chunks: Items[Chunk], logits: Array | None, largest: Array | None = None) -> list[Output]:
+        """Take in that a step is computed, and choose its tokens from its logits."""
+        sequences = [sequence for chunk in chunks for sequence in self._scheduler.complete(chunk)]
+        tokens = [] if logits is None else self._sampler(logits, sequences, largest).tolist()
+        return [self._accept(sequence, token) for sequence, token in zip(sequences, tokens, strict=True)]
 
     def stream(self, prompts: Items[Prompt], params: SamplingParams | None = None) -> Iterator[Output]:
         """Outputs as they come, requests numbered from the first prompt on. Leaving the iterator drops the rest."""
@@ -204,6 +231,20 @@ class Engine:
             raise ContractError("prompt", "token ids, since the engine has no tokenizer", "text")
         return self._tokenizer.encode(prompt)
 
+    def _complete_others(self, chunks: Items[Chunk], first: Items[Output], tokens: Items[Array]) -> list[Output]:
+        """The same of a replay's other steps, which chose `tokens`, i64[T] each, after each chunk's `first`. What was
+        computed of a sample past its end is dropped."""
+        outputs, last = [], list(first)
+        for row_tokens in tokens:
+            chosen = self._session.download(row_tokens).tolist()
+            chunks = [chunk.following() for chunk in chunks]
+            for row, chunk in enumerate(chunks):
+                if last[row].finish_reason is None:
+                    self._scheduler.complete(chunk)
+                    last[row] = self._accept(chunk.sequence, chosen[row])
+                    outputs.append(last[row])
+        return outputs
+
     def _accept(self, sequence: Sequence, token: int) -> Output:
         """Take in the token chosen for a sequence, which may end it."""
         self._scheduler.append(sequence, token)
@@ -222,13 +263,15 @@ class Engine:
             self._texts.pop(sequence, None)
         return Output(sequence.request, sequence.sample, token, text, reason)
 
-    def _count(self, step: Step, generated: int, captured: bool, seconds: float) -> None:
+    def _count(self, step: Step, steps: int, generated: int, captured: bool, seconds: float) -> None:
         decoded = sum(chunk.is_decode for chunk in step.chunks)
         prompt = sum(chunk.stop - chunk.start for chunk in step.chunks) - decoded
+        if steps > 1:
+            decoded += generated - len(step.chunks)
         share = seconds / (decoded + prompt)
         stats = self._stats
-        stats.steps += 1
-        stats.captured_steps += captured
+        stats.steps += steps
+        stats.captured_steps += steps * captured
         stats.prompt_tokens += prompt
         stats.decode_tokens += decoded
         stats.generated_tokens += generated

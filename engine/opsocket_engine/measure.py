@@ -47,16 +47,19 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Decode:
-    """`steps` steps of `batch` sequences side by side that have `start` tokens in the cache (1 for 0)."""
+    """`steps` steps of `batch` sequences side by side that have `start` tokens in the cache (1 for 0), in replays of up
+    to `together` steps: the last one may go beyond."""
 
     start: int
     batch: int
     steps: int
+    together: int = 1
 
     @property
     def context(self) -> int:
-        """Tokens that a sequence has in the end: other sequences' prompts may take some steps longer than its own."""
-        return max(self.start, 1) + self.steps + self.batch + 1
+        """Tokens that a sequence has in the end: other sequences' prompts may take some steps longer than its own, and
+        what is recorded first is not counted."""
+        return max(self.start, 1) + self.steps + self.batch + 2 * self.together
 
 
 Case = Prompts | Decode
@@ -142,13 +145,14 @@ def _decode(engine: Engine, case: Decode, prompts: list[list[int]], reader: Host
     _until_decoding(engine)
     engine.step()  # records what is replayed from now on
     read_rate = reader.bytes_per_second() if reader else 0.0
-    before = engine.stats()
-    for _ in range(case.steps):
+    before = after = engine.stats()
+    while after.decode_tokens < before.decode_tokens + case.batch * case.steps:
         engine.step()
-    after = engine.stats()
+        after = engine.stats()
     for request in requests:
         engine.abort(request)
-    return case.batch * case.steps / (after.decode_seconds - before.decode_seconds), read_rate
+    tokens = after.decode_tokens - before.decode_tokens
+    return tokens / (after.decode_seconds - before.decode_seconds), read_rate
 
 
 def _until_decoding(engine: Engine) -> None:

@@ -28,6 +28,11 @@ class Step:
     chunks: list[Chunk] = field(default_factory=list)
     copies: list[BlockCopy] = field(default_factory=list)
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence computes one token and chooses the next one."""
+        return all(chunk.stop - chunk.start == 1 == chunk.num_sampled for chunk in self.chunks)
+
 
 class Scheduler:
     """Holds every sequence that is not finished; `blocks` knows the waiting ones as preempted."""
@@ -61,6 +66,17 @@ class Scheduler:
         while self.waiting and budget and self.num_preemptions == preempted and self._admit(self.waiting[0]):
             budget -= self._extend(step, self.waiting.pop(0), budget)
         return step
+
+    def reserve(self, step: Step, num_tokens: int) -> bool:
+        """Slots for so many more tokens of each sequence of a step; for none where there are not blocks for all."""
+        for number, chunk in enumerate(step.chunks):
+            key, stop = chunk.sequence.key, chunk.stop + num_tokens
+            if not self.blocks.can_grow(key, stop):
+                for other in step.chunks[:number]:
+                    self.blocks.truncate(other.sequence.key, other.stop)
+                return False
+            step.copies += self.blocks.grow(key, stop)
+        return True
 
     @property
     def num_prompt_tokens_left(self) -> int:

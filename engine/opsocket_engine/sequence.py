@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from opsocket_engine.sampling import SamplingParams
@@ -33,6 +34,12 @@ class Sequence:
     def num_generated(self) -> int:
         return len(self.tokens) - self.num_prompt
 
+    @property
+    def num_left(self) -> float:
+        """How many tokens may still be generated."""
+        most = self.params.max_tokens
+        return math.inf if most is None else most - self.num_generated
+
     def part(self) -> list[Sequence]:
         """Itself and, the first time, the other samples of its prompt."""
         samples = range(self.sample + 1, self.sample + self.unparted)
@@ -53,6 +60,10 @@ class Chunk:
     def num_sampled(self) -> int:
         """How many tokens are chosen from the logits of its last one; 0 where the sequence's end is not reached."""
         return self.sequence.unparted if self.stop == len(self.sequence.tokens) else 0
+
+    def following(self) -> Chunk:
+        """The one token after it."""
+        return Chunk(self.sequence, self.stop, self.stop + 1)
 
     @property
     def is_decode(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 import opsocket
 from opsocket.operators import BackendError
 from opsocket_engine import captured
+from opsocket_engine import engine as engine_module
 from opsocket_engine.checkpoint import open_checkpoint
 from opsocket_engine.engine import Engine
 from opsocket_engine.locate import locate
 from opsocket_engine.options import EngineOptions
 from opsocket_engine.sampling import SamplingParams
 
-OPTIONS = EngineOptions(num_blocks=64, max_batch=6, max_step_tokens=64, block_size=4)
+OPTIONS = EngineOptions(num_blocks=64, max_batch=6, max_step_tokens=64, block_size=4, replay_steps=1)
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
 
 
@@ -65,7 +67,7 @@ def test_graphs_are_dropped_when_they_are_too_many(session, tiny, monkeypatch):
         for n in (1, 2, 3, 2, 1):
             one = replace(GREEDY, n=n, temperature=1.0, max_tokens=3)
             assert [len(c.token_ids) for c in engine.generate([[5, 6]], one)] == [3] * n
-        assert list(engine._captured._steps) == [2, 1]
+        assert list(engine._captured._runs) == [(2, 1), (1, 1)]
 
 
 def test_a_capture_that_fails_is_made_again(session, tiny, monkeypatch):
@@ -82,6 +84,93 @@ def test_a_capture_that_fails_is_made_again(session, tiny, monkeypatch):
         assert engine.stats().captured_steps == 11
     whole, _ = steps(session, tiny(), replace(OPTIONS, capture=False), [([1, 2, 3], GREEDY)])
     assert [token for step in whole for *_, token in step][1:] == rest
+
+
+def texts(session, checkpoint, options, requests):
+    """Each sample's tokens and end, with all requests at once; how many steps put something out; and the stats."""
+    with Engine(session, checkpoint, None, options) as engine:
+        for request in requests:
+            engine.add_request(*request)
+        found, calls = {}, 0
+        while engine.has_work:
+            for output in engine.step():
+                found.setdefault((output.request, output.sample), []).append((output.token_id, output.finish_reason))
+            calls += 1
+        engine.blocks.check()
+        assert engine.blocks.num_used == 0
+        return found, calls, engine.stats()
+
+
+@pytest.fixture
+def unhurried(monkeypatch):
+    """However slow this machine is at the moment, steps are run together."""
+    monkeypatch.setattr(engine_module, "FLOW_S", math.inf)
+
+
+@pytest.mark.usefixtures("unhurried")
+@pytest.mark.parametrize("steps_together", [2, 5, 8])
+def test_steps_that_run_together_choose_the_same_tokens_and_end_alike(session, tiny, steps_together):
+    """Samples end in the middle of a replay, by a token that stops them or by their length; others go on."""
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, 128, length).tolist() for length in (3, 1, 9, 2, 17)]
+    apart, _, stats = texts(session, tiny(), OPTIONS, [(prompt, replace(GREEDY, max_tokens=40)) for prompt in prompts])
+    stops = [apart[i, 0][7 + 2 * i][0] for i in range(len(prompts))]
+    requests = [
+        (prompt, replace(GREEDY, max_tokens=40 - i, stop_token_ids=(stop,) if i % 2 else ()))
+        for i, (prompt, stop) in enumerate(zip(prompts, stops, strict=True))
+    ]
+    apart, calls_apart, stats = texts(session, tiny(), OPTIONS, requests)
+    together = replace(OPTIONS, replay_steps=steps_together)
+    found, calls, together_stats = texts(session, tiny(), together, requests)
+    assert found == apart
+    assert {ends[-1][1] for ends in found.values()} == {"stop", "length"}
+    assert calls < calls_apart * (0.5 + 0.5 / steps_together)
+    for name in ("generated_tokens", "decode_tokens", "prompt_tokens"):
+        assert getattr(together_stats, name) == getattr(stats, name)
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_steps_run_one_by_one_where_blocks_are_too_few_for_more(session, tiny):
+    """Two sequences of 6 and 7 blocks in the end, of 4 tokens each, in 13 blocks, and in fewer."""
+    requests = [([1, 2, 3, 4, 5], replace(GREEDY, max_tokens=18)), ([6, 7, 8], replace(GREEDY, max_tokens=22))]
+    for num_blocks in (7, 9, 13):
+        options = replace(OPTIONS, num_blocks=num_blocks, max_batch=2, replay_steps=8)
+        eager, _, _ = texts(session, tiny(), replace(options, capture=False), requests)
+        found, _, stats = texts(session, tiny(), options, requests)
+        assert found == eager
+        assert stats.captured_steps > 0
+
+
+@pytest.mark.usefixtures("unhurried")
+@pytest.mark.parametrize("params", [{"temperature": 0.8, "seed": 1}, {"repetition_penalty": 1.2}])
+def test_steps_run_one_by_one_where_a_token_is_not_simply_the_most_probable(session, tiny, params):
+    requests = [([1, 2], GREEDY), ([3, 4], replace(GREEDY, **params))]
+    found, calls, _ = texts(session, tiny(), replace(OPTIONS, replay_steps=8), requests)
+    assert calls == GREEDY.max_tokens
+    assert found == texts(session, tiny(), OPTIONS, requests)[0]
+
+
+def test_slow_steps_run_one_by_one(session, tiny, monkeypatch):
+    monkeypatch.setattr(engine_module, "FLOW_S", 0.0)
+    _, calls, _ = texts(session, tiny(), replace(OPTIONS, replay_steps=8), [([1, 2], GREEDY)])
+    assert calls == GREEDY.max_tokens
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_a_request_that_comes_between_two_replays_is_taken_up(session, tiny):
+    long = replace(GREEDY, max_tokens=40)
+    with Engine(session, tiny(), None, replace(OPTIONS, replay_steps=8)) as engine:
+        engine.add_request([1, 2, 3], long)
+        tokens = [output.token_id for _ in range(4) for output in engine.step()]
+        assert len(tokens) > 4
+        engine.add_request([5, 6], GREEDY)
+        outputs = []
+        while engine.has_work:
+            outputs += engine.step()
+    tokens += [output.token_id for output in outputs if output.request == 0]
+    apart, _, _ = texts(session, tiny(), OPTIONS, [([1, 2, 3], long), ([5, 6], GREEDY)])
+    assert tokens == [token for token, _ in apart[0, 0]]
+    assert [o.token_id for o in outputs if o.request == 1] == [token for token, _ in apart[1, 0]]
 
 
 def test_nothing_is_captured_where_contents_are_checked(tiny):

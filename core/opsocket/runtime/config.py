@@ -88,6 +88,7 @@ class EngineConfig:
         "What kernels may do inside: nothing that loses, or what matrix units do in the activations' type.",
     )
     capture: bool | None = _option(None, Flag(), "Whether decode steps are recorded once and replayed.")
+    replay_steps: int | None = _option(None, Count(), "Decode steps that one replay runs where all are greedy.")
 
 
 @dataclass(frozen=True)

@@ -75,13 +75,14 @@ def command(
     from opsocket_engine.options import EngineOptions
 
     cases: list[Case] = [Prompts(tokens, batch) for tokens in prompt_tokens for batch in batches]
-    cases += [Decode(context, batch, decode_tokens) for context in contexts for batch in batches]
+    options = EngineOptions.of(config.engine, max_batch=max(batches))
+    together = options.replay_steps
+    cases += [Decode(context, batch, decode_tokens, together) for context in contexts for batch in batches]
     if not cases:
         raise click.UsageError("give --prompt-tokens or --contexts at least one number")
     if plot and not contexts:
         raise click.UsageError("--plot draws decode speed: give --contexts at least one number")
     checkpoint = open_checkpoint(locate(model))
-    options = EngineOptions.of(config.engine, max_batch=max(batches))
     blocks = options.num_blocks or blocks_for(cases, options.block_size)
     options = replace(options, max_context=max(case.context for case in cases), num_blocks=blocks)
     with open_session(config, selection) as session, Engine(session, checkpoint, None, options) as engine:

@@ -32,6 +32,7 @@ def engine_options(command: F) -> F:
     @click.option("--kv-format", help="How keys and values are stored: f32, f16, bf16, f8e4m3fn, i8, i4, ...")
     @click.option("--numerics", help="What kernels may do inside: exact, or fast (what matrix units do).")
     @click.option("--capture/--no-capture", default=None, help="Record decode steps and replay them (default: yes).")
+    @click.option("--replay-steps", type=click.IntRange(min=1), help="Decode steps that one replay runs (default: 8).")
     @click.option("--threads", type=click.IntRange(min=1), help="Host threads.")
     @functools.wraps(command)
     def wrapper(
@@ -42,6 +43,7 @@ def engine_options(command: F) -> F:
         kv_format: str | None,
         numerics: str | None,
         capture: bool | None,
+        replay_steps: int | None,
         threads: int | None,
         **kwargs: Any,
     ) -> Any:
@@ -53,6 +55,7 @@ def engine_options(command: F) -> F:
             "engine.kv_format": None if kv_format is None else kv_format_name(kv_format),
             "engine.numerics": numerics,
             "engine.capture": capture,
+            "engine.replay_steps": replay_steps,
             "threads": threads,
         }
         given = {key: value for key, value in flags.items() if value is not None}
