@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import opsocket
-from opsocket.operators import BackendError
+from opsocket.operators import BackendError, DeviceInfo, SessionOptions
+from opsocket_cuda.backend import CudaBackend
 from opsocket_engine import captured
 from opsocket_engine import engine as engine_module
 from opsocket_engine.checkpoint import open_checkpoint
@@ -171,6 +172,17 @@ def test_a_request_that_comes_between_two_replays_is_taken_up(session, tiny):
     apart, _, _ = texts(session, tiny(), OPTIONS, [([1, 2, 3], long), ([5, 6], GREEDY)])
     assert tokens == [token for token, _ in apart[0, 0]]
     assert [o.token_id for o in outputs if o.request == 1] == [token for token, _ in apart[1, 0]]
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_a_graph_of_a_gpu_feeds_what_one_step_chose_to_the_next(session, tiny):
+    """On an interpreted one, whose graphs are recorded and replayed as a chip's are."""
+    requests, together = [([1, 2, 3], GREEDY), ([4, 5], GREEDY)], replace(OPTIONS, replay_steps=5)
+    device = DeviceInfo("cuda", 0, "sm_90", "sm_90", 1 << 32, numerics="interpreted")
+    with CudaBackend().open(device, SessionOptions()) as interpreted:
+        found, calls, _ = texts(interpreted, tiny(), together, requests)
+    assert calls < GREEDY.max_tokens
+    assert found == texts(session, tiny(), OPTIONS, requests)[0]
 
 
 def test_nothing_is_captured_where_contents_are_checked(tiny):
