@@ -8,9 +8,12 @@ import triton.language as tl
 
 from opsocket.operators import RMSNormPlan, RMSNormSpec
 from opsocket_triton.launch import launch
+from opsocket_triton.model.accepted import NORM
 from opsocket_triton.model.rows import TILE, like
 
 _WIDEST = 8192
+
+ACCEPTED = NORM
 
 
 @triton.jit
