@@ -5,7 +5,7 @@
 
 A test is compiled once per level, as a kernel is, and linked with all kernels. On another architecture's `--machine`
 its cross compiler and user-mode emulator run them, or this says which one is missing and ends well. A processor that
-has all of level avx512_bf16 but AVX512_BF16 itself tests that level alone with its two instructions emulated.
+has all of level avx512_bf16 but AVX512_BF16 itself tests that level alone with its three instructions emulated.
 """
 
 from __future__ import annotations

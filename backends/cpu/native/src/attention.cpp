@@ -13,8 +13,6 @@ namespace OPSOCKET_LEVEL {
 
 namespace {
 
-constexpr int64_t MOST_ROWS = 96;  // of an item: widening a tile of keys costs as much as the products of one row
-
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Pieces of a thread's own memory, one after the other.
@@ -234,20 +232,24 @@ void compute_item(const Attention &c, const Item &item, Stages stage, unsigned c
     float *top = arena.take<float>(count), *total = arena.take<float>(count);
     clear(c, count, acc, top, total);
     int64_t low = INT64_MAX, high = 0;
+    int64_t i = item.begin / group, g = item.begin % group;
     for (int64_t r = 0; r < count; r++) {
-        int64_t i = (item.begin + r) / group, head = item.head * group + (item.begin + r) % group;
-        row[r] = make_row(c, item.sequence, i);
+        int64_t head = item.head * group + g;
+        row[r] = r && g ? row[r - 1] : make_row(c, item.sequence, i);
         if (c.slopes) row[r].slope = c.slopes[head];
         take_q(c, pairs, token + i, head, q + r * q_bytes);
+        if (++g == group) g = 0, i++;
         if (row[r].low >= row[r].high) continue;
         low = std::min<int64_t>(low, row[r].low);
         high = std::max<int64_t>(high, row[r].high);
     }
     Rows rows{count, row, q, width, acc, top, total};
     if (high) attend_tiles(KeySource(c, item.sequence, item.head), rows, low / TILE * TILE, high, stage, scratch);
-    for (int64_t r = 0; r < count; r++)
-        finish_row(c, token + (item.begin + r) / group, item.head * group + (item.begin + r) % group,
-                   acc + r * out_width(c), top[r], total[r]);
+    i = item.begin / group, g = item.begin % group;
+    for (int64_t r = 0; r < count; r++) {
+        finish_row(c, token + i, item.head * group + g, acc + r * out_width(c), top[r], total[r]);
+        if (++g == group) g = 0, i++;
+    }
 }
 
 void compute_items(const Attention &c, Worker &worker) {

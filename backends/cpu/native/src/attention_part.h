@@ -17,8 +17,8 @@ namespace OPSOCKET_LEVEL {
 // not: tests/cpu/test_attention.py::test_values_hidden_from_a_query_never_reach_it.)
 //
 // The state (acc, top, total) comes initialised to (0, -inf, 0) and goes back unnormalised: `top` the largest logit
-// (natural, after scale, softcap and ALiBi), total the sum of exp(logit - top), acc the same sum times v. Where a row
-// sees no key of the part, its state stays as it came. Sinks, the division and the LSE are the driver's.
+// (natural, after scale, softcap and ALiBi) or a little less, total the sum of exp(logit - top), acc the same sum times
+// v. Where a row sees no key of the part, its state stays as it came. Sinks, the division and the LSE are the driver's.
 struct Part {
     const Attention &command;
     int64_t sequence;

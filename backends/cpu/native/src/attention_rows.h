@@ -51,12 +51,21 @@ template <int R, class Join> inline F across(const F *x, Join join) {
 #endif
 }
 
-// As bf16. What the instruction takes for zeros, below 2^-126, is nothing beside the largest, which is 1.
+// As bf16. What the instruction takes for zeros, below 2^-126, is nothing beside the largest, which is 1 at least.
 inline void store_probabilities(void *to, F p) {
 #if OPSOCKET_AVX512_BF16
     _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)p));
 #else
     store_bf16(to, p);
+#endif
+}
+// The same of two vectors.
+inline void store_probabilities(void *to, F p, F next) {
+#if OPSOCKET_AVX512_BF16
+    _mm512_storeu_si512((__m512i *)to, (__m512i)_mm512_cvtne2ps_pbh((__m512)next, (__m512)p));
+#else
+    store_bf16(to, p);
+    store_bf16(static_cast<uint16_t *>(to) + W, next);
 #endif
 }
 
@@ -124,8 +133,8 @@ inline void finish_row(const Attention &c, int64_t token, int64_t head, const fl
         float both = std::max(top, sink), kept = top == -INFINITY ? 0 : std::exp(top - both);
         float all = total * kept + std::exp(sink - both);
         factor = kept / all;
-        lse = both + std::log(all);
-    } else if (factor != 0) {
+        if (c.lse) lse = both + std::log(all);
+    } else if (c.lse && factor != 0) {
         lse = top + std::log(total);
     }
     int64_t base = token * c.out_stride + head * c.dim_vo, d = 0;

@@ -13,6 +13,7 @@ constexpr int BROAD = 4;  // vectors beside each other in a product: 6 rows by 4
 constexpr int BROAD = 2;  // 16 registers
 #endif
 constexpr int BLOCK = 6;  // rows of a product
+constexpr int64_t MOST_ROWS = 96;  // at a time: widening a tile of keys costs as much as the products of one row
 
 template <class Fn> inline void with_count(int64_t n, const Fn &f) {
     switch (n) {
@@ -60,23 +61,26 @@ inline void add_products(F (&sums)[R][V], const uint32_t *a, int64_t stride, con
     }
 }
 
-// The same of pairs b(v) that are widened, and of two f32 for each. Their halves are a loop that stays one: both at once
-// would not leave enough registers.
+// The same of pairs b(v) that are widened, and of two f32 for each. One half after the other, read anew: the compiler
+// would take both at once, and keep sums in memory, as registers are too few for that.
 template <int R, int V, class Vectors>
 inline void add_pairs(F (&sums)[R][V], const uint32_t *a, int64_t stride, const Vectors &b) {
-#pragma GCC unroll 1
-    for (int half = 0; half < 2; half++) {
-        U y[V];
+    U y[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) y[v] = b(v) << (16 - 16 * half) & 0xffff0000u;
-        add_products<PRODUCT_F32>(sums, a + half, stride, y);
-    }
+    for (int v = 0; v < V; v++) y[v] = b(v) << 16;
+    add_products<PRODUCT_F32>(sums, a, stride, y);
+    asm volatile("" ::: "memory");
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) y[v] = b(v) & 0xffff0000u;
+    add_products<PRODUCT_F32>(sums, a + 1, stride, y);
+    asm volatile("" ::: "memory");
 }
 
-// s[r][j] = the products of q[r] with keys j of W * V from vector `first` on; depth: dwords of a key.
+// s[r][j] = the products of q[r] with keys j of W * V from vector `first` on; depth: dwords of a key. This loop and that of
+// `add_values` run once at least: where they might not, gcc 12 takes all sums through memory before and after them.
 template <int P, int R, int V>
-inline void score(const uint32_t *q, int64_t stride, const uint32_t *const *tiles, int64_t first, int64_t depth,
-                  float *s) {
+[[gnu::always_inline]] inline void score(const uint32_t *q, int64_t stride, const uint32_t *const *tiles, int64_t first,
+                                         int64_t depth, float *s) {
     const uint32_t *k[V];
     F sums[R][V];
 #pragma GCC unroll 4
@@ -85,8 +89,8 @@ inline void score(const uint32_t *q, int64_t stride, const uint32_t *const *tile
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) sums[r][v] = set(0.0f);
     }
-#pragma GCC unroll 2
-    for (int64_t i = 0; i < depth; i++) {
+    int64_t i = 0;
+    do {
         if constexpr (P == PRODUCT_MIXED) {
             add_pairs(sums, q + i * 2, stride, [&](int v) { return load_as<U>(k[v] + i * TILE); });
         } else {
@@ -95,27 +99,27 @@ inline void score(const uint32_t *q, int64_t stride, const uint32_t *const *tile
             for (int v = 0; v < V; v++) b[v] = load_as<U>(k[v] + i * TILE);
             add_products<P>(sums, q + i, stride, b);
         }
-    }
+    } while (++i < depth);
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) store(s + r * KEYS + (first + v) * W, sums[r][v]);
 }
 
-// acc[r][j] = acc[r][j] * factor[r] + p[r] * V, for dims [d, d + W * V); p: [R][KEYS], or as pairs in the first half.
+// acc[r][j] += p[r] * V, for dims [d, d + W * V) and `count` tiles; p: [R][KEYS], or as pairs in the first half of a row.
 template <int P, int R, int V>
-inline void add_values(const float *p, const uint32_t *const *tiles, int count, int64_t width, int64_t d,
-                       const float *factor, float *acc) {
+[[gnu::always_inline]] inline void add_values(const float *p, const uint32_t *const *tiles, int count, int64_t width,
+                                              int64_t d, float *acc) {
     constexpr int ROWS = P == PRODUCT_F32 ? TILE : TILE / 2;
     const uint32_t *a = reinterpret_cast<const uint32_t *>(p);
     F sums[R][V];
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sums[r][v] = load(acc + r * width + d + v * W) * factor[r];
-    for (int t = 0; t < count; t++) {
+        for (int v = 0; v < V; v++) sums[r][v] = load(acc + r * width + d + v * W);
+    int t = 0;
+    do {
         const uint32_t *tile = tiles[t] + d;
-#pragma GCC unroll 2
         for (int i = 0; i < ROWS; i++) {
             if constexpr (P == PRODUCT_MIXED) {
                 add_pairs(sums, a + i * 2, KEYS, [&](int v) { return load_as<U>(tile + i * width + v * W); });
@@ -127,7 +131,7 @@ inline void add_values(const float *p, const uint32_t *const *tiles, int count, 
             }
         }
         a += P == PRODUCT_BF16 ? TILE / 2 : TILE;
-    }
+    } while (++t < count);
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -161,55 +165,91 @@ inline void make_logits(const Attention &c, const Row &row, int64_t key, int cou
     }
 }
 
-// A step of the online softmax for R rows: raw products s[R][KEYS] with keys [key, key + count) become exp(logit - top)
-// for the largest of them and all before, as f32, or as bf16 in the first half of a row. factor: what the rows' older
-// sums have to be multiplied by. all: whether every row sees every key. WHOLE: count is KEYS.
-template <int R, bool WHOLE>
-inline void soften_rows(const Attention &c, const Row *row, int64_t key, int some, bool all, bool bf16, float *s,
-                        float *tops, float *totals, float *factor) {
+// How far above a row's top its logits may lie, as a power of two: what is summed stays far from infinity, and with most
+// tiles of keys no top changes, so that nothing is rescaled and no probability waits for the largest logit.
+constexpr float HEADROOM = 8;
+
+// Of products s[R][KEYS] with `count` keys: rows whose largest logit lies further above their top take it for their top,
+// and their sums are rescaled. Each row by itself, so that no result depends on what else is in its block.
+template <int R>
+[[gnu::noinline]] void raise_tops(const float *s, int count, float scale, int64_t width, float *tops, float *totals,
+                                  float *acc) {
+    F most[R];
+    for (int r = 0; r < R; r++) {
+        most[r] = load(s + r * KEYS);
+        for (int j = W; j < count; j += W) most[r] = max(load(s + r * KEYS + j), most[r]);
+    }
+    const F old = load_part(tops, 0, F32, R), largest = across<R>(most, [](F a, F b) { return max(a, b); }) * scale;
+    const F top = (largest - old) * LOG2_E > HEADROOM ? largest : old;
+    store_part(tops, 0, F32, top, R);
+    if (!any_above(load_part(totals, 0, F32, R), 0)) return;
+    alignas(64) float carried[W];
+    store(carried, exp(old == top ? set(0.0f) : old - top));
+    for (int r = 0; r < R; r++) {
+        if (carried[r] == 1) continue;
+        totals[r] *= carried[r];
+        for (int64_t d = 0; d < width; d += W) store(acc + r * width + d, load(acc + r * width + d) * carried[r]);
+    }
+}
+
+// A step of the online softmax for R rows: raw products s[R][KEYS] with keys [key, key + count) become exp(logit - top),
+// as f32, or as bf16 in the first half of a row; top: no more than HEADROOM below the largest logit so far. acc: rescaled
+// where a top changes. all: whether every row sees every key. WHOLE: count is KEYS.
+template <int R, bool WHOLE, bool PAIRS>
+inline void soften_rows(const Attention &c, const Row *row, int64_t key, int some, bool all, int64_t width, float *s,
+                        float *tops, float *totals, float *acc) {
     const int count = WHOLE ? KEYS : some;
     // A scale that is not negative can wait until the largest product is known.
     const bool raw = all && c.softcap == 0 && !c.slopes && c.scale > 0;
     const float scale = raw ? c.scale : 1.0f;
-    F most[R], sums[R];
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++) {
-        if (!raw) make_logits(c, row[r], key, count, s + r * KEYS);
-        most[r] = load(s + r * KEYS);
-        for (int j = W; j < count; j += W) most[r] = max(load(s + r * KEYS + j), most[r]);
-    }
-    const F old = load_part(tops, 0, F32, R), top = max(across<R>(most, [](F a, F b) { return max(a, b); }) * scale, old);
-    const F carry = exp(old == top ? set(0.0f) : old - top);
-    alignas(64) float base[W], carried[W];
-    store(base, top == -INFINITY ? set(0.0f) : top * LOG2_E);
-    store(carried, carry);
+    if (!raw)
+        for (int r = 0; r < R; r++) make_logits(c, row[r], key, count, s + r * KEYS);
     const F by = set(scale * LOG2_E);
+    F above = set(-INFINITY);
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
-        const F from = set(base[r]);
+        F most = load(s + r * KEYS);
+        for (int j = W; j < count; j += W) most = max(load(s + r * KEYS + j), most);
+        // Above a top of -inf is anything but -inf, which leaves NaN here, and max what was.
+        above = max(most * by - tops[r] * LOG2_E, above);
+    }
+    if (any_above(above, HEADROOM)) raise_tops<R>(s, count, scale, width, tops, totals, acc);
+    const F top = load_part(tops, 0, F32, R);
+    alignas(64) float from[W];
+    store(from, top == -INFINITY ? set(0.0f) : top * LOG2_E);
+    F sums[R];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+        float *row_s = s + r * KEYS;
+        const auto take = [&](int j) { return exp2(load(row_s + j) * by - from[r]); };
         sums[r] = set(0.0f);
-        factor[r] = carried[r];
-        for (int j = 0; j < count; j += W) {
-            const F p = exp2(load(s + r * KEYS + j) * by - from);
+        int j = 0;
+        if constexpr (PAIRS)
+            for (; j + 2 * W <= count; j += 2 * W) {
+                const F p = take(j), next = take(j + W);
+                store_probabilities(reinterpret_cast<uint16_t *>(row_s) + j, p, next);
+                sums[r] += p + next;
+            }
+        for (; j < count; j += W) {
+            const F p = take(j);
+            if constexpr (PAIRS) store_probabilities(reinterpret_cast<uint16_t *>(row_s) + j, p);
+            else store(row_s + j, p);
             sums[r] += p;
-            if (bf16) store_probabilities(reinterpret_cast<uint16_t *>(s + r * KEYS) + j, p);
-            else store(s + r * KEYS + j, p);
         }
     }
-    store_part(tops, 0, F32, top, R);
-    const F total = load_part(totals, 0, F32, R) * carry + across<R>(sums, [](F a, F b) { return a + b; });
+    const F total = load_part(totals, 0, F32, R) + across<R>(sums, [](F a, F b) { return a + b; });
     store_part(totals, 0, F32, total, R);
 }
 
 // The same, by as many rows as a vector has lanes.
-template <int R, bool WHOLE>
-inline void soften(const Attention &c, const Row *row, int64_t key, int some, bool all, bool bf16, float *s, float *tops,
-                   float *totals, float *factor) {
+template <int R, bool WHOLE, bool PAIRS>
+inline void soften(const Attention &c, const Row *row, int64_t key, int some, bool all, int64_t width, float *s,
+                   float *tops, float *totals, float *acc) {
     constexpr int HERE = std::min(R, W);
-    soften_rows<HERE, WHOLE>(c, row, key, some, all, bf16, s, tops, totals, factor);
+    soften_rows<HERE, WHOLE, PAIRS>(c, row, key, some, all, width, s, tops, totals, acc);
     if constexpr (R > HERE)
-        soften<R - HERE, WHOLE>(c, row + HERE, key, some, all, bf16, s + HERE * KEYS, tops + HERE, totals + HERE,
-                                factor + HERE);
+        soften<R - HERE, WHOLE, PAIRS>(c, row + HERE, key, some, all, width, s + HERE * KEYS, tops + HERE,
+                                       totals + HERE, acc + HERE * width);
 }
 
 // Whether any of `count` dwords of values, f32 or bf16 pairs, is infinite or NaN.
@@ -226,9 +266,8 @@ inline bool has_broken(const uint32_t *values, int64_t count, bool pairs) {
 // acc of one row, as `add_values` has it, where some values are infinite or NaN: they must not reach a row that does not
 // see their key, as 0 * NaN.
 inline void add_seen_values(const Row &row, int64_t key, int count, const float *p, const uint32_t *const *tiles,
-                            int64_t width, Product product, float factor, float *acc) {
+                            int64_t width, Product product, float *acc) {
     const bool pairs = product != PRODUCT_F32;
-    for (int64_t d = 0; d < width; d += W) store(acc + d, load(acc + d) * factor);
     for (int t = 0; t < count; t++) {
         if (!sees(row, key + t)) continue;
         float weight = product == PRODUCT_BF16 ? bf16_to_float(reinterpret_cast<const uint16_t *>(p)[t]) : p[t];
@@ -280,7 +319,9 @@ inline void take_q(const Attention &c, bool pairs, int64_t token, int64_t head, 
     int64_t from = token * c.q_stride + head * c.dim_qk, d = 0;
     if (pairs) {
         uint16_t *numbers = static_cast<uint16_t *>(to);
-        std::memcpy(numbers, static_cast<const uint16_t *>(c.q) + from, size_t(c.dim_qk) * 2);
+        const uint16_t *q = static_cast<const uint16_t *>(c.q) + from;
+        for (; d + W <= c.dim_qk; d += W) std::memcpy(numbers + d, q + d, W * 2);
+        for (; d < c.dim_qk; d++) numbers[d] = q[d];
         if (c.dim_qk % 2) numbers[c.dim_qk] = 0;
         return;
     }
@@ -289,21 +330,43 @@ inline void take_q(const Attention &c, bool pairs, int64_t token, int64_t head, 
     for (; d < c.dim_qk; d++) x[d] = load_one(c.q, from + d, c.q_dtype);
 }
 
-// Asks for piece `i` of `pieces` of the tiles from `key` on: while what is there is computed with, memory has nothing
-// else to do, and where the next page lies the processor can't know.
-inline void prefetch_tiles(const KeySource &source, int64_t key, int64_t last, int64_t i, int64_t pieces) {
-    if (!source.blocks) return;
-    const KVTilesPair &kv = source.c.cache;
-    for (int64_t end = std::min(last, key + KEYS); key < end; key += TILE)
-        for (const KVTiles *x : {&kv.k, &kv.v}) {
-            const unsigned char *tile = source.tile_at(*x, key);
-            const int64_t lines = x->tile_bytes / 64;
-            for (int64_t line = lines * i / pieces; line < lines * (i + 1) / pieces; line++)
-                __builtin_prefetch(tile + line * 64, 0, 2);
-        }
-}
+// The tiles of the next keys, which are asked for piece by piece: while what is there is computed with, memory has
+// nothing else to do, and where the next page lies the processor can't know.
+class Ahead {
+   public:
+    Ahead(const KeySource &source, int64_t key, int64_t last, int64_t pieces) {
+        if (!source.blocks) return;
+        for (int64_t end = std::min(last, key + KEYS); key < end; key += TILE)
+            for (const KVTiles *x : {&source.c.cache.k, &source.c.cache.v}) {
+                tiles_[count_] = source.tile_at(*x, key), bytes_[count_] = x->tile_bytes;
+                piece_[count_++] = (x->tile_bytes / 64 + pieces - 1) / pieces * 64;
+            }
+    }
+    void ask(int64_t piece) const {
+        for (int i = 0; i < count_; i++)
+            for (int64_t at = piece_[i] * piece; at < std::min(bytes_[i], piece_[i] * (piece + 1)); at += 64)
+                __builtin_prefetch(tiles_[i] + at, 0, 2);
+    }
 
-// The state of rows after keys [first, last): first a multiple of 16. scratch: of tile_scratch bytes, 64-byte aligned.
+   private:
+    int count_ = 0;
+    const unsigned char *tiles_[2 * KEYS / TILE];
+    int64_t bytes_[2 * KEYS / TILE], piece_[2 * KEYS / TILE];
+};
+
+// What a block of rows sees: keys that some row sees are in [low, high), all rows see those of [first, last).
+struct Sight {
+    int64_t low = INT64_MAX, high = 0, first = 0, last = INT64_MAX;
+
+    void add(const Row &row) {
+        low = std::min<int64_t>(low, row.low), high = std::max<int64_t>(high, row.high);
+        first = std::max<int64_t>(first, row.low);
+        last = std::min<int64_t>(last, row.tree ? std::min(row.high, row.history) : row.high);
+    }
+};
+
+// The state of MOST_ROWS rows at most after keys [first, last): first a multiple of 16. scratch: of tile_scratch bytes,
+// 64-byte aligned.
 inline void attend_tiles(const KeySource &source, const Rows &rows, int64_t first, int64_t last, Stages stage,
                          unsigned char *scratch) {
     const Attention &c = source.c;
@@ -316,6 +379,8 @@ inline void attend_tiles(const KeySource &source, const Rows &rows, int64_t firs
     const uint32_t *q = static_cast<const uint32_t *>(rows.q);
     const int64_t q_stride = stage.scores == PRODUCT_BF16 ? rows.q_width / 2 : rows.q_width;
     const int64_t blocks = (rows.count + BLOCK - 1) / BLOCK;
+    Sight sights[MOST_ROWS / BLOCK];
+    for (int64_t i = 0; i < rows.count; i++) sights[i / BLOCK].add(rows.row[i]);
     for (int64_t key = first; key < last; key += KEYS) {
         const int64_t end = std::min(last, key + KEYS);
         const uint32_t *k[TILES], *v[TILES];
@@ -325,19 +390,15 @@ inline void attend_tiles(const KeySource &source, const Rows &rows, int64_t firs
             k[tiles] = k_tile(source, at, count, k_pairs, keys + tiles * k_dwords);
             v[tiles] = v_tile(source, at, count, v_pairs, values + tiles * v_dwords);
         }
+        const Ahead ahead(source, key + KEYS, last, blocks);
         int looked = -1;  // whether a value is infinite or NaN, once it matters
         for (int64_t b = 0; b < blocks; b++) {
-            prefetch_tiles(source, key + KEYS, last, b, blocks);
+            ahead.ask(b);
+            const Sight &sight = sights[b];
+            if (sight.high <= key || sight.low >= end) continue;
             const int64_t r = b * BLOCK, n = std::min<int64_t>(BLOCK, rows.count - r);
-            int64_t low = INT64_MAX, high = 0;
-            for (int64_t i = r; i < r + n; i++) {
-                low = std::min<int64_t>(low, rows.row[i].low);
-                high = std::max<int64_t>(high, rows.row[i].high);
-            }
-            if (high <= key || low >= end) continue;
-            const int here = int(std::min<int64_t>(tiles, (high - key + TILE - 1) / TILE)), count = here * TILE;
-            bool all = true;
-            for (int64_t i = r; i < r + n; i++) all = all && sees_all(rows.row[i], key, count);
+            const int here = int(std::min<int64_t>(tiles, (sight.high - key + TILE - 1) / TILE)), count = here * TILE;
+            const bool all = sight.first <= key && key + count <= sight.last;
             if (!all && looked < 0) {
                 looked = 0;
                 for (int t = 0; t < tiles; t++) looked |= has_broken(v[t], v_dwords / (v_pairs ? 2 : 1), v_pairs);
@@ -350,20 +411,20 @@ inline void attend_tiles(const KeySource &source, const Rows &rows, int64_t firs
                                                                                      first_vector, depth, s);
                     });
                 });
-                float factor[R], *acc = rows.acc + r * width;
-                auto step = count == KEYS ? soften<R, true> : soften<R, false>;
-                step(c, rows.row + r, key, count, all, stage.values == PRODUCT_BF16, s, rows.top + r, rows.total + r,
-                     factor);
-                if (!all && looked) {
-                    for (int i = 0; i < R; i++)
-                        add_seen_values(rows.row[r + i], key, count, s + i * KEYS, v, width, stage.values, factor[i],
-                                        acc + i * width);
-                    return;
-                }
+                float *acc = rows.acc + r * width;
                 with_product(stage.values, [&](auto product) {
+                    constexpr int P = decltype(product)::value;
+                    constexpr bool PAIRS = P == PRODUCT_BF16;
+                    const auto step = count == KEYS ? soften<R, true, PAIRS> : soften<R, false, PAIRS>;
+                    step(c, rows.row + r, key, count, all, width, s, rows.top + r, rows.total + r, acc);
+                    if (!all && looked) {
+                        for (int i = 0; i < R; i++)
+                            add_seen_values(rows.row[r + i], key, count, s + i * KEYS, v, width, stage.values,
+                                            acc + i * width);
+                        return;
+                    }
                     by_vectors(width / W, [&](int64_t vector, auto vectors) {
-                        add_values<decltype(product)::value, R, decltype(vectors)::value>(s, v, here, width, vector * W,
-                                                                                          factor, acc);
+                        add_values<P, R, decltype(vectors)::value>(s, v, here, width, vector * W, acc);
                     });
                 });
             });

@@ -1,4 +1,4 @@
-// The two instructions of AVX512_BF16 that kernels use, in AVX512: so that a processor without them can test level
+// The three instructions of AVX512_BF16 that kernels use, in AVX512: so that a processor without them can test level
 // avx512_bf16 (check.py --emulate-bf16). Rounds as they do; subnormals, which they take for zeros, are kept.
 #pragma once
 #include "simd.h"
@@ -18,8 +18,16 @@ inline __m256bh emulated_cvtneps(__m512 x) {
     return rounded;
 }
 
+inline __m512bh emulated_cvtne2ps(__m512 high, __m512 low) {
+    __m512bh rounded;
+    store_bf16(&rounded, (F)low);
+    store_bf16(reinterpret_cast<uint16_t *>(&rounded) + W, (F)high);
+    return rounded;
+}
+
 }  // namespace OPSOCKET_LEVEL
 }  // namespace opsocket
 
 #define _mm512_dpbf16_ps emulated_dpbf16
 #define _mm512_cvtneps_pbh emulated_cvtneps
+#define _mm512_cvtne2ps_pbh emulated_cvtne2ps

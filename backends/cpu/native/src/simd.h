@@ -100,6 +100,18 @@ inline float largest(F v) {
     return m;
 #endif
 }
+// Whether a lane is larger than y; NaN is not.
+inline bool any_above(F v, float y) {
+#if OPSOCKET_AVX512
+    return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(y), _CMP_GT_OQ) != 0;
+#elif OPSOCKET_AVX2
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_set1_ps(y), _CMP_GT_OQ)) != 0;
+#else
+    bool any = false;
+    for (int i = 0; i < W; i++) any |= v[i] > y;
+    return any;
+#endif
+}
 inline int32_t sum(I v) {
 #if OPSOCKET_AVX512
     return _mm512_reduce_add_epi32((__m512i)v);

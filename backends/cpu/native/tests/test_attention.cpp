@@ -315,6 +315,19 @@ static void verify(Random &random) {
         }
 }
 
+// Logits that spread from less than one to tens, over several tiles of keys: sums are never rescaled, or with many tiles,
+// for some rows of a block and not for others.
+static void spread_logits(Random &random) {
+    const float scales[] = {0.02f, 0.5f, 2.0f, 6.0f};
+    for (int round = 0; round < 16; round++) {
+        Case c = some_case(random);
+        c.dim_qk = 40, c.scale = scales[round % 4], c.softcap = 0, c.split_queries = 0;
+        c.window_left = INT64_MAX;
+        if (round < 8) c.q_dtype = BF16, c.bf16_probabilities = true, c.k = c.v = test::some_format(random, KV_BF16);
+        check_case(random, c, {{30, 300}, {9, 130}});
+    }
+}
+
 // Heads as long as refusals.py lets them be: tiles, rows and states have to lie in a thread's own memory.
 static void longest_heads(Random &random) {
     for (int round = 0; round < 4; round++) {
@@ -333,6 +346,7 @@ int main() {
     decode(random);
     verify(random);
     longest_heads(random);
+    spread_logits(random);
     for (int i = 0; i < 150; i++) {
         const Case c = some_case(random);
         std::vector<Sequence> sequences;
