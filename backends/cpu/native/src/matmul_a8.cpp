@@ -38,10 +38,6 @@ struct Scratch {
 
 // Of codes: from sums of 16 to those of pieces.
 static void sums_of_pieces(const int32_t *__restrict sums, int64_t sixteenths, int64_t pieces, int32_t *__restrict to) {
-    if (sixteenths == 2) {
-        for (int64_t p = 0; p < pieces; p++) to[p] = sums[2 * p] + sums[2 * p + 1];
-        return;
-    }
     for (int64_t p = 0; p < pieces; p++) {
         int32_t sum = 0;
         for (int64_t j = 0; j < sixteenths; j++) sum += sums[p * sixteenths + j];
@@ -55,22 +51,27 @@ static void quantize_row(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts,
     int8_t *codes = reinterpret_cast<int8_t *>(to);
     int32_t *starts = reinterpret_cast<int32_t *>(to + cuts.starts);
     float *weights = reinterpret_cast<float *>(to + cuts.weights), *scales = reinterpret_cast<float *>(to + cuts.scales);
-    const int64_t padded = whole_blocks(c.k), pieces = cuts.pieces(), units = cuts.units();
+    const int64_t padded = whole_blocks(c.k), pieces = cuts.pieces, units = cuts.units;
     if (!cuts.x_scales) {
         scales[0] = largest_magnitude(x, padded) / 127.0f;
         codes_of(x, padded, scales[0], codes);
     } else {
-        const int64_t repeats = 32 / cuts.piece;
-        for (int64_t i = 0, piece = 0; i < padded; i += 32) {
-            float scale = largest_magnitude(x + i, 32) / 127.0f;
-            codes_of(x + i, 32, scale, codes + i);
-            for (int64_t j = 0; j < repeats; j++) scales[piece++] = scale;
-        }
+        codes_by_32(x, padded, codes, scales);
+        // A group of 16 columns has half a scale's columns.
+        if (cuts.piece < 32)
+            for (int64_t p = pieces; p--;) scales[p] = scales[p * cuts.piece / 32];
     }
-    sums_of_16(codes, padded, scratch.sums);
-    sums_of_pieces(scratch.sums, cuts.piece / 16, pieces, starts);
-    if (cuts.minimums && units == pieces && !cuts.x_scales) {
-        for (int64_t u = 0; u < units; u++) weights[u] = float(starts[u]);
+    if (cuts.piece == 32) {
+        sums_of_32(codes, padded, starts);
+    } else {
+        sums_of_16(codes, padded, scratch.sums);
+        sums_of_pieces(scratch.sums, cuts.piece / 16, pieces, starts);
+    }
+    if (cuts.minimums && units == pieces) {
+        for (int64_t u = 0; u < units; u += W) {
+            const F sums = convert(load_as<I>(starts + u));
+            store(weights + u, cuts.x_scales ? sums * load(scales + u) : sums);
+        }
     } else if (cuts.minimums) {
         const int64_t unit_pieces = cuts.unit / cuts.piece;
         for (int64_t u = 0; u < units; u++) {
@@ -80,12 +81,15 @@ static void quantize_row(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts,
             weights[u] = weight;
         }
     }
-    for (int64_t p = 0; p < pieces; p++) starts[p] *= -cuts.zero;
+    for (int64_t p = 0; p < pieces; p += W) {
+        const I offsets = load_as<I>(starts + p) * -cuts.zero;
+        std::memcpy(starts + p, &offsets, sizeof offsets);
+    }
 }
 
 // ---- which loops
 
-using Rows = void (*)(const Cuts &, const Units &, const unsigned char *, Fetch, float *);
+using Rows = void (*)(const Cuts &, const Units &, const unsigned char *, Fetch, const Sink &);
 
 template <int SUMS, int BITS, int SLAB, bool IN_TILE, size_t... R>
 static Rows by_units(int64_t rows, std::index_sequence<R...>) {
@@ -179,31 +183,37 @@ static void block_of_panel(const MatmulA8 &c, const A8Weight &w, const Cuts &cut
     const int64_t parts = (rows + MOST - 1) / MOST;
     const bool at_once = parts == 1 && PARTS == 1;
     const int64_t step = at_once ? cuts.k : step_of(cuts);
+    const int64_t n = panel * PANEL;
+    F factor[VECTORS];
+    Sink sink{nullptr, nullptr, c.y_stride, c.y_dtype, {}};
+    for (int v = 0; v < VECTORS; v++) {
+        const int count = int(std::clamp<int64_t>(c.n - n - v * W, 0, W));
+        factor[v] = cuts.one_sum ? load_scale(from + cuts.code_bytes, v * W, cuts.scale_dtype) : set(1.0f);
+        sink.add[v] = bias ? load_part(bias, n + v * W, F32, count) : set(0.0f);
+    }
+    const bool at_y = in_tile && !cuts.one_sum && n + PANEL <= c.n;
     for (int64_t k = 0; k < cuts.k; k += step) {
         const int64_t columns = std::min(step, cuts.k - k);
+        const bool is_last = k + step >= cuts.k;
         Units units = units_of(cuts, from, k, columns);
         // While some columns are multiplied memory is asked for those that come about as far on as these are long, in
         // equal shares between the rows.
         const int64_t bytes = columns * PANEL * cuts.bits / 8 * cuts.group_bytes / cuts.code_bytes;
         const int64_t share = parts == 1 ? bytes : bytes / parts / 64 * 64 + 64, slabs = columns / cuts.slab * PARTS;
         Fetch fetch{units.codes + (at_once ? AHEAD : bytes), nullptr, (share / 64 + slabs - 1) / slabs};
-        if (!at_once && k + step >= cuts.k) fetch.next = w.panels.data + following * cuts.panel_bytes;
+        if (!at_once && is_last) fetch.next = w.panels.data + following * cuts.panel_bytes;
         if (in_tile) units = unpack(cuts, units, *scratch.tile);
         parts_of(rows, MOST, [&](int64_t at, int64_t size) {
             fetch.stop = fetch.next + share;
             if (rows > FEW) fetch.all();
-            rows_for(cuts, in_tile, size)(cuts, units, codes + at * cuts.row_bytes, fetch, scratch.y + at * PANEL);
+            sink.sums = scratch.y + at * PANEL;
+            if (is_last && at_y) sink.y = opsocket::OPSOCKET_LEVEL::at(c.y, (first_row + at) * c.y_stride + n, c.y_dtype);
+            rows_for(cuts, in_tile, size)(cuts, units, codes + at * cuts.row_bytes, fetch, sink);
             fetch.next = fetch.stop;
         });
     }
-    const int64_t n = panel * PANEL;
-    F factor[VECTORS], add[VECTORS];
-    for (int v = 0; v < VECTORS; v++) {
-        const int count = int(std::clamp<int64_t>(c.n - n - v * W, 0, W));
-        factor[v] = cuts.one_sum ? load_scale(from + cuts.code_bytes, v * W, cuts.scale_dtype) : set(1.0f);
-        add[v] = bias ? load_part(bias, n + v * W, F32, count) : set(0.0f);
-    }
-    auto write = [&](auto to) { to(c, cuts, first_row, n, rows, scratch.y, codes, factor, add); };
+    if (at_y) return;
+    auto write = [&](auto to) { to(c, cuts, first_row, n, rows, scratch.y, codes, factor, sink.add); };
     if (c.y_dtype == F32) write(cuts.one_sum ? write_panel<F32, true> : write_panel<F32, false>);
     else if (c.y_dtype == F16) write(cuts.one_sum ? write_panel<F16, true> : write_panel<F16, false>);
     else write(cuts.one_sum ? write_panel<BF16, true> : write_panel<BF16, false>);

@@ -8,6 +8,8 @@
 // scale per 32 columns what shares both scales. unit: what one weight scale covers, but no more than fits the tile that
 // codes are unpacked into.
 #pragma once
+#include <type_traits>
+
 #include "matmul_a8_rows.h"
 
 namespace opsocket {
@@ -33,9 +35,7 @@ struct Cuts {
     // A row of x: codes, then [pieces] where integer sums start, [units] what minimums are multiplied with, and the
     // row's scale or [pieces] of them. In bytes from the row's beginning; next row `row_bytes` on.
     int64_t starts, weights, scales, row_bytes;
-
-    int64_t pieces() const { return k / piece; }
-    int64_t units() const { return k / unit; }
+    int64_t pieces, units;  // of it
 };
 
 inline int64_t common_divisor(int64_t a, int64_t b) { return b ? common_divisor(b, a % b) : a; }
@@ -52,14 +52,15 @@ inline Cuts cuts_of(const Panels &w, int32_t x_group) {
         for (c.unit = TILE_K / step * step; c.group % c.unit; c.unit -= step) {}
     }
     c.piece = c.x_scales ? common_divisor(c.group, 32) : c.unit;
+    c.pieces = c.k / c.piece, c.units = c.k / c.unit;
     c.code_bytes = c.group / c.slab * w.slab_bytes();
     c.scale_bytes = w.scale_bytes(), c.group_bytes = w.group_bytes(), c.panel_bytes = w.panel_bytes();
     // Arrays that are written 16 elements at a time, hence the room; a row's beginning is not at the same place of a
     // page as the next one's.
     c.starts = whole_blocks(c.k);
-    c.weights = c.starts + (c.pieces() + 16) * 4;
-    c.scales = c.weights + (c.units() + 16) * 4;
-    c.row_bytes = (c.scales + (c.x_scales ? c.pieces() + 16 : 16) * 4 + 63) / 64 * 64;
+    c.weights = c.starts + (c.pieces + 16) * 4;
+    c.scales = c.weights + (c.units + 16) * 4;
+    c.row_bytes = (c.scales + (c.x_scales ? c.pieces + 16 : 16) * 4 + 63) / 64 * 64;
     if (c.row_bytes % 512 == 0) c.row_bytes += 64;
     return c;
 }
@@ -96,11 +97,18 @@ template <int FACTOR> inline I with_slab(I, I sum) { return sum; }
 constexpr int NIBBLES_OF_BYTE = 1;
 #endif
 
-// acc += codes of one slab of a panel, from `part` vectors on, times the rows' codes from column `column` on.
+// What stands at p in the first of some rows, in row r: from few registers, where a pointer for each row would take six.
+inline const unsigned char *of_row(const unsigned char *p, int r, int64_t row_bytes) {
+    return r < 3 ? p + r * row_bytes : p + 3 * row_bytes + (r - 3) * row_bytes;
+}
+
+// acc += codes of one slab of a panel, from `part` vectors on, times the rows' codes from x on.
 template <int MR, int BITS, int SLAB, int CHAINS, int NIBBLES>
 inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], const unsigned char *w,
-                                                    const unsigned char *const (&row)[MR], int64_t column) {
+                                                    const unsigned char *x, int64_t row_bytes) {
     constexpr int FIELDS = 8 / BITS, STEPS = SLAB / 4 / FIELDS;
+    const unsigned char *row[MR];
+    for (int r = 0; r < MR; r++) row[r] = of_row(x, r, row_bytes);
 #pragma GCC unroll 2
     for (int nibble = 0; nibble < NIBBLES; nibble++) {
         I sum[CHAINS][MR][PART];
@@ -120,7 +128,7 @@ inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], 
                 }
 #pragma GCC unroll 8
                 for (int r = 0; r < MR; r++) {
-                    I a = broadcast(row[r] + column + 4 * (field * STEPS + s));
+                    I a = broadcast(row[r] + 4 * (field * STEPS + s));
                     for (int v = 0; v < PART; v++) {
                         I &to = sum[(field * STEPS + s) % CHAINS][r][v];
                         to = add_products(to, codes[v], a);
@@ -160,16 +168,44 @@ struct Units {
     int64_t column, start, weight, scale;  // where in a row of x their codes, starts, weights and scales begin, in bytes
 };
 
+// Where sums go: y f32 [rows, 32], or, where K ends and no column of the panel is missing, y of the product.
+struct Sink {
+    float *sums;       // read where K does not begin, written where it does not end
+    void *y;           // null: there is more of K
+    int64_t y_stride;  // elements
+    int32_t y_dtype;
+    F add[VECTORS];
+};
+
 enum Sums { SUM_PLAIN, SUM_MINIMUMS, SUM_X_SCALES, SUM_BOTH };
 
 constexpr int chains_of(int rows) { return rows <= 2 ? 2 : 1; }
 constexpr int nibbles_of(int bits, bool in_tile) { return bits == 8 && !in_tile ? NIBBLES_OF_BYTE : 1; }
 
-// y f32 [MR, 32] (+)= MR rows times some units. IN_TILE: each unit has scales of its own, in f32, and nothing is fetched.
+// Sums of `part` vectors of MR rows, as y has them.
+template <int MR, bool X_SCALES>
+inline __attribute__((always_inline)) void give(const Cuts &c, const Sink &to, int part, const unsigned char *rows,
+                                                const F (&f)[MR][PART]) {
+    auto as = [&](auto type) {
+        for (int r = 0; r < MR; r++)
+            for (int v = 0; v < PART; v++) {
+                const F add = to.add[part * PART + v];
+                const F y = X_SCALES ? f[r][v] + add
+                                     : f[r][v] * element<float>(rows + r * c.row_bytes + c.scales) + add;
+                store_t<decltype(type)::value>(to.y, r * to.y_stride + (part * PART + v) * W, y);
+            }
+    };
+    if (to.y_dtype == F32) as(std::integral_constant<int32_t, F32>{});
+    else if (to.y_dtype == F16) as(std::integral_constant<int32_t, F16>{});
+    else as(std::integral_constant<int32_t, BF16>{});
+}
+
+// MR rows times some units. IN_TILE: each unit has scales of its own, in f32, and nothing is fetched.
 template <int MR, int SUMS, int BITS, int SLAB, bool IN_TILE>
-void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows, Fetch fetch, float *y) {
+void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows, Fetch fetch, const Sink &to) {
     constexpr bool minimums = SUMS & SUM_MINIMUMS, x_scales = SUMS & SUM_X_SCALES;
     constexpr int CHAINS = chains_of(MR), SLAB_BYTES = SLAB * PANEL * BITS / 8, NIBBLES = nibbles_of(BITS, IN_TILE);
+    constexpr bool FROM_ZERO = minimums && IN_TILE;  // such codes have no offset: panel.h
     const int64_t piece_slabs = c.piece / SLAB, unit_pieces = x_scales ? c.unit / c.piece : 1;
     const int64_t unit_bytes = units.bytes, group_units = IN_TILE ? 1 : units.group_units, row_bytes = c.row_bytes;
     const int64_t scale_bytes = IN_TILE ? PANEL * 4 : units.scale_bytes;
@@ -177,62 +213,65 @@ void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows,
     const int32_t dtype = IN_TILE ? F32 : units.scale_dtype;
 #pragma GCC unroll 1
     for (int part = 0; part < PARTS; part++) {
-        const unsigned char *row[MR];
-        for (int r = 0; r < MR; r++) row[r] = rows + r * row_bytes;
         F f[MR][PART];
         for (int r = 0; r < MR; r++)
             for (int v = 0; v < PART; v++)
-                f[r][v] = units.column ? load(y + r * PANEL + (part * PART + v) * W) : set(0.0f);
+                f[r][v] = units.column ? load(to.sums + r * PANEL + (part * PART + v) * W) : set(0.0f);
         const unsigned char *w = units.codes + part * PART * W * 4;
-        int64_t column = units.column, start = units.start, weight = units.weight, own = units.scale;
+        const unsigned char *x = rows + units.column, *start = rows + units.start;
+        const unsigned char *weight = rows + units.weight, *own = rows + units.scale;
         int64_t left = IN_TILE ? 0 : units.left;
         for (int64_t u = units.count; u; u--) {
             const unsigned char *at = w + left * unit_bytes + unit_bytes - part * PART * W * 4;  // of the scales
+            if (minimums) {
+                F minimum[PART];
+                for (int v = 0; v < PART; v++) minimum[v] = load_scale(at + scale_bytes, (part * PART + v) * W, dtype);
+                for (int r = 0; r < MR; r++)
+                    for (int v = 0; v < PART; v++) f[r][v] -= minimum[v] * element<float>(of_row(weight, r, row_bytes));
+                weight += 4;
+            }
             for (int64_t p = unit_pieces; p; p--) {
                 I acc[CHAINS][MR][PART];
                 for (int chain = 0; chain < CHAINS; chain++)
                     for (int r = 0; r < MR; r++)
-                        for (int v = 0; v < PART; v++) acc[chain][r][v] = chain ? I{} : broadcast(row[r] + start);
+                        for (int v = 0; v < PART; v++)
+                            acc[chain][r][v] = chain || FROM_ZERO ? I{} : broadcast(of_row(start, r, row_bytes));
                 start += 4;
 #pragma GCC unroll 1
-                for (int64_t s = piece_slabs; s; s--, w += SLAB_BYTES, column += SLAB) {
+                for (int64_t s = piece_slabs; s; s--, w += SLAB_BYTES, x += SLAB) {
                     if (MR == 1 && part == 0) ask_ahead(w, SLAB_BYTES);
                     if (MR > 1 && !IN_TILE) fetch.some();
-                    add_slab<MR, BITS, SLAB, CHAINS, NIBBLES>(acc, w, row, column);
+                    add_slab<MR, BITS, SLAB, CHAINS, NIBBLES>(acc, w, x, row_bytes);
                 }
                 F scale[PART];
                 for (int v = 0; v < PART; v++) scale[v] = load_scale(at, (part * PART + v) * W, dtype);
                 for (int r = 0; r < MR; r++)
                     for (int v = 0; v < PART; v++) {
                         F whole = convert(CHAINS == 2 ? acc[0][r][v] + acc[CHAINS - 1][r][v] : acc[0][r][v]);
-                        if (x_scales) whole *= element<float>(row[r] + own);
-                        f[r][v] += whole * scale[v];
+                        // A factor that needs no sum, so that it is ready when the sum is.
+                        F factor = x_scales ? scale[v] * element<float>(of_row(own, r, row_bytes)) : scale[v];
+                        f[r][v] += whole * factor;
                     }
                 own += 4;
-            }
-            if (minimums) {
-                F minimum[PART];
-                for (int v = 0; v < PART; v++) minimum[v] = load_scale(at + scale_bytes, (part * PART + v) * W, dtype);
-                for (int r = 0; r < MR; r++)
-                    for (int v = 0; v < PART; v++) f[r][v] -= minimum[v] * element<float>(row[r] + weight);
-                weight += 4;
             }
             if (IN_TILE || left-- == 0) {
                 if (MR == 1 && part == 0) ask_ahead(w, tail_bytes);
                 left = group_units - 1, w += tail_bytes;
             }
         }
+        if (IN_TILE && to.y) {
+            give<MR, x_scales>(c, to, part, rows, f);
+            continue;
+        }
         for (int r = 0; r < MR; r++)
-            for (int v = 0; v < PART; v++) store(y + r * PANEL + (part * PART + v) * W, f[r][v]);
+            for (int v = 0; v < PART; v++) store(to.sums + r * PANEL + (part * PART + v) * W, f[r][v]);
     }
 }
 
-// The same in integers, for one sum over all of K: y i32 [MR, 32].
+// The same in integers, for one sum over all of K: sums i32 [MR, 32].
 template <int MR, int BITS, bool IN_TILE>
-void rows_by_codes(const Cuts &c, const Units &units, const unsigned char *rows, Fetch fetch, float *y) {
+void rows_by_codes(const Cuts &c, const Units &units, const unsigned char *rows, Fetch fetch, const Sink &to) {
     constexpr int CHAINS = chains_of(MR), NIBBLES = nibbles_of(BITS, IN_TILE);
-    const unsigned char *row[MR];
-    for (int r = 0; r < MR; r++) row[r] = rows + r * c.row_bytes;
 #pragma GCC unroll 1
     for (int part = 0; part < PARTS; part++) {
         const unsigned char *w = units.codes + part * PART * W * 4;
@@ -241,19 +280,19 @@ void rows_by_codes(const Cuts &c, const Units &units, const unsigned char *rows,
             for (int r = 0; r < MR; r++)
                 for (int v = 0; v < PART; v++)
                     acc[chain][r][v] = chain ? I{}
-                                       : units.column ? load_as<I>(y + r * PANEL + (part * PART + v) * W)
-                                                      : broadcast(row[r] + c.starts);
-        int64_t column = units.column;
+                                       : units.column ? load_as<I>(to.sums + r * PANEL + (part * PART + v) * W)
+                                                      : broadcast(of_row(rows + c.starts, r, c.row_bytes));
+        const unsigned char *x = rows + units.column;
 #pragma GCC unroll 1
-        for (int64_t u = units.count; u; u--, column += 32, w += 32 * PANEL * BITS / 8) {
+        for (int64_t u = units.count; u; u--, x += 32, w += 32 * PANEL * BITS / 8) {
             if (MR == 1 && part == 0) ask_ahead(w, 32 * PANEL * BITS / 8);
             if (MR > 1 && !IN_TILE) fetch.some();
-            add_slab<MR, BITS, 32, CHAINS, NIBBLES>(acc, w, row, column);
+            add_slab<MR, BITS, 32, CHAINS, NIBBLES>(acc, w, x, c.row_bytes);
         }
         for (int r = 0; r < MR; r++)
             for (int v = 0; v < PART; v++) {
                 I sum = CHAINS == 2 ? acc[0][r][v] + acc[CHAINS - 1][r][v] : acc[0][r][v];
-                std::memcpy(y + r * PANEL + (part * PART + v) * W, &sum, sizeof sum);
+                std::memcpy(to.sums + r * PANEL + (part * PART + v) * W, &sum, sizeof sum);
             }
     }
 }

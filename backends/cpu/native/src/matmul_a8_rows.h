@@ -1,6 +1,8 @@
 // Rows of x as int8 codes: s = amax / 127 in f32, codes = clamp(round_half_even(x / s), -127, 127), zero where s is 0
 // or x / s is not a number. Shared by the operator that quantizes activations and the products that do it on the way.
 #pragma once
+#include <type_traits>
+
 #include "simd.h"
 
 namespace opsocket {
@@ -72,6 +74,68 @@ inline void codes_of(const float *x, int64_t n, float scale, int8_t *codes) {
 #endif
 }
 
+#if OPSOCKET_AVX512
+// What codes_by_32 does, of as many groups, 2 or 4.
+template <int GROUPS> inline void codes_of_groups(const float *x, int8_t *codes, float *scales) {
+    __m512 v[2 * GROUPS];
+    __m512i most[4];
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    for (int i = 0; i < 2 * GROUPS; i++) v[i] = _mm512_loadu_ps(x + 16 * i);
+    for (int g = 0; g < 4; g++) {
+        const int i = 2 * (g % GROUPS);
+        most[g] = _mm512_max_epi32(_mm512_and_si512((__m512i)v[i], magnitude),
+                                   _mm512_and_si512((__m512i)v[i + 1], magnitude));
+    }
+    // The largest of each group, as columns of 4 by 4 within 128 bits, then of the four quarters.
+    auto pairs = [](__m512i a, __m512i b) {
+        return _mm512_max_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    };
+    const __m512i low = pairs(most[0], most[1]), high = pairs(most[2], most[3]);
+    const __m512i all = _mm512_max_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+    const __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    const __m128i bits = _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128 scale = _mm_div_ps((__m128)bits, _mm_set1_ps(127.0f));
+    const __mmask8 some = _mm_cmp_ps_mask(scale, _mm_setzero_ps(), _CMP_NEQ_UQ);
+    _mm_storeu_ps(scales, scale);
+    if (_mm_mask_cmp_ps_mask(some, scale, _mm_set1_ps(0x1p-90f), _CMP_NGT_UQ) |
+        _mm_mask_cmp_ps_mask(some, scale, _mm_set1_ps(0x1p90f), _CMP_NLT_UQ)) {
+        for (int g = 0; g < GROUPS; g++) codes_of(x + 32 * g, 32, scales[g], codes + 32 * g);
+        return;
+    }
+    // As in codes_of; of a group of zeros all factors are 0.
+    const __m512 divisors = _mm512_broadcast_f32x4(scale);
+    const __m512 inverses = _mm512_broadcast_f32x4(_mm_maskz_div_ps(some, _mm_set1_ps(1.0f), scale));
+    auto of_group = [&](auto group) {
+        constexpr int g = group, SAME = g * 0x55;
+        const __m512 divisor = _mm512_permute_ps(divisors, SAME), inverse = _mm512_permute_ps(inverses, SAME);
+        auto code = [&](__m512 number) {
+            const __m512 q = _mm512_mul_ps(number, inverse);
+            return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_fnmadd_ps(q, divisor, number), inverse, q));
+        };
+        return _mm512_packs_epi32(code(v[2 * g]), code(v[2 * g + 1]));
+    };
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    auto of_two = [&](auto first, auto second, int8_t *to) {
+        _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(of_group(first), of_group(second))));
+    };
+    of_two(std::integral_constant<int, 0>{}, std::integral_constant<int, 1>{}, codes);
+    if constexpr (GROUPS == 4) of_two(std::integral_constant<int, 2>{}, std::integral_constant<int, 3>{}, codes + 64);
+}
+#endif
+
+// n codes with a scale for each 32; n a multiple of ROW_BLOCK, and room for two scales more.
+inline void codes_by_32(const float *x, int64_t n, int8_t *codes, float *scales) {
+    int64_t i = 0;
+#if OPSOCKET_AVX512
+    for (; i + 128 <= n; i += 128) codes_of_groups<4>(x + i, codes + i, scales + i / 32);
+    if (i < n) codes_of_groups<2>(x + i, codes + i, scales + i / 32), i += 64;
+#endif
+    for (; i < n; i += 32) {
+        scales[i / 32] = largest_magnitude(x + i, 32) / 127.0f;
+        codes_of(x + i, 32, scales[i / 32], codes + i);
+    }
+}
+
 // sums[j]: of codes 16 j .. 16 j + 15; n a multiple of ROW_BLOCK.
 inline void sums_of_16(const int8_t *codes, int64_t n, int32_t *sums) {
 #if OPSOCKET_AVX512
@@ -91,6 +155,28 @@ inline void sums_of_16(const int8_t *codes, int64_t n, int32_t *sums) {
 #endif
 }
 
+// sums[j]: of codes 32 j .. 32 j + 31; n a multiple of ROW_BLOCK, and room for two sums more.
+inline void sums_of_32(const int8_t *codes, int64_t n, int32_t *sums) {
+#if OPSOCKET_AVX512
+    const __m512i ones = _mm512_set1_epi8(1);
+    auto by_four = [&](int64_t i) { return _mm512_dpbusd_epi32(__m512i{}, ones, _mm512_loadu_si512(codes + i)); };
+    for (int64_t i = 0; i < n; i += 128) {
+        const __m512i a = by_four(i), b = i + 64 < n ? by_four(i + 64) : a;
+        __m512i v = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        v = _mm512_add_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_BADC));
+        v = _mm512_add_epi32(v, _mm512_shuffle_i32x4(v, v, 0xb1));
+        const __m128i first = _mm512_castsi512_si128(v), second = _mm512_extracti32x4_epi32(v, 2);
+        _mm_storeu_si128((__m128i *)(sums + i / 32), _mm_unpacklo_epi32(first, second));
+    }
+#else
+    for (int64_t i = 0; i < n; i += 32) {
+        int32_t s = 0;
+        for (int j = 0; j < 32; j++) s += codes[i + j];
+        sums[i / 32] = s;
+    }
+#endif
+}
+
 // x[row, permutation[i]] (or x[row, i]) as f32, zeros up to a whole block; where x is that already, x itself.
 inline const float *as_f32_row(const void *x, int64_t first, int64_t k, int32_t dtype, const int64_t *permutation,
                                float *buffer) {
@@ -100,8 +186,10 @@ inline const float *as_f32_row(const void *x, int64_t first, int64_t k, int32_t 
         for (; i < k; i++) buffer[i] = load_one(x, first + permutation[i], dtype);
     else if (dtype == F32)
         std::memcpy(buffer, static_cast<const float *>(x) + first, size_t(i = k) * 4);
+    else if (dtype == F16)
+        for (; i + W <= k; i += W) store(buffer + i, load_t<F16>(x, first + i));
     else
-        for (; i + W <= k; i += W) store(buffer + i, load_any(x, first + i, dtype));
+        for (; i + W <= k; i += W) store(buffer + i, load_t<BF16>(x, first + i));
     for (; i < k; i++) buffer[i] = load_one(x, first + i, dtype);
     for (; i < whole_blocks(k); i++) buffer[i] = 0;
     return buffer;

@@ -3,8 +3,8 @@
 // A panel goes through k group by group. A group is slabs of 32 k (of 16 where groups are of 16), then 32 scales, f16 or
 // f32, then 32 minimums of the same type where the format has them. Codes are unsigned: stored = code + zero_offset, and
 // value = scale * (stored - zero_offset) - minimum. Or they are small floats, whose zero_offset is 0: e4m3fn in 8 bits, or
-// e2m1 in 4, of which twice the number meets the scale. In a slab of s k, step i holds k = 4 i .. 4 i + 3 of all 32 rows as
-// 32 dwords, rows 0 to 31:
+// e2m1 in 4, of which twice the number meets the scale. Where there are minimums, codes of fewer than 8 bits have no
+// zero_offset either. In a slab of s k, step i holds k = 4 i .. 4 i + 3 of all 32 rows as 32 dwords, rows 0 to 31:
 //   8 bits: step i is vectors 2 i, 2 i + 1 of 64 bytes.
 //   4 bits: vectors 2 i, 2 i + 1 hold step i in the low nibbles and step i + s / 8 in the high ones, i < s / 8.
 //   2 bits: vectors 2 i, 2 i + 1 hold step i + f s / 16 in bits 2 f and 2 f + 1, f = 0 .. 3, i < s / 16.

@@ -234,8 +234,15 @@ inline F load_bf16(const void *p) {
 #endif
 }
 
-// Not by VCVTNEPS2BF16, which takes subnormal numbers for 0.
 inline void store_bf16(void *p, F v) {
+#if defined(__AVX512BF16__)
+    // VCVTNEPS2BF16 rounds so too, but takes subnormal numbers for 0.
+    constexpr int SUBNORMAL = 0x20;
+    if (!_mm512_fpclass_ps_mask((__m512)v, SUBNORMAL)) [[likely]] {
+        _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+        return;
+    }
+#endif
     U bits = (U)v;
     U rounded = bits + 0x7fff + ((bits >> 16) & 1), quiet = bits | 0x400000;
 #if OPSOCKET_AVX512

@@ -1,6 +1,7 @@
 // Products with int8 activations, and the quantizer by itself, against plain sums: x as codes by the pinned rule, sums
 // of codes exact, the rest in f64. The bound is that of f32 sums over the pieces that share both scales.
 #include "arrays.h"
+#include "matmul_a8_rows.h"
 #include "weights.h"
 
 using namespace opsocket;
@@ -223,10 +224,47 @@ static void quantizer(Random &random) {
         }
 }
 
+// Groups of 32 columns beside each other, each with values that one way of dividing does not serve.
+static void quantizer_of_groups(Random &random) {
+    using namespace OPSOCKET_LEVEL;
+    for (int64_t k : {64, 128, 192, 576})
+        for (int turn = 0; turn < 20; turn++) {
+            std::vector<float> x(size_t(k), 0.0f);
+            for (int64_t i = 0; i < k; i++) {
+                const double value = random.normal();
+                const int64_t kind = (i / 32 + turn) % 20;
+                const double kinds[] = {value,        0,           i % 2 ? 0.5 : 127, 1e-44 * double(i % 32),
+                                        1e30 * value, 1e-30 * value};
+                x[size_t(i)] = float(kinds[kind < 6 ? kind : 0]);
+                if (kind == 6 && i % 32 == 7) x[size_t(i)] = NAN;
+                if (kind == 7 && i % 32 == 9) x[size_t(i)] = INFINITY;
+            }
+            std::vector<int8_t> codes(size_t(k), 0x55);
+            std::vector<float> scales(size_t(k / 32 + 2));
+            std::vector<int32_t> sums(size_t(k / 32 + 2));
+            codes_by_32(x.data(), k, codes.data(), scales.data());
+            sums_of_32(codes.data(), k, sums.data());
+            const Codes want = quantize(x, 32);
+            for (int64_t i = 0; i < k; i++)
+                CHECK(codes[size_t(i)] == want.codes[size_t(i)], "k %d turn %d column %d: %d, not %d", int(k), turn,
+                      int(i), codes[size_t(i)], want.codes[size_t(i)]);
+            for (int64_t g = 0; g < k / 32; g++) {
+                int sum = 0;
+                for (int64_t i = 32 * g; i < 32 * (g + 1); i++) sum += want.codes[size_t(i)];
+                CHECK(test::ulps(scales[size_t(g)], want.scales[size_t(g)]) == 0,
+                      "k %d turn %d group %d: scale %g, not %g", int(k), turn, int(g), scales[size_t(g)],
+                      want.scales[size_t(g)]);
+                CHECK(sums[size_t(g)] == sum, "k %d turn %d group %d: sum %d, not %d", int(k), turn, int(g),
+                      sums[size_t(g)], sum);
+            }
+        }
+}
+
 int main() {
     test::use_this_level();
     Random random;
     quantizer(random);
+    quantizer_of_groups(random);
     products(random);
     own_rows(random);
     longest_rows(random);
