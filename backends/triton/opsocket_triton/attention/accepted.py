@@ -22,6 +22,7 @@ _TWICE: Final = (
     "loop over channels would read q again for every tile of keys"
 )
 
+_NOT_IN_MEMORY: Final = Accepted("two values lie in accumulation registers, none in memory", 0)
 _FEW: Final = Accepted(FEW, 32)
 _EXACT: Final = Accepted(_OUTSIDE, 40, {"QK": "f32"})
 _RDNA: Final = (
@@ -37,5 +38,6 @@ _RDNA: Final = (
 ATTEND: Final = {
     **{("attend", arch, "spills"): (_EXACT, _FEW) for arch in ("sm_80", "sm_90", "sm_100", "sm_120")},
     **{("attend", arch, "spills"): _RDNA for arch in ("gfx1100", "gfx1201")},
+    ("attend", "gfx950", "spills"): (_NOT_IN_MEMORY,),
 }
 MERGE: Final = {("merge_parts", arch, "spills"): (Accepted(FEW, 16),) for arch in ("sm_100", "sm_120")}

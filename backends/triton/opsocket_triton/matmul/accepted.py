@@ -51,4 +51,7 @@ PRODUCTS: Final = {
     **{("product_rows", arch, "spills"): _ROWS for arch in ("sm_80", "sm_90", "sm_100", "sm_120")},
     ("product_codes", "sm_80", "spills"): _CODES,
 }
-GROUPED: Final = {("grouped_tiles", arch, "spills"): _GROUPED for arch in ("sm_80", "sm_90", "sm_100", "sm_120")}
+GROUPED: Final = {
+    **{("grouped_tiles", arch, "spills"): _GROUPED for arch in ("sm_80", "sm_90", "sm_100", "sm_120")},
+    ("grouped_tiles", "gfx1100", "spills"): (Accepted(_OUTSIDE_TWO, 12, {"BITS": 4, "GROUP": 64}),),
+}
