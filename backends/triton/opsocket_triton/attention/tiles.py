@@ -87,10 +87,10 @@ def tile(request: Request, made_of: Products, arch: str, is_large: bool) -> Tile
     of_qk, of_vo = split_dim(spec.head_dim_qk), split_dim(spec.head_dim_vo)
     widest = max(sum(of_qk), sum(of_vo))
     kind = _kind(arch)
-    has_more = spec.mask == "tree" or spec.alibi or spec.softcap is not None
     if "f32" in (made_of.qk, made_of.pv):
         by_channel = request.cache is not None and request.cache.k.granularity == "channel"
-        return _exact_tile(widest, kind, by_channel, has_more)
+        return _exact_tile(widest, kind, by_channel)
+    has_more = spec.mask == "tree" or spec.alibi or spec.softcap is not None
     has_codes = request.cache is not None and request.cache.k.is_quantized
     # Codes that become the factors of both products are held in registers, as all factors are on "mma".
     is_tight = widest > 256 and (kind in ("mma", "rdna") or has_codes)
@@ -122,7 +122,7 @@ def _small_tile(widest: int, kind: str, is_split: bool) -> Tile:
     return Tile(16, keys, 4 if widest <= 256 or kind == "cdna" else 8, 2, unmasked=False)
 
 
-def _exact_tile(widest: int, kind: str, by_channel: bool, has_more: bool) -> Tile:
+def _exact_tile(widest: int, kind: str, by_channel: bool) -> Tile:
     """Without matrix units for f32, which CDNA has, a lane holds the rows and columns of both factors that it needs.
 
     One for all items: more rows would read K and V less often, but on-chip memory, from which a product without matrix
@@ -133,11 +133,10 @@ def _exact_tile(widest: int, kind: str, by_channel: bool, has_more: bool) -> Til
     if by_channel and kind != "cdna" and 128 < widest <= 256:
         # Scaled rows of q are read before the barrier behind which K is: two of them are 512 registers.
         return Tile(16, 32, 16, 1, unmasked=False)
-    if widest <= 256:
-        # Eight warps of CDNA have 256 registers a lane: with what is added to logits that spilled up to 444 bytes.
-        return Tile(16, 32, 4 if kind == "cdna" and widest > 128 and has_more else 8, 1, unmasked=False)
-    # Of one tile of logits each of CDNA's warps holds both factors whole: more than 256 registers, see `tile`.
-    return Tile(16, 16, 4 if kind == "cdna" else 8, 1, unmasked=False)
+    # Of one tile of logits each of CDNA's warps holds both factors whole: more than the 256 registers that eight warps
+    # leave a lane.
+    warps = 4 if kind == "cdna" and widest > 128 else 8
+    return Tile(16, 32 if widest <= 256 else 16, warps, 1, unmasked=False)
 
 
 def _kind(arch: str) -> str:
