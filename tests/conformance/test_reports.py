@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from xml.etree import ElementTree
 
 import jsonschema
@@ -58,6 +59,12 @@ def test_the_json_report_is_as_its_schema_says(report):
     assert report["evidence"] == {"numerics": "device", "artifact": "device"}
     assert report["suite"]["digest"] == suite_digest()
     assert len(report["cases"]) == sum(report["counts"].values())
+
+
+def test_a_run_started_before_it_took_its_time(session):
+    asked, before = data.Run("cpu", {}, "smoke", 0, (), "", ""), datetime.now(UTC)
+    report = data.build(asked, session.backend.info, session.device, [], [], [], "nothing ran", 3600.0)
+    assert abs(before - datetime.fromisoformat(report["run"]["started"]) - timedelta(hours=1)) < timedelta(minutes=1)
 
 
 def test_junit_is_well_formed_and_counts_the_same(report):

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from opsocket.operators import INTERFACE_VERSION, BackendInfo, DeviceInfo
@@ -68,7 +68,7 @@ def build(
             "cases": list(run.cases),
             "jobs": run.jobs,
             **({"resumed": run.resumed} if run.resumed else {}),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
         },
         "backend": {"name": info.name, "version": info.version, "vendor": info.vendor, "interface": INTERFACE_VERSION},
