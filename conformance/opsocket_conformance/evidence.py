@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import pkgutil
 import platform
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from opsocket.operators import DeviceInfo
@@ -39,27 +41,41 @@ _KINDS: Final[Mapping[str, Literal["compiled", "schema", "none"]]] = {"compiled"
 
 def suite_digest() -> str:
     """SHA-256 over every file of this package, so that a report says which suite gave it."""
-    return _digest(["opsocket_conformance"], (".py", ".json", ".css", ".js"))
+    return _digest([resources.files("opsocket_conformance")], (".py", ".json", ".css", ".js"))
 
 
 def sources_digest(*classes: type) -> str:
-    """SHA-256 over the files of the packages that these classes and their bases are from, and of opsocket's own, built
-    libraries with them: what computes the results."""
-    packages = {base.__module__.partition(".")[0] for given in classes for base in given.__mro__}
-    packages |= {module.name for module in pkgutil.iter_modules() if module.name.startswith("opsocket")}
-    return _digest(packages - sys.stdlib_module_names, (".py", ".json", ".h", ".c", ".cpp", ".so"))
+    """SHA-256 over the files of the packages or modules that these classes and their bases are from, and of opsocket's
+    own, built libraries with them: what computes the results."""
+    names = {base.__module__.partition(".")[0] for given in classes for base in given.__mro__}
+    names |= {module.name for module in pkgutil.iter_modules() if module.name.startswith("opsocket")}
+    places = [place for name in sorted(names - sys.stdlib_module_names) for place in _places(name)]
+    return _digest(places, (".py", ".json", ".h", ".c", ".cpp", ".so"))
 
 
-def _digest(packages: Iterable[str], endings: tuple[str, ...]) -> str:
+def _places(name: str) -> list[Path]:
+    """A package's folders, or a module's file; nothing for what has neither, such as a program's own classes."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:
+        return []
+    if spec is None:
+        return []
+    return [Path(place) for place in spec.submodule_search_locations or [spec.origin or ""] if Path(place).exists()]
+
+
+def _digest(places: Iterable[Any], endings: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for package in sorted(packages):
-        for path, content in sorted(_files(resources.files(package), "", endings)):
+    for place in places:
+        for path, content in sorted(_files(place, "", endings)):
             digest.update(f"{path}\0{len(content)}\0".encode())
             digest.update(content)
     return digest.hexdigest()
 
 
 def _files(folder: Any, prefix: str, endings: tuple[str, ...]) -> list[tuple[str, bytes]]:
+    if folder.is_file():
+        return [(folder.name, folder.read_bytes())]
     found: list[tuple[str, bytes]] = []
     for entry in folder.iterdir():
         if entry.is_dir() and entry.name != "__pycache__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from opsocket.operators import ContractError, FormatError, OpsocketError
+from opsocket_conformance.evidence import sources_digest
 from opsocket_conformance.journal import Journal
 from opsocket_conformance.ladder.command import command
 from opsocket_conformance.report.reading import load
@@ -100,11 +102,29 @@ def test_a_place_that_can_not_be_written_is_an_error_before_the_run(tmp_path) ->
         Journal(tmp_path / "nowhere" / "results.jsonl", OF)
 
 
+def test_what_computes_results_is_known_by_its_files(tmp_path, monkeypatch) -> None:
+    """Packages, modules of one file, and classes that lie in no file."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    seen = {sources_digest(Journal), sources_digest(type("InNoFile", (), {"__module__": "nowhere"}))}
+    assert len(seen) == 1
+    for file in ("opsocket_of_one_file.py", "opsocket_folder/__init__.py", "opsocket_folder/kernels/fast.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("x = 1\n")
+        importlib.invalidate_caches()
+        seen.add(sources_digest(Journal))
+        (tmp_path / file).write_text("x = 2\n")
+        seen.add(sources_digest(Journal))
+    assert len(seen) == 7
+    (tmp_path / "opsocket_folder" / "kernels" / "notes.txt").write_text("of no use")
+    assert sources_digest(Journal) in seen
+
+
 def test_verify_goes_on_from_a_run_that_ended_early(path, tmp_path) -> None:
     def verify(report: Path, *cases: str, seed: str = "0"):
         options = [word for case in cases for word in ("--case", case)]
         arguments = ["--backend", "rocm", "--arch", "gfx942", "--variants", "1", "--seed", seed, *options]
-        return CliRunner().invoke(command, [*arguments, "--resume", str(path), "--json", str(report)])
+        arguments += ["--resume", str(path), "--json", str(report)]
+        return CliRunner().invoke(command, arguments, catch_exceptions=False)
 
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     verify(first, CASES[0])
@@ -119,6 +139,5 @@ def test_verify_goes_on_from_a_run_that_ended_early(path, tmp_path) -> None:
     assert [line["result"]["case"] for line in kept[1:]] == CASES
     # What was launched is known from the journal: it is compiled as if the case had run.
     assert report["ladder"]["launches"][0]["owners"] == ["add/triton"]
-    other = verify(tmp_path / "third.json", CASES[0], seed="1")
-    assert isinstance(other.exception, ContractError)
-    assert "of another seed" in str(other.exception)
+    with pytest.raises(ContractError, match="of another seed"):
+        verify(tmp_path / "third.json", CASES[0], seed="1")
