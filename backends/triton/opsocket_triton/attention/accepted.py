@@ -31,7 +31,7 @@ _RDNA: Final = (
     Accepted(_WIDE, 128, {"QK": "f32", "D0": 128}),
     Accepted(_TWICE, 2560, {"D0": 512}),
     Accepted(_TWICE, 640, {"D0": 256}),
-    Accepted(_TWICE, 384, {"D0": 128}),
+    Accepted(_TWICE, 400, {"D0": 128}),
     Accepted(_TWICE, 64, {"D0": 64}),
 )
 

@@ -53,5 +53,5 @@ PRODUCTS: Final = {
 }
 GROUPED: Final = {
     **{("grouped_tiles", arch, "spills"): _GROUPED for arch in ("sm_80", "sm_90", "sm_100", "sm_120")},
-    ("grouped_tiles", "gfx1100", "spills"): (Accepted(_OUTSIDE_TWO, 12, {"BITS": 4, "GROUP": 64}),),
+    ("grouped_tiles", "gfx1100", "spills"): (Accepted(_OUTSIDE, 20, {"BITS": 4}),),
 }
