@@ -1,12 +1,14 @@
 """Results kept as they come, so that a run which ended early goes on where it was.
 
 A file of JSON lines: what the results are of, then a result each. Another run goes on from it only where nothing has
-changed that could change one: the suite's and the backends' files, machine, versions, seed, configuration.
+changed that could change one: the suite's and the backends' files, machine, versions, opsocket's variables of the
+environment, seed, configuration.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Final
@@ -22,11 +24,12 @@ _KEPT: Final = (Verdict.PASS, Verdict.FAIL, Verdict.UNSUPPORTED)
 
 
 def what_results_are_of(backend: Backend, ladder: Ladder, config: RuntimeConfig, seed: int) -> dict[str, Any]:
-    """All that could change a result, beside the case and the architecture."""
+    """All that could change a result, beside the case and the device."""
     return {
         "suite": suite_digest(),
         "sources": sources_digest(type(backend), type(ladder)),
         "host": host(),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("OPSOCKET_")},
         "backend": backend.info.name,
         "configuration": config.values(),
         "seed": seed,

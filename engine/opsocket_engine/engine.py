@@ -182,6 +182,20 @@ class Engine:
         tokens = [] if logits is None else self._sampler(logits, sequences, largest).tolist()
         return [self._accept(sequence, token) for sequence, token in zip(sequences, tokens, strict=True)]
 
+    def _complete_others(self, chunks: Items[Chunk], first: Items[Output], tokens: Items[Array]) -> list[Output]:
+        """The same of a replay's other steps, which chose `tokens`, i64[T] each, after each chunk's `first`. What was
+        computed of a sample past its end is dropped."""
+        outputs, last = [], list(first)
+        for row_tokens in tokens:
+            chosen = self._session.download(row_tokens).tolist()
+            chunks = [chunk.following() for chunk in chunks]
+            for row, chunk in enumerate(chunks):
+                if last[row].finish_reason is None:
+                    self._scheduler.complete(chunk)
+                    last[row] = self._accept(chunk.sequence, chosen[row])
+                    outputs.append(last[row])
+        return outputs
+
     def stream(self, prompts: Items[Prompt], params: SamplingParams | None = None) -> Iterator[Output]:
         """Outputs as they come, requests numbered from the first prompt on. Leaving the iterator drops the rest."""
         numbers: list[int] = []
@@ -230,20 +244,6 @@ class Engine:
         if self._tokenizer is None:
             raise ContractError("prompt", "token ids, since the engine has no tokenizer", "text")
         return self._tokenizer.encode(prompt)
-
-    def _complete_others(self, chunks: Items[Chunk], first: Items[Output], tokens: Items[Array]) -> list[Output]:
-        """The same of a replay's other steps, which chose `tokens`, i64[T] each, after each chunk's `first`. What was
-        computed of a sample past its end is dropped."""
-        outputs, last = [], list(first)
-        for row_tokens in tokens:
-            chosen = self._session.download(row_tokens).tolist()
-            chunks = [chunk.following() for chunk in chunks]
-            for row, chunk in enumerate(chunks):
-                if last[row].finish_reason is None:
-                    self._scheduler.complete(chunk)
-                    last[row] = self._accept(chunk.sequence, chosen[row])
-                    outputs.append(last[row])
-        return outputs
 
     def _accept(self, sequence: Sequence, token: int) -> Output:
         """Take in the token chosen for a sequence, which may end it."""

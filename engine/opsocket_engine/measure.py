@@ -146,7 +146,8 @@ def _decode(engine: Engine, case: Decode, prompts: list[list[int]], reader: Host
     engine.step()  # records what is replayed from now on
     read_rate = reader.bytes_per_second() if reader else 0.0
     before = after = engine.stats()
-    while after.decode_tokens < before.decode_tokens + case.batch * case.steps:
+    # Who decoded for long while others' prompts were computed may end by its context.
+    while engine.has_work and after.decode_tokens < before.decode_tokens + case.batch * case.steps:
         engine.step()
         after = engine.stats()
     for request in requests:

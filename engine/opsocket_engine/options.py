@@ -58,8 +58,8 @@ class EngineOptions:
     prompt chunks together. max_context: tokens of one sequence; None is the model's own limit. prefix_sharing: whether
     sequences share the blocks of equal beginnings. capture: whether decode steps are recorded and replayed where the
     session can. replay_steps: so many decode steps run in one replay, and their tokens come out together, where all
-    sequences take the most probable token and a step takes no longer than a few milliseconds. seed: of requests that
-    name none.
+    sequences take the most probable token and the steps together 50 ms at most (`engine.FLOW_S`). seed: of requests
+    that name none.
     """
 
     dtype: str = "f32"

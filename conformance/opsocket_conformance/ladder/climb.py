@@ -131,7 +131,7 @@ def elsewhere(
 
 def part_of(journal: Journal | None, device: DeviceInfo) -> Part | None:
     """The results of a device or a stand-in."""
-    return None if journal is None else journal.part(f"{device.arch}, {device.numerics}")
+    return None if journal is None else journal.part(f"{device.name} ({device.arch}), {device.numerics}")
 
 
 def _is_same(ran: Result, rehearsed: Result) -> bool:

@@ -136,6 +136,15 @@ inline void codes_by_32(const float *x, int64_t n, int8_t *codes, float *scales)
     }
 }
 
+// sums[j]: of codes GROUP j .. GROUP j + GROUP - 1.
+template <int GROUP> inline void sums_one_by_one(const int8_t *codes, int64_t n, int32_t *sums) {
+    for (int64_t i = 0; i < n; i += GROUP) {
+        int32_t s = 0;
+        for (int j = 0; j < GROUP; j++) s += codes[i + j];
+        sums[i / GROUP] = s;
+    }
+}
+
 // sums[j]: of codes 16 j .. 16 j + 15; n a multiple of ROW_BLOCK.
 inline void sums_of_16(const int8_t *codes, int64_t n, int32_t *sums) {
 #if OPSOCKET_AVX512
@@ -147,11 +156,7 @@ inline void sums_of_16(const int8_t *codes, int64_t n, int32_t *sums) {
         _mm_storeu_si128((__m128i *)(sums + i / 16), _mm_sub_epi32(four, _mm_set1_epi32(16 * 128)));
     }
 #else
-    for (int64_t i = 0; i < n; i += 16) {
-        int32_t s = 0;
-        for (int j = 0; j < 16; j++) s += codes[i + j];
-        sums[i / 16] = s;
-    }
+    sums_one_by_one<16>(codes, n, sums);
 #endif
 }
 
@@ -169,11 +174,7 @@ inline void sums_of_32(const int8_t *codes, int64_t n, int32_t *sums) {
         _mm_storeu_si128((__m128i *)(sums + i / 32), _mm_unpacklo_epi32(first, second));
     }
 #else
-    for (int64_t i = 0; i < n; i += 32) {
-        int32_t s = 0;
-        for (int j = 0; j < 32; j++) s += codes[i + j];
-        sums[i / 32] = s;
-    }
+    sums_one_by_one<32>(codes, n, sums);
 #endif
 }
 
