@@ -37,6 +37,8 @@ def main() -> None:
         while not all(tokens.values()):
             step(tokens)
         between = time.perf_counter()
+        if min(map(len, tokens.values())) > 1:
+            raise SystemExit("the last prompt's step went on to decode: prompt and decode times would mix")
         while min(map(len, tokens.values())) < decode + 1:
             step(tokens)
         end = time.perf_counter()

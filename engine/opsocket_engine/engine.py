@@ -172,7 +172,8 @@ class Engine:
         allowed = (
             1 < steps <= left
             and steps * self._step_seconds.get(len(sequences), math.inf) <= FLOW_S
-            and all(sequence.params.is_greedy for sequence in sequences)
+            # Who waits for a first token waits for one step.
+            and all(sequence.params.is_greedy and sequence.num_generated for sequence in sequences)
         )
         return steps if allowed and self._scheduler.reserve(step, steps - 1) else 1
 

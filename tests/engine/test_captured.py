@@ -158,6 +158,19 @@ def test_slow_steps_run_one_by_one(session, tiny, monkeypatch):
 
 
 @pytest.mark.usefixtures("unhurried")
+def test_a_first_token_does_not_wait_for_others(session, tiny):
+    """A prompt of one token is a step like those of decoding, which a replay of eight could begin with."""
+    with Engine(session, tiny(), None, replace(OPTIONS, replay_steps=8)) as engine:
+        for _ in range(2):
+            engine.add_request([3], GREEDY)
+            outputs = [engine.step()]
+            while engine.has_work:
+                outputs.append(engine.step())
+    assert len(outputs[0]) == 1
+    assert len(outputs) < GREEDY.max_tokens
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_a_request_that_comes_between_two_replays_is_taken_up(session, tiny):
     long = replace(GREEDY, max_tokens=40)
     with Engine(session, tiny(), None, replace(OPTIONS, replay_steps=8)) as engine:
