@@ -88,7 +88,8 @@ class Decoder:
         self._embedding = self.plans[requests.embedding]
         self._layers = [_Layer(loader, i, layer, rope_factors) for i, layer in enumerate(requests.layers)]
         self._norm = loader.norm("norm", "norm", requests.norm)
-        self._take_rows = self.plans[requests.take_rows]
+        self._take_attended = self.plans[requests.take_attended]
+        self._take_residual = self.plans[requests.take_residual]
         self._lm_head = loader.linear("lm_head", "lm_head", requests.lm_head)
         tied = None if checkpoint.has("lm_head") else self._lm_head.weight
         self._table = loader.table("embed_tokens", requests.embedding, tied)
@@ -124,13 +125,18 @@ class Decoder:
         table = self._embedding.spec
         out = inputs.out("embedding", table.out_dtype, table.k)
         x, residual = self._embedding.run(inputs.token_ids, self._table, out=out), None
+        last = self._layers[-1]
         for layer in self._layers:
-            x, residual = layer(inputs, x, residual)
-        if not inputs.num_rows:
-            return None
+            q, residual = layer.write_cache(inputs, x, residual)
+            if layer is last and not inputs.num_rows:
+                return None
+            attended = layer.attend(inputs, q)
+            if layer is last and inputs.rows is not None:
+                # Who goes on from the cache needs no more of the other rows.
+                attended = self._take_attended.run(attended, inputs.rows)
+                residual = self._take_residual.run(residual, inputs.rows)
+            x, residual = layer.feed_forward(inputs, attended, residual)
         x, _ = self._norm(inputs, x, residual)
-        if inputs.rows is not None:
-            x = self._take_rows.run(x, inputs.rows)
         return self._lm_head(inputs, x)
 
 
@@ -253,21 +259,15 @@ class _Layer:
         assert cache_spec is not None
         self.cache: Cache = loader.session.allocate_cache(cache_spec)
 
-    def __call__(self, inputs: Inputs, x: Array, residual: Array | None) -> tuple[Array, Array]:
-        """(what this layer's MLP adds to the residual stream, the stream before that). x, residual: the same of the
-        layer before; for the first layer the stream itself, and None."""
+    def write_cache(self, inputs: Inputs, x: Array, residual: Array | None) -> tuple[Array, Array]:
+        """Put the step's keys and values into the cache: (q, the residual stream). x, residual: what the layer before
+        adds to the stream, the stream before that; for the first layer the stream itself, and None."""
         if residual is None:
             normed, residual = self._attn_norm(inputs, x), x
         else:
             normed, residual = self._attn_norm(inputs, x, residual)
-        normed, residual = self._mlp_norm(inputs, self._attend(inputs, normed), residual)
-        y = self._gate_up(inputs, normed)
-        out = inputs.out("silu_mul", self._dtype, self._silu_mul.request.spec.width)
-        return self._down_proj(inputs, self._silu_mul.run(y["gate_proj"], y["up_proj"], out=out)), residual
-
-    def _attend(self, inputs: Inputs, x: Array) -> Array:
-        rows, out, dtype, plans = inputs.num_tokens, inputs.out, self._dtype, inputs.plans
-        y = self._qkv(inputs, x)
+        rows, out, dtype = inputs.num_tokens, inputs.out, self._dtype
+        y = self._qkv(inputs, normed)
         q = self._view(y["q_proj"], (rows, *self._q_shape))
         k = self._view(y["k_proj"], (rows, *self._kv_shape))
         v = self._view(y["v_proj"], (rows, *self._kv_shape))
@@ -275,11 +275,21 @@ class _Layer:
             q, k = self._q_norm(inputs, q), self._k_norm(inputs, k)
         q = self._q_rope.run(q, inputs.positions, self._rope_factors, out=out("q_rope", dtype, *self._q_shape))
         k = self._k_rope.run(k, inputs.positions, self._rope_factors, out=out("k_rope", dtype, *self._kv_shape))
-        self.cache = plans.cache_write[self._index].run(self.cache, k, v)
-        attended = out("attention", dtype, *self._q_shape)
-        attended, _ = plans.attention[self._index].run(q, self.cache, out=attended)
-        width = self._q_shape[0] * self._q_shape[1]
-        return self._o_proj(inputs, self._view(attended, (rows, width)))
+        self.cache = inputs.plans.cache_write[self._index].run(self.cache, k, v)
+        return q, residual
+
+    def attend(self, inputs: Inputs, q: Array) -> Array:
+        """Of all heads, side by side."""
+        out = inputs.out("attention", self._dtype, *self._q_shape)
+        attended, _ = inputs.plans.attention[self._index].run(q, self.cache, out=out)
+        return self._view(attended, (inputs.num_tokens, self._q_shape[0] * self._q_shape[1]))
+
+    def feed_forward(self, inputs: Inputs, attended: Array, residual: Array) -> tuple[Array, Array]:
+        """(what the MLP adds to the residual stream, the stream before that); of all rows, or of some."""
+        normed, residual = self._mlp_norm(inputs, self._o_proj(inputs, attended), residual)
+        y = self._gate_up(inputs, normed)
+        out = inputs.out("silu_mul", self._dtype, self._silu_mul.request.spec.width)
+        return self._down_proj(inputs, self._silu_mul.run(y["gate_proj"], y["up_proj"], out=out)), residual
 
 
 def _cache_bytes(cache: Cache) -> int:

@@ -79,12 +79,17 @@ class LayerRequests:
 
 @dataclass(frozen=True)
 class DecoderRequests:
-    """All of a decoder's operators: from token ids to logits, from logits to token ids, and the copying of blocks."""
+    """All of a decoder's operators: from token ids to logits, from logits to token ids, and the copying of blocks.
+
+    take_attended, take_residual: of the last layer's attention and of the residual stream, the rows that logits are
+    wanted of; the rest of that layer computes no others.
+    """
 
     embedding: Request
     layers: tuple[LayerRequests, ...]
     norm: Request
-    take_rows: Request
+    take_attended: Request
+    take_residual: Request
     lm_head: Request
     argmax: Request
     sample: Request
@@ -204,7 +209,8 @@ def decoder_requests(
         embedding=Request(EmbeddingSpec(format_of("embed_tokens"), vocab, hidden, dtype), bounds=step),
         layers=tuple(layer(i) for i in range(config.num_layers)),
         norm=norm(residual=True),
-        take_rows=Request(TakeRowsSpec(hidden, dtype), bounds=step),
+        take_attended=Request(TakeRowsSpec(config.num_q_heads * config.head_dim, dtype), bounds=step),
+        take_residual=Request(TakeRowsSpec(hidden, dtype), bounds=step),
         lm_head=matmul("lm_head", False, "f32", sequences),
         argmax=Request(ArgmaxSpec(vocab), bounds=sequences),
         sample=Request(SampleSpec(vocab), bounds=sequences),

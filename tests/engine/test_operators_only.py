@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,3 +154,18 @@ def test_the_engine_runs_without_importing_torch():
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+def test_the_last_layer_computes_what_goes_on_and_no_more(session, tiny):
+    """A prompt in three steps, of which only the last one's last token is wanted: the last layer writes its keys and
+    values each time, and attends once."""
+    options = replace(ENGINE, num_blocks=40, max_step_tokens=8, capture=False)
+    with Engine(session, tiny(num_layers=3), None, options) as engine, Recorder(session) as recorder:
+        engine.generate([list(range(24))], SamplingParams(max_tokens=1))
+        calls = Counter()
+        for row in recorder.ran():
+            calls[row.request.op] += row.calls
+    assert calls["cache_write"] == 3 * 3
+    assert calls["attention"] == 3 * 3 - 2
+    assert calls["silu_mul"] == 3 * 3 - 2
+    assert calls["take_rows"] == 2
