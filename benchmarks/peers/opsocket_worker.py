@@ -11,8 +11,6 @@ from opsocket_engine.engine import Engine
 from opsocket_engine.options import EngineOptions
 from opsocket_engine.sampling import SamplingParams
 
-STEP_TOKENS = 2048
-"""Of a prompt in one step: what a step computes of more no longer fits the processor's caches."""
 OPTIONS = ("dtype", "kv-format", "activations", "numerics")
 
 
@@ -23,14 +21,14 @@ def main() -> None:
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     session = opsocket.open("cpu", threads=args.threads)
     options = EngineOptions(
-        max_batch=args.batch, max_step_tokens=STEP_TOKENS, max_context=args.context,
-        num_blocks=2 * args.context // 16, prefix_sharing=False, **given,
+        max_batch=args.batch, max_context=args.context, num_blocks=2 * args.context // 16, prefix_sharing=False,
+        **given,
     )  # fmt: skip
     engine = Engine.load(session, args.model, options)
 
     def run(prompts: list[list[int]], decode: int) -> tuple[float, float, list[list[int]]]:
         # Whose prompt comes first decodes while the others are computed: the time is theirs, the tokens are left over.
-        ahead = sum(map(len, prompts)) // STEP_TOKENS + 1
+        ahead = sum(map(len, prompts)) // options.max_step_tokens + 1
         params = SamplingParams(ignore_eos=True, max_tokens=decode + 1 + ahead)
         tokens = {engine.add_request(prompt, params): [] for prompt in prompts}
         start = time.perf_counter()

@@ -1,20 +1,22 @@
-"""Decode steps recorded once and replayed: the host then neither builds nor checks a step's operators again.
+"""Steps recorded once and replayed: the host then neither builds nor checks a step's operators again.
 
-One graph may run several steps, each on the tokens that the one before chose: all else that a later step needs is
-known before the first, and the host then works once for all of them. A graph is kept for each number of sequences and
-of steps that has occurred, the ones least recently used are dropped. It has plans of its own for what takes a step's
-batch, since a living graph refuses batches that its arrays have no room for.
+One graph may run several decode steps, each on the tokens that the one before chose: all else that a later step needs
+is known before the first, and the host then works once for all of them. Other steps vary in size with their prompts,
+but for full ones, of which long prompts and busy engines are made: those are recorded as well. A graph is kept for each
+size that has occurred, the ones least recently used are dropped. It has plans of its own for what takes a step's batch,
+since a living graph refuses batches that its arrays have no room for.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import Any, Final
 
 import numpy as np
 
-from opsocket.operators import Array, Graph, Session
+from opsocket.operators import Array, Graph, Request, Session
 from opsocket_engine.batch import StepBatch
 from opsocket_engine.model import CachePlans, Decoder, Inputs, Outputs
 from opsocket_engine.requests import DecoderRequests
@@ -27,41 +29,100 @@ def captures(session: Session, requests: DecoderRequests) -> bool:
     return (
         session.in_place
         and session.options.checked != "deep"
-        and all(session.supports(request).capture != "never" for request in requests.decode_step())
+        and "never" not in _levels(session, requests.decode_step())
     )
 
 
-class CapturedDecoder:
-    """Runs decode steps of one decoder by graphs."""
+def captures_full(session: Session, requests: DecoderRequests) -> bool:
+    """The same of full steps, whose chunks are of any length."""
+    return captures(session, requests) and _levels(session, requests.mixed_step()) == {"any"}
 
-    def __init__(self, session: Session, decoder: Decoder) -> None:
+
+def _levels(session: Session, requests: Items[Request]) -> set[str]:
+    return {session.supports(request).capture for request in requests}
+
+
+class CapturedDecoder:
+    """Runs steps of one decoder by graphs. full: tokens of a full step; None where those are not captured."""
+
+    def __init__(self, session: Session, decoder: Decoder, full: int | None = None) -> None:
         self._session = session
         self._decoder = decoder
-        self._runs: OrderedDict[tuple[int, int], _CapturedRun] = OrderedDict()
+        self._full = full
+        self._runs: OrderedDict[tuple[int, ...], _Decode | _Full] = OrderedDict()
+        self._met: set[tuple[int, ...]] = set()
+        self._outputs: dict[int, Outputs] = {}
 
-    def __call__(self, batches: Items[StepBatch]) -> tuple[Array, Items[Array]]:
+    def decode(self, batches: Items[StepBatch]) -> tuple[Array, Items[Array]]:
         """Run decode steps, as `assemble_decode` has them: the last one's logits f32[T, V], and for each step the index
         of the largest of each row, i64[T]. All stay as they are until the next call."""
-        key = len(batches[0].token_ids), len(batches)
+        size, steps = len(batches[0].token_ids), len(batches)
+        run = self._run((size, steps), lambda: _Decode(self._session, self._decoder, steps, self._arrays(size)))
+        self._decoder.copy_blocks(batches[0])
+        found: tuple[Array, Items[Array]] = run(batches)
+        return found
+
+    def takes(self, batch: StepBatch) -> bool:
+        """Whether `forward` is to run a step that is not all decoding: a full one, from the second of its size on."""
+        if len(batch.token_ids) != self._full:
+            return False
+        key = _size(batch)
+        is_known = key in self._met
+        self._met.add(key)
+        return is_known
+
+    def forward(self, batch: StepBatch) -> Array | None:
+        """As `Decoder.forward`; the logits stay as they are until the next call."""
+        tokens, _, rows = key = _size(batch)
+        run = self._run(
+            key, lambda: _Full(self._session, self._decoder, self._arrays(tokens), self._arrays(rows) if rows else None)
+        )
+        self._decoder.copy_blocks(batch)
+        logits: Array | None = run(batch)
+        return logits
+
+    def _run(self, key: tuple[int, ...], make: Callable[[], _Decode | _Full]) -> Any:
         if key not in self._runs:
-            self._runs[key] = _CapturedRun(self._session, self._decoder, *key)
+            self._runs[key] = make()
             if len(self._runs) > MAX_GRAPHS:
                 self._runs.popitem(last=False)
         self._runs.move_to_end(key)
-        self._decoder.copy_blocks(batches[0])
-        return self._runs[key](batches)
+        return self._runs[key]
+
+    def _arrays(self, rows: int) -> Outputs:
+        """For steps of so many rows, whose graphs share them: one runs after the other."""
+        return self._outputs.setdefault(rows, Outputs(self._session, rows))
 
 
-class _CapturedRun:
-    """The graph of one number of sequences and steps, and the arrays that it reads and writes. Its first run records
-    it."""
+def _size(batch: StepBatch) -> tuple[int, int, int]:
+    """Of a step that is not all decoding: tokens, sequences, rows whose logits are wanted."""
+    return len(batch.token_ids), len(batch.attention.kv_lens), len(batch.rows)
 
-    def __init__(self, session: Session, decoder: Decoder, size: int, steps: int) -> None:
-        requests = decoder.requests
+
+class _Recording:
+    """A graph whose first run records it."""
+
+    def __init__(self, session: Session) -> None:
         self._session = session
+        self._graph: Graph | None = None
+
+    def _run(self, runs: Callable[[], None]) -> None:
+        if self._graph is None:
+            with self._session.capture() as graph:
+                runs()
+            self._graph = graph
+        else:
+            self._graph.replay()
+
+
+class _Decode(_Recording):
+    """The graph of one number of sequences and steps, and the arrays that it reads and writes."""
+
+    def __init__(self, session: Session, decoder: Decoder, steps: int, outputs: Outputs) -> None:
+        super().__init__(session)
+        requests, size = decoder.requests, outputs.rows
         self._decoder = decoder
         self._argmax: Any = decoder.plans[requests.argmax]
-        layers, outputs = [layer.decode for layer in requests.layers], Outputs(session, size)
         self._token_ids = session.upload(np.zeros(size, np.int64))
         self._largest = [session.empty((size,), "i64") for _ in range(steps)]
         self._steps = [
@@ -71,12 +132,11 @@ class _CapturedRun:
                 session.upload(np.zeros(size, np.int64)),
                 size,
                 None,
-                CachePlans(session.plan, layers),
+                CachePlans(session.plan, [layer.decode for layer in requests.layers]),
                 outputs,
             )
             for token_ids in [self._token_ids, *self._largest[:-1]]
         ]
-        self._graph: Graph | None = None
         self._logits: Array
 
     def __call__(self, batches: Items[StepBatch]) -> tuple[Array, Items[Array]]:
@@ -84,12 +144,43 @@ class _CapturedRun:
         for inputs, batch in zip(self._steps, batches, strict=True):
             inputs.plans.update(batch)
             self._session.write(inputs.positions, batch.positions)
-        if self._graph is None:
-            with self._session.capture() as graph:
-                for inputs, largest in zip(self._steps, self._largest, strict=True):
-                    self._logits = self._decoder.run(inputs)
-                    self._argmax.run(self._logits, out=largest)
-            self._graph = graph
-        else:
-            self._graph.replay()
+        self._run(self._all)
         return self._logits, self._largest
+
+    def _all(self) -> None:
+        for inputs, largest in zip(self._steps, self._largest, strict=True):
+            self._logits = self._decoder.run(inputs)
+            self._argmax.run(self._logits, out=largest)
+
+
+class _Full(_Recording):
+    """The graph of one number of tokens, sequences and rows."""
+
+    def __init__(self, session: Session, decoder: Decoder, outputs: Outputs, row_outputs: Outputs | None) -> None:
+        super().__init__(session)
+        size, rows = outputs.rows, 0 if row_outputs is None else row_outputs.rows
+        self._decoder = decoder
+        self._inputs = Inputs(
+            size,
+            session.upload(np.zeros(size, np.int64)),
+            session.upload(np.zeros(size, np.int64)),
+            rows,
+            session.upload(np.zeros(rows, np.int64)) if rows else None,
+            CachePlans(session.plan, [layer.mixed for layer in decoder.requests.layers]),
+            outputs,
+            row_outputs,
+        )
+        self._logits: Array | None = None
+
+    def __call__(self, batch: StepBatch) -> Array | None:
+        inputs, write = self._inputs, self._session.write
+        inputs.plans.update(batch)
+        write(inputs.token_ids, batch.token_ids)
+        write(inputs.positions, batch.positions)
+        if inputs.rows is not None:
+            write(inputs.rows, batch.rows)
+        self._run(self._all)
+        return self._logits
+
+    def _all(self) -> None:
+        self._logits = self._decoder.run(self._inputs)

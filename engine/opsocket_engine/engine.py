@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from opsocket.cache import BlockManager
 from opsocket.operators import Array, ContractError, ResourceError, Session
 from opsocket_engine.batch import assemble, assemble_decode
-from opsocket_engine.captured import CapturedDecoder, captures
+from opsocket_engine.captured import CapturedDecoder, captures, captures_full
 from opsocket_engine.checkpoint import Checkpoint, open_checkpoint
 from opsocket_engine.locate import locate
 from opsocket_engine.model import Decoder
@@ -81,8 +81,10 @@ class Engine:
         self._session = session
         self._tokenizer = tokenizer
         self._decoder = Decoder(session, checkpoint, self.requests)
-        can_capture = options.capture and captures(session, self.requests)
-        self._captured = CapturedDecoder(session, self._decoder) if can_capture else None
+        self._captured: CapturedDecoder | None = None
+        if options.capture and captures(session, self.requests):
+            full = options.max_step_tokens if captures_full(session, self.requests) else None
+            self._captured = CapturedDecoder(session, self._decoder, full)
         plans = self._decoder.plans
         self._sampler = Sampler(session, plans[self.requests.argmax], plans[self.requests.sample])
         self.blocks = BlockManager(num_blocks, options.block_size, prefix_sharing=options.prefix_sharing)
@@ -153,11 +155,14 @@ class Engine:
         if not step.chunks:
             return []
         if self._captured is None or not step.is_decode:
-            outputs = self._complete(step.chunks, self._decoder.forward(assemble(step, self.blocks)))
-            self._count(step, 1, len(outputs), False, time.perf_counter() - start)
+            batch = assemble(step, self.blocks)
+            is_replayed = self._captured is not None and self._captured.takes(batch)
+            forward = self._captured.forward if is_replayed else self._decoder.forward
+            outputs = self._complete(step.chunks, forward(batch))
+            self._count(step, 1, len(outputs), is_replayed, time.perf_counter() - start)
             return outputs
         steps = self._num_replayed(step)
-        logits, largest = self._captured(assemble_decode(step, self.blocks, steps))
+        logits, largest = self._captured.decode(assemble_decode(step, self.blocks, steps))
         outputs = self._complete(step.chunks, logits, largest[0])
         outputs += self._complete_others(step.chunks, outputs, largest[1:])
         seconds = time.perf_counter() - start

@@ -7,7 +7,7 @@ make the same request. No array is touched by anything but the session and its p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,13 @@ class Outputs:
 
     def __init__(self, session: Session, rows: int) -> None:
         self._session = session
-        self._rows = rows
+        self.rows = rows
         self._arrays: dict[Any, Array] = {}
 
     def __call__(self, name: str, dtype: str, *shape: int) -> Array:
         key = name, dtype, shape
         if key not in self._arrays:
-            self._arrays[key] = self._session.empty((self._rows, *shape), dtype)
+            self._arrays[key] = self._session.empty((self.rows, *shape), dtype)
         return self._arrays[key]
 
 
@@ -54,8 +54,8 @@ class Outputs:
 class Inputs:
     """What a step is computed from, on the device: token_ids, positions i64[T], and the plans that have its batch.
 
-    rows i64[num_rows]: the hidden states whose logits are wanted; None where those are all, in order. outputs: the
-    arrays to compute into; None for new ones.
+    rows i64[num_rows]: the hidden states whose logits are wanted; None where those are all, in order. outputs,
+    row_outputs: the arrays to compute into, for all tokens and for those of `rows` alone; None for new ones.
     """
 
     num_tokens: int
@@ -65,6 +65,11 @@ class Inputs:
     rows: Array | None
     plans: CachePlans
     outputs: Outputs | None = None
+    row_outputs: Outputs | None = None
+
+    def of_rows(self) -> Inputs:
+        """What goes on with the rows alone, once they are taken."""
+        return replace(self, num_tokens=self.num_rows, rows=None, outputs=self.row_outputs)
 
     def out(self, name: str, dtype: str, *shape: int) -> Array | None:
         """Where an operator puts its result of `shape` for each token."""
@@ -133,11 +138,16 @@ class Decoder:
             attended = layer.attend(inputs, q)
             if layer is last and inputs.rows is not None:
                 # Who goes on from the cache needs no more of the other rows.
-                attended = self._take_attended.run(attended, inputs.rows)
-                residual = self._take_residual.run(residual, inputs.rows)
+                rows, inputs = inputs.rows, inputs.of_rows()
+                attended = self._take("attended", self._take_attended, inputs, attended, rows)
+                residual = self._take("residual", self._take_residual, inputs, residual, rows)
             x, residual = layer.feed_forward(inputs, attended, residual)
         x, _ = self._norm(inputs, x, residual)
         return self._lm_head(inputs, x)
+
+    def _take(self, name: str, plan: Any, inputs: Inputs, x: Array, rows: Array) -> Array:
+        spec = plan.request.spec
+        return plan.run(x, rows, out=inputs.out(name, spec.dtype, spec.width))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +191,11 @@ class _Norm:
     def __call__(self, inputs: Inputs, x: Array, residual: Array | None = None) -> Any:
         spec = self.plan.request.spec
         shape = (spec.width,) if spec.heads is None else (spec.heads, spec.width)
-        return self.plan.run(x, self.weight, residual, out=inputs.out(self.name, spec.dtype, *shape))
+        out = inputs.out(self.name, spec.dtype, *shape)
+        if residual is None:
+            return self.plan.run(x, self.weight, out=out)
+        added = inputs.out(self.name + " sum", spec.dtype, *shape)
+        return self.plan.run(x, self.weight, residual, out=out, residual_out=added)
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,6 +104,12 @@ class DecoderRequests:
         layers = tuple(replace(layer, mixed=layer.decode) for layer in self.layers)
         return list(dict.fromkeys(_requests((self.embedding, layers, self.norm, self.lm_head, self.argmax))))
 
+    def mixed_step(self) -> list[Request]:
+        """The same of a step that is not all decoding."""
+        layers = tuple(replace(layer, decode=layer.mixed) for layer in self.layers)
+        rows = self.take_attended, self.take_residual
+        return list(dict.fromkeys(_requests((self.embedding, layers, *rows, self.norm, self.lm_head))))
+
 
 def cache_spec(config: ModelConfig, options: EngineOptions, num_blocks: int) -> CacheSpec:
     """The cache of one layer; all layers have the same."""

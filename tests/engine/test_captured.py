@@ -108,6 +108,31 @@ def unhurried(monkeypatch):
     monkeypatch.setattr(engine_module, "FLOW_S", math.inf)
 
 
+def test_full_steps_by_graphs_give_the_same(session, tiny, monkeypatch):
+    """Prompts of several steps of 16 tokens each, alone and beside sequences that decode, greedy and in two samples."""
+    rng = np.random.default_rng(2)
+    two = replace(GREEDY, n=2, temperature=0.8, seed=5)
+    requests = [(rng.integers(0, 128, n).tolist(), two if n == 31 else GREEDY) for n in (70, 64, 31, 3, 90, 55)]
+    options = replace(OPTIONS, num_blocks=160, max_step_tokens=16)
+    eager, _ = steps(session, tiny(num_layers=3), replace(options, capture=False), requests)
+    outputs, stats = steps(session, tiny(num_layers=3), options, requests)
+    monkeypatch.setattr(engine_module, "captures_full", lambda *_: False)
+    others, decode_stats = steps(session, tiny(num_layers=3), options, requests)
+    assert outputs == others == eager
+    assert stats.captured_steps > decode_stats.captured_steps + 5
+
+
+def test_full_steps_are_recorded_from_the_second_of_a_size_on(session, tiny):
+    options = replace(OPTIONS, max_step_tokens=8, max_batch=2)
+    with Engine(session, tiny(), None, options) as engine:
+        engine.add_request(list(range(39)), replace(GREEDY, max_tokens=1))
+        replayed = []
+        while engine.has_work:
+            engine.step()
+            replayed.append(engine.stats().captured_steps)
+    assert replayed == [0, 1, 2, 3, 3], "the last step has 7 tokens"
+
+
 @pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("steps_together", [2, 5, 8])
 def test_steps_that_run_together_choose_the_same_tokens_and_end_alike(session, tiny, steps_together):
@@ -196,6 +221,16 @@ def test_a_graph_of_a_gpu_feeds_what_one_step_chose_to_the_next(session, tiny):
         found, calls, _ = texts(interpreted, tiny(), together, requests)
     assert calls < GREEDY.max_tokens
     assert found == texts(session, tiny(), OPTIONS, requests)[0]
+
+
+def test_full_steps_by_graphs_of_a_gpu(session, tiny):
+    requests = [(list(range(60)), replace(GREEDY, max_tokens=3)), (list(range(30, 64)), replace(GREEDY, max_tokens=4))]
+    options = replace(OPTIONS, max_step_tokens=16, max_batch=2)
+    device = DeviceInfo("cuda", 0, "sm_90", "sm_90", 1 << 32, numerics="interpreted")
+    with CudaBackend().open(device, SessionOptions()) as interpreted:
+        outputs, stats = steps(interpreted, tiny(), options, requests)
+    assert outputs == steps(session, tiny(), options, requests)[0]
+    assert stats.captured_steps > 4
 
 
 def test_nothing_is_captured_where_contents_are_checked(tiny):

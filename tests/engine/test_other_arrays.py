@@ -71,7 +71,7 @@ class Embedding(_Weight, EmbeddingPlan):
 
 
 class RMSNorm(RMSNormPlan):
-    def _run(self, x, weight, residual, out):
+    def _run(self, x, weight, residual, out, residual_out):
         total = x if residual is None else x + residual
         mean = np.square(total).mean(-1, keepdims=True)
         normed = (total / np.sqrt(mean + np.float32(self.request.spec.eps)) * weight).astype(np.float32)

@@ -54,7 +54,7 @@ class Norm(RMSNormPlan):
 
     capture_level = "any"
 
-    def _run(self, x, weight, residual, out):
+    def _run(self, x, weight, residual, out, residual_out):
         out[...] = x * weight
         return out, x + residual
 

@@ -33,7 +33,7 @@ from opsocket_conformance.tolerance import (
 @dataclass(frozen=True)
 class RMSNorm(ActivationCheck):
     """width, heads (0: none), residual, eps: as in `RMSNormSpec`. x: "normal"; "small": eps decides; "outlier": one
-    channel is 1000 times larger, a row is 0."""
+    channel is 1000 times larger, a row is 0. into: the sum goes into an array that is given."""
 
     name: ClassVar[str] = "rms_norm"
     width: int = 576
@@ -42,6 +42,7 @@ class RMSNorm(ActivationCheck):
     eps: float = 1e-5
     x: str = "normal"
     strided: bool = False
+    into: bool = False
 
     def run(self, bench: Bench, rng: np.random.Generator) -> None:
         spec = RMSNormSpec(self.width, self.eps, self.dtype, self.residual, self.heads or None)
@@ -60,9 +61,12 @@ class RMSNorm(ActivationCheck):
             residual = round_to(rng.standard_normal(shape) * 3, self.dtype)
             args.append(bench.put("residual", residual, self.dtype))
         given = bench.out("out", shape, self.dtype, strided=self.strided)
-        result = bench.run(plan, *args, out=given)
+        sums = {"residual_out": bench.out("residual_out", shape, self.dtype)} if self.into else {}
+        result = bench.run(plan, *args, out=given, **sums)
         if self.residual:
             y, added = result
+            if self.into:
+                bench.check_padding("residual_out", sums["residual_out"], added, self.t)
             total = exact + residual.astype(np.float64)
             bench.compare("x + residual", bench.get(added), total, rounded_once(total, self.dtype))
             check_exactly_rounded(bench, "x + residual", bench.get(added), total, self.dtype)
@@ -104,6 +108,9 @@ def cases() -> Iterator[Case]:
         for width, eps in ((320, 1e-6), (576, 1e-3), (64, 0.0)):
             yield Case(RMSNorm(5, dtype, width, eps=eps, x="small"))
             yield Case(RMSNorm(5, dtype, width, residual=True, eps=eps))
+        yield Case(RMSNorm(5, dtype, residual=True, into=True))
+        yield Case(RMSNorm(7, dtype, 896, residual=True, strided=True, into=True))
+        yield Case(RMSNorm(3, dtype, 12289, residual=True, x="outlier", into=True))
         yield Case(RMSNorm(3, dtype, 5120))
         yield Case(RMSNorm(2, dtype, 12289, residual=True))
         yield Case(RMSNorm(67, dtype, 128, heads=2, x="outlier"))

@@ -20,13 +20,13 @@ Values = Any
 
 def recomputed(compute: Callable[..., Values]) -> Callable[..., Any]:
     """A fault's `run`. The right kernel runs first, so that it refuses what it should; then `compute(plan, **inputs)`
-    is stored over its results, rounded to their types. inputs: the arguments of `run` by name, without `out`; arrays
-    come as float64 or integers on the host. What it returns may have fewer rows: the rest stays as it is."""
+    is stored over its results, rounded to their types. inputs: the arguments of `run` by name, without what results go
+    to; arrays come as float64 or integers on the host. What it returns may have fewer rows: the rest stays as it is."""
 
     def run(plan: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         session = plan.session
         given = inspect.signature(plan.inner.run).bind(*args, **kwargs).arguments
-        inputs = {name: on_host(session, value) for name, value in given.items() if name != "out"}
+        inputs = {name: on_host(session, value) for name, value in given.items() if name.split("_")[-1] != "out"}
         result = plan.right(*args, **kwargs)
         if not isinstance(result, tuple):
             return stored(session, result, compute(plan, **inputs))

@@ -24,11 +24,16 @@ class ComposedRMSNorm(RMSNormPlan):
     """x * (1 / sqrt(mean(x^2) + eps)) * weight, in f32, rounded once."""
 
     def _run(
-        self, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        residual: torch.Tensor | None,
+        out: torch.Tensor | None,
+        residual_out: torch.Tensor | None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         spec = self.request.spec
         assert isinstance(spec, RMSNormSpec)
-        joined = x if residual is None else x + residual
+        joined = x if residual is None else torch.add(x, residual, out=residual_out)
         wide = joined.float()
         scale = wide.square().mean(-1, keepdim=True).add_(spec.eps).rsqrt_()
         y = rounded((wide * scale).mul_(weight), x.dtype, out)

@@ -50,14 +50,23 @@ class RMSNormSpec(Spec):
 
 
 class RMSNormPlan(Plan):
-    """run(x, weight f32[width], residual?) -> y, or (y, x + residual) where the spec has a residual."""
+    """run(x, weight f32[width], residual?) -> y, or (y, x + residual) where the spec has a residual.
+
+    residual_out: where that sum goes, dense; neither x nor residual themselves.
+    """
 
     spec_type = RMSNormSpec
 
     def run(
-        self, x: Array, weight: Array, residual: Array | None = None, *, out: Array | None = None
+        self,
+        x: Array,
+        weight: Array,
+        residual: Array | None = None,
+        *,
+        out: Array | None = None,
+        residual_out: Array | None = None,
     ) -> Array | tuple[Array, Array]:
-        if (again := self._again(x, weight, residual, out)) is not None:
+        if (again := self._again(x, weight, residual, out, residual_out)) is not None:
             return again
         spec = self.request.spec
         assert isinstance(spec, RMSNormSpec)
@@ -67,11 +76,13 @@ class RMSNormPlan(Plan):
         check_optional(self.session, "residual", residual, spec.residual, spec.dtype, got, 1)
         if out is not None:
             check_array(self.session, "out", out, spec.dtype, got, len(shape) - 1)
-        return self._call(self._run, x, weight, residual, out, outs={"out": out})
+        if residual_out is not None:
+            check_optional(self.session, "residual_out", residual_out, spec.residual, spec.dtype, got)
+        return self._call(self._run, x, weight, residual, out, residual_out, outs={"out": out})
 
     @abstractmethod
     def _run(
-        self, x: Array, weight: Array, residual: Array | None, out: Array | None
+        self, x: Array, weight: Array, residual: Array | None, out: Array | None, residual_out: Array | None
     ) -> Array | tuple[Array, Array]: ...
 
 

@@ -13,11 +13,16 @@ class NpuRMSNorm(RMSNormPlan):
     12 bytes per element moved instead of 4."""
 
     def _run(
-        self, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        residual: torch.Tensor | None,
+        out: torch.Tensor | None,
+        residual_out: torch.Tensor | None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         spec = self.request.spec
         assert isinstance(spec, RMSNormSpec)
-        joined = x if residual is None else x + residual
+        joined = x if residual is None else torch.add(x, residual, out=residual_out)
         normed = strict.rms_norm(joined.float().contiguous(), weight, spec.eps) if joined.numel() else joined
         y = normed.to(x.dtype) if out is None else out.copy_(normed)
         return y if residual is None else (y, joined)

@@ -27,7 +27,7 @@ class RMSNormCommand(Command):
 class NativeRMSNorm(NativePlan, RMSNormPlan):
     """Two passes over a row that is then in the cache: the sum of squares in f32 lanes, and the scaling."""
 
-    _fields = Fields(RMSNormCommand, "x weight residual y", "y sum")
+    _fields = Fields(RMSNormCommand, "x weight residual y sum", "y sum")
 
     def _setup(self) -> None:
         super()._setup()
@@ -36,13 +36,20 @@ class NativeRMSNorm(NativePlan, RMSNormPlan):
         self._heads, self._width, self._eps, self._dtype = spec.heads or 1, spec.width, spec.eps, DTYPES[spec.dtype]
 
     def _outputs(
-        self, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        residual: torch.Tensor | None,
+        out: torch.Tensor | None,
+        residual_out: torch.Tensor | None,
     ) -> Any:
-        y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
-        return y if residual is None else (y, torch.empty_like(x, memory_format=torch.contiguous_format))
+        def given(array: torch.Tensor | None) -> torch.Tensor:
+            return torch.empty_like(x, memory_format=torch.contiguous_format) if array is None else array
+
+        return given(out) if residual is None else (given(out), given(residual_out))
 
     def _command(
-        self, result: Any, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, out: Any
+        self, result: Any, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, *_: Any
     ) -> bytes:
         y, added = (result, None) if residual is None else result
         return RMSNormCommand.pack(

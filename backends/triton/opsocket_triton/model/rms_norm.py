@@ -98,12 +98,17 @@ class TritonRMSNorm(RMSNormPlan):
     capture_level = "any"
 
     def _run(
-        self, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        residual: torch.Tensor | None,
+        out: torch.Tensor | None,
+        residual_out: torch.Tensor | None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         spec = self.request.spec
         assert isinstance(spec, RMSNormSpec)
         y = like(x) if out is None else out
-        joined = None if residual is None else like(x)
+        joined = None if residual is None else like(x) if residual_out is None else residual_out
         heads = spec.heads or 1
         rows = x.shape[0] * heads
         block = min(_WIDEST, triton.next_power_of_2(spec.width))

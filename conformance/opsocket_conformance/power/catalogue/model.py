@@ -132,6 +132,12 @@ _NORM: Final = (
     _norm_fault("truncating store", "the upper half of the f32", rms_norm(store=truncated)),
     _norm_fault("strided rows read as dense", "the token stride is taken for the width", read_as_dense),
     _norm_fault(
+        "residual_out not written",
+        "the sum goes to an array of the kernel's own",
+        lambda plan, args, kwargs: plan.right(*args, **{**kwargs, "residual_out": None}),
+        where=_with_residual,
+    ),
+    _norm_fault(
         "residual from the unrounded sum",
         "the norm sees x + residual before it is rounded",
         rms_norm(joined=lambda x, r, dtype: x + r),

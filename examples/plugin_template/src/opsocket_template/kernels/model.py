@@ -13,10 +13,15 @@ class RMSNorm(RMSNormPlan):
     """With a residual, the sum is rounded to the dtype first: that is what is normalized, and what is returned."""
 
     def _run(
-        self, x: np.ndarray, weight: np.ndarray, residual: np.ndarray | None, out: np.ndarray | None
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        residual: np.ndarray | None,
+        out: np.ndarray | None,
+        residual_out: np.ndarray | None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         spec = self.request.spec
-        total = x if residual is None else x + residual
+        total = x if residual is None else result(x + residual, spec.dtype, residual_out)
         wide = total.astype(np.float32)
         mean = np.square(wide).mean(-1, keepdims=True)
         y = result(wide / np.sqrt(mean + np.float32(spec.eps)) * weight, spec.dtype, out)
