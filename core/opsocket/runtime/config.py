@@ -87,7 +87,7 @@ class EngineConfig:
         Choice(("exact", "fast"), optional=True),
         "What kernels may do inside: nothing that loses, or what matrix units do in the activations' type.",
     )
-    capture: bool | None = _option(None, Flag(), "Whether decode steps are recorded once and replayed.")
+    capture: bool | None = _option(None, Flag(), "Whether decode steps and full ones are recorded once and replayed.")
     replay_steps: int | None = _option(None, Count(), "Decode steps that one replay runs where all are greedy.")
 
 
