@@ -58,13 +58,12 @@ class Repeats:
         self._fields, self._size, self._threads = fields, size, threads
         self._again = _library().opsocket_repeat
         self._known: dict[int | None, _Run] = {}
-        self._shape: Any = None
 
     def run(self, args: tuple[Any, ...]) -> Any:
         """What `_run` returns; None, and nothing has run, where these arguments are not like those before."""
         key = self._fields.key
         known = self._known.get(None if key is None else id(args[key]))
-        if known is None:
+        if known is None or known.command is None:
             return None
         every = args
         for make in known.make:
@@ -78,33 +77,37 @@ class Repeats:
 
     def learn(self, args: tuple[Any, ...], result: Any, command: Command | bytes) -> None:
         """Take down a run that was validated, the second in turn of its shape: the first may never come again."""
-        shape = args[0].shape
-        if shape != self._shape:
-            self._shape = shape
-            return
         key = None if self._fields.key is None else args[self._fields.key]
-        known = self._known.get(None if key is None else id(key)) or _Run(self._size)
-        if known.take_down(args, result, command, self._fields, self._threads):
-            if key is not None and known.owner is None:
-                runs, name = self._known, id(key)
+        name = None if key is None else id(key)
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = _Run()
+            if key is not None:
+                runs = self._known
                 # Before another object can have the same identity.
                 known.owner = weakref.ref(key, lambda _: runs.pop(name, None))
-            self._known[None if key is None else id(key)] = known
-        else:
-            self._known.pop(None if key is None else id(key), None)
+        shape = args[0].shape
+        if shape != known.shape:
+            known.shape = shape
+        elif not known.take_down(args, result, command, self._fields, self._size, self._threads):
+            known.command = None
 
 
 class _Run:
-    owner: Any = None
+    """shape: of the first argument, when it last went the long way. command: None where there is none to repeat."""
 
-    def __init__(self, size: int) -> None:
-        self._memory = ctypes.create_string_buffer(size)
-        self.address = ctypes.addressof(self._memory)
+    owner: Any = None
+    shape: Any = None
+    command: Command | bytes | None = None
+    address = 0
 
     def take_down(
-        self, args: tuple[Any, ...], result: Any, command: Command | bytes, fields: Fields, threads: int
+        self, args: tuple[Any, ...], result: Any, command: Command | bytes, fields: Fields, size: int, threads: int
     ) -> bool:
         """Whether it can be repeated."""
+        if not self.address:
+            self._memory = ctypes.create_string_buffer(size)
+            self.address = ctypes.addressof(self._memory)
         results = result if isinstance(result, tuple) else (result,)
         fresh = tuple(i for i, array in enumerate(results) if not any(array is arg for arg in args))
         every = (*args, *(results[i] for i in fresh))
