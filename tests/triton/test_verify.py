@@ -60,6 +60,21 @@ def test_numbers_are_shared_where_the_launches_are_the_same(report) -> None:
     assert report["ladder"]["launches"] == [launch]
 
 
+def test_numbers_are_shared_with_any_architecture_before(tmp_path) -> None:
+    """Attention launches otherwise on RDNA than on CDNA, and alike on RDNA 3 and 4: one stand-in computes for both."""
+    case, file = "attention[hq=9,hkv=3,d=64,bs=0,q=f16,batch=short,x=normal]#0", tmp_path / "report.json"
+    arguments = ["--backend", "rocm", "--arch", "gfx942,gfx1100,gfx1201", "--case", case, "--json", str(file)]
+    ran = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    report = load(file)
+    assert wholeness(report) == []
+    found = [(x["arch"], x["same"], x["alike"], x["counts"]["PASS"]) for x in report["ladder"]["numerics"]]
+    assert found == [("gfx1100", 0, 0, 1), ("gfx1201", 0, 1, 1)]
+    assert {tuple(launch["architectures"]) for launch in report["ladder"]["launches"]} == {
+        ("gfx942",), ("gfx1100", "gfx1201")
+    }  # fmt: skip
+
+
 def test_every_control_was_refused_for_its_own_fault(report) -> None:
     controls = report["ladder"]["controls"]
     assert all(control["refused"] for control in controls)

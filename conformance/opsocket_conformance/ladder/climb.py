@@ -101,9 +101,9 @@ def elsewhere(
     on_result: Callable[[Result], None] = lambda result: None,
     journal: Journal | None = None,
 ) -> list[Elsewhere]:
-    """The cases of a run for each other architecture: rehearsed, and run on a stand-in where they launch something
-    else. A rehearsal that was denied is a result: nothing would have been computed."""
-    found = []
+    """The cases of a run for each other architecture: rehearsed, and run on a stand-in where they launch what was not
+    launched for one before. A rehearsal that was denied is a result: nothing would have been computed."""
+    found: list[Elsewhere] = []
     for arch in place.arches:
         if arch == place.device.arch:
             continue
@@ -121,11 +121,22 @@ def elsewhere(
         rehearsed = run(cases, record="rehearse")
         same = {a.case for a, b in zip(results, rehearsed, strict=True) if _is_same(a, b)}
         known = {result.case: result for result in rehearsed if result.verdict is Verdict.UNSUPPORTED}
+        before = [result for other in found for result in other.results if result.case not in known]
+        intended = {result.case: result for result in rehearsed}
+        alike = {each.case: each for each in before if each.case not in same and _is_same(each, intended[each.case])}
+        known |= alike
         rest = [case for case in cases if case.id not in same | set(known)]
         ran = run(rest, record="run", kept=part_of(journal, device))
         known |= {result.case: result for result in ran}
-        others = tuple(known[case.id] for case in cases if case.id not in same)
-        found.append(Elsewhere(arch, tuple(result.case for result in results if result.case in same), others))
+        ordered = [case.id for case in cases]
+        found.append(
+            Elsewhere(
+                arch,
+                tuple(name for name in ordered if name in same),
+                tuple(known[name] for name in ordered if name not in same),
+                tuple(name for name in ordered if name in alike),
+            )
+        )
     return found
 
 

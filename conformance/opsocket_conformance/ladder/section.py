@@ -37,11 +37,13 @@ class Launch:
 @dataclass(frozen=True)
 class Elsewhere:
     """The cases of a run for another architecture. same: those that launch the same there, so that their numbers are
-    known. results: of the others, on a stand-in of its own."""
+    known. results: of the others: of those in `alike`, which launch the same as for an architecture before, what
+    came of them on that one's stand-in; of the rest on a stand-in of its own."""
 
     arch: str
     same: tuple[str, ...]
     results: tuple[Result, ...]
+    alike: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def _elsewhere(other: Elsewhere) -> dict[str, Any]:
     return {
         "arch": other.arch,
         "same": len(other.same),
+        "alike": len(other.alike),
         "counts": {verdict.value: number for verdict, number in count(other.results).items()},
         "wrong": [
             {"case": r.case, "verdict": r.verdict.value, "said": "\n".join(r.messages)[-_LONGEST:]} for r in wrong
@@ -249,6 +252,8 @@ def contradictions(content: Mapping[str, Any], device: Mapping[str, Any], result
     for other in content["numerics"]:
         if other["same"] + sum(other["counts"].values()) != len(results):
             yield f"ladder: cases are missing for {other['arch']}"
+        if other.get("alike", 0) > sum(other["counts"].values()):
+            yield f"ladder: more cases are as for another than there are for {other['arch']}"
         if len(other["wrong"]) != sum(other["counts"][verdict.value] for verdict in _WRONG):
             yield f"ladder: what is wrong for {other['arch']} does not agree with its counts"
     known = Counter((entry["launch"], entry["arch"]) for entry in content["artifacts"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-NUMERICS_COLUMNS: Final = ("arch", "cases run for it", "launch the same", "wrong")
+NUMERICS_COLUMNS: Final = ("arch", "cases run for it", "launch the same", "as for one before", "wrong")
 KERNEL_COLUMNS: Final = ("kernel", "arch", "variants", "refused")
 OPERATOR_COLUMNS: Final = ("operator", "provider", "launches", "artifact", "why")
 CONTROL_COLUMNS: Final = ("wrong on purpose", "rung", "arch", "refused", "what was said")
@@ -64,11 +64,12 @@ def _over(values: Iterable[Any]) -> str:
 
 def numerics_rows(ladder: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Where the numbers of each architecture come from."""
-    rows: list[tuple[str, ...]] = [(ladder["stand_in"] or "the device", "all", "", "")]
+    rows: list[tuple[str, ...]] = [(ladder["stand_in"] or "the device", "all", "", "", "")]
     for other in ladder["numerics"]:
         counts = ", ".join(f"{number} {verdict}" for verdict, number in other["counts"].items() if number)
+        alike = other.get("alike", 0)
         wrong = "; ".join(f"{entry['verdict']} {entry['case']}" for entry in other["wrong"][:3])
-        rows.append((other["arch"], counts or "none", str(other["same"]), wrong))
+        rows.append((other["arch"], counts or "none", str(other["same"]), str(alike or ""), wrong))
     return rows
 
 
