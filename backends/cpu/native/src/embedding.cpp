@@ -1,70 +1,103 @@
 // Rows of a table in panels, dequantized and rounded once.
-#include "kernels.h"
+//
+// A row lies in its panel as words of four bytes, 128 bytes apart: they are brought together first, and then read as
+// vectors. What a row takes is mostly the wait for its lines, of which other rows want other words.
+#include "elementwise.h"
 #include "small_floats.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
-static float weight_scale(const uint8_t *scales, int64_t row, bool is_f32) {
-    if (is_f32) {
-        float value;
-        std::memcpy(&value, scales + row * 4, 4);
-        return value;
+static F scale_of(const uint8_t *scales, int64_t lane, bool is_f32) {
+    return set(load_one(scales, lane, is_f32 ? F32 : F16));
+}
+
+// A row's codes, a byte each, as many as the weight has columns. panel: that of the row, which is number `lane` of it.
+template <int BITS> static void gather_codes(const Panels &w, const uint8_t *panel, int64_t lane, uint8_t *codes) {
+    constexpr int FIELDS = 8 / BITS;
+    constexpr uint32_t MASK = 0x01010101u * ((1 << BITS) - 1);
+    const int64_t slab = w.slab(), slabs = w.group / slab, run = slab / FIELDS;
+    for (int64_t group = 0; group < w.k / w.group; group++, panel += w.group_bytes()) {
+        const uint8_t *words = panel + lane * 4;
+        for (int64_t s = 0; s < slabs; s++, words += w.slab_bytes(), codes += slab)
+            for (int64_t i = 0; i < run; i += 4) {
+                uint32_t word;
+                std::memcpy(&word, words + i * PANEL, 4);
+                for (int field = 0; field < FIELDS; field++) {
+                    const uint32_t four = word >> (BITS * field) & MASK;
+                    std::memcpy(codes + field * run + i, &four, 4);
+                }
+            }
     }
-    uint16_t half;
-    std::memcpy(&half, scales + row * 2, 2);
-    return half_to_float(half);
 }
 
-static float code_number(const Panels &w, int stored) {
-    if (w.code == E4M3FN) return e4m3fn(set(int32_t(stored)))[0];
-    if (w.code == E2M1) return twice_e2m1(set(int32_t(stored)))[0];
-    return float(stored - w.zero_offset);
+// What codes stand for before a scale is applied.
+static F numbers(const Panels &w, I codes) {
+    if (w.code == E4M3FN) return e4m3fn(codes);
+    if (w.code == E2M1) return twice_e2m1(codes);
+    return convert(codes - w.zero_offset);
 }
 
-static void coded_row(const Embedding &c, int64_t id, float *row) {
+// In order of the table's columns. memory: of this thread, for a row in f32 and in bytes; the row stands at its beginning.
+static void coded_row(const Embedding &c, int64_t id, unsigned char *memory) {
     const Panels &w = c.weight;
-    const int64_t lane = id % PANEL, slab = w.slab(), fields = 8 / w.bits, steps = slab / 4 / fields;
-    const uint8_t *stream = w.data + id / PANEL * w.panel_bytes(), mask = uint8_t((1 << w.bits) - 1);
-    for (int64_t first = 0; first < w.k; first += w.group, stream += w.group_bytes()) {
-        const uint8_t *scales = stream + w.group / slab * w.slab_bytes();
-        const float scale = weight_scale(scales, lane, w.scale_f32);
-        const float minimum = w.has_minimum ? weight_scale(scales + w.scale_bytes(), lane, w.scale_f32) : 0;
-        const int64_t last = first + w.group < c.k ? w.group : c.k - first;
-        for (int64_t i = 0; i < last; i++) {
-            const int64_t in_slab = i % slab, field = in_slab / (4 * steps), step = in_slab / 4 % steps;
-            const uint8_t *bytes = stream + i / slab * w.slab_bytes() + (step * PANEL + lane) * 4;
-            const float value = scale * code_number(w, bytes[in_slab % 4] >> (field * w.bits) & mask);
-            const int64_t column = c.permutation ? c.permutation[first + i] : first + i;
-            row[column] = w.has_minimum ? value - minimum : value;
+    const int64_t lane = id % PANEL;
+    const uint8_t *panel = w.data + id / PANEL * w.panel_bytes();
+    float *row = reinterpret_cast<float *>(memory);
+    uint8_t *codes = memory + w.k * 4;
+    if (w.bits == 8) gather_codes<8>(w, panel, lane, codes);
+    else if (w.bits == 4) gather_codes<4>(w, panel, lane, codes);
+    else gather_codes<2>(w, panel, lane, codes);
+    const uint8_t *scales = panel + w.group / w.slab() * w.slab_bytes();
+    for (int64_t first = 0; first < w.k; first += w.group, scales += w.group_bytes()) {
+        const F scale = scale_of(scales, lane, w.scale_f32);
+        const F minimum = w.has_minimum ? scale_of(scales + w.scale_bytes(), lane, w.scale_f32) : set(0.0f);
+        for (int64_t i = first; i < first + w.group; i += W) {
+            F value = scale * numbers(w, (I)load_bytes(codes + i));
+            if (w.has_minimum) value -= minimum;
+            if (!c.permutation) store(row + i, value);
+            else
+                for (int64_t j = i; j < std::min(i + W, c.k); j++) row[c.permutation[j]] = value[j - i];
         }
     }
 }
 
-static void float_row(const Embedding &c, int64_t id, float *row) {
-    const int64_t panel = id / PANEL, lane = id % PANEL;
-    for (int64_t k = 0; k < c.k; k++) {
-        const int64_t i = c.float_dtype == BF16 ? ((panel * ((c.k + 1) / 2) + k / 2) * PANEL + lane) * 2 + k % 2
-                                                : (panel * c.k + k) * PANEL + lane;
-        row[k] = load_one(c.weight.data, i, c.float_dtype);
-    }
+// y = of the table's dtype S to that of the result. row: of this thread.
+template <int32_t S, int32_t T> static void round_row(const void *row, void *y, int64_t k) {
+    int64_t i = 0;
+    for (; i + W <= k; i += W) store_t<T>(y, i, load_t<S>(row, i));
+    for (; i < k; i++) store_one(y, i, T, load_one(row, i, S));
+}
+
+// A row of a table of floats, as it is.
+template <int32_t S> static void float_row(const Embedding &c, int64_t id, void *row) {
+    using Bits = std::conditional_t<S == F16, uint16_t, uint32_t>;  // bf16 comes in pairs
+    const int64_t count = S == BF16 ? (c.k + 1) / 2 : c.k;
+    const Bits *from = reinterpret_cast<const Bits *>(c.weight.data) + id / PANEL * count * PANEL + id % PANEL;
+    Bits *to = static_cast<Bits *>(row);
+    for (int64_t i = 0; i < count; i++) to[i] = from[i * PANEL];
 }
 
 void embedding(const Command *command, Worker &worker) {
     const Embedding &c = *static_cast<const Embedding *>(command);
-    float *row = reinterpret_cast<float *>(worker.own);
     int64_t begin, end;
     worker.share(c.rows, begin, end);
-    for (int64_t t = begin; t < end; t++) {
-        // An f32 row is written in place, another one rounded from this thread's memory.
-        float *target = c.dtype == F32 ? static_cast<float *>(c.y) + t * c.y_stride : row;
-        if (c.ids[t] < 0 || c.ids[t] >= c.weight.n)  // checked only under checked="deep"
-            for (int64_t k = 0; k < c.k; k++) target[k] = __builtin_nanf("");
-        else if (c.float_dtype < 0) coded_row(c, c.ids[t], target);
-        else float_row(c, c.ids[t], target);
-        if (c.dtype != F32)
-            for (int64_t k = 0; k < c.k; k++) store_one(c.y, t * c.y_stride + k, c.dtype, target[k]);
-    }
+    const bool coded = c.float_dtype < 0;
+    by_dtype(c.dtype, [&](auto to) {
+        by_dtype(coded ? int32_t(F32) : c.float_dtype, [&](auto from) {
+            constexpr int32_t T = to, S = from;
+            for (int64_t t = begin; t < end; t++) {
+                const int64_t id = c.ids[t];
+                if (id < 0 || id >= c.weight.n) {  // checked only under checked="deep"
+                    for (int64_t k = 0; k < c.k; k++) store_one(c.y, t * c.y_stride + k, T, __builtin_nanf(""));
+                    continue;
+                }
+                if (coded) coded_row(c, id, worker.own);
+                else float_row<S>(c, id, worker.own);
+                round_row<S, T>(worker.own, at(c.y, t * c.y_stride, T), c.k);
+            }
+        });
+    });
 }
 
 }  // namespace OPSOCKET_LEVEL

@@ -42,6 +42,7 @@ typedef int32_t I __attribute__((vector_size(W * 4)));
 typedef uint32_t U __attribute__((vector_size(W * 4)));
 typedef int16_t H __attribute__((vector_size(W * 2)));
 typedef int8_t B __attribute__((vector_size(W)));
+typedef uint8_t UB __attribute__((vector_size(W)));
 
 // x in every lane: not as F{} + x, which would be an addition, since 0 + -0 is no -0.
 inline F set(float x) {
@@ -253,6 +254,17 @@ inline void store_bf16(void *p, F v) {
     U result = ((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded) >> 16;
     UH h = __builtin_convertvector(result, UH);
     __builtin_memcpy(p, &h, sizeof h);
+#endif
+}
+
+// W bytes, a lane each. The compiler takes them apart one by one where it is only told to convert.
+inline U load_bytes(const void *p) {
+#if OPSOCKET_AVX512
+    return (U)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif OPSOCKET_AVX2
+    return (U)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
+    return __builtin_convertvector(load_as<UB>(p), U);
 #endif
 }
 

@@ -8,8 +8,6 @@
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
-typedef uint8_t UB __attribute__((vector_size(W)));
-
 // One side of a cache: the keys or the values of one head, for a run of tokens of the batch.
 struct Piece {
     bool keys;
@@ -79,7 +77,7 @@ template <int32_t C> inline U load_codes(const void *codes, int64_t i) {
     if constexpr (kv_bits(C) == 32) return load_as<U>(static_cast<const uint32_t *>(codes) + i);
     else if constexpr (kv_bits(C) == 16)
         return __builtin_convertvector(load_as<UH>(static_cast<const uint16_t *>(codes) + i), U);
-    else return __builtin_convertvector(load_as<UB>(static_cast<const uint8_t *>(codes) + i), U);
+    else return load_bytes(static_cast<const uint8_t *>(codes) + i);
 }
 
 // Codes of one token's dims, as `store_codes` leaves them, into lane t of a K tile; and back.
