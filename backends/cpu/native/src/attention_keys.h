@@ -8,6 +8,7 @@
 // whatever the cache holds there; keys may be anything.
 #pragma once
 #include "attention_rows.h"
+#include "transpose.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
@@ -34,39 +35,6 @@ struct KeySource {
 // Static scales: of a head, or of dim d of it.
 inline float one_scale(const KVTiles &x, int64_t head) {
     return x.granularity == SCALE_TENSOR ? x.scale[0] : x.granularity == SCALE_HEAD ? x.scale[head] : 1.0f;
-}
-
-// In place, 16 vectors of 16 dwords: x[i][j] becomes x[j][i].
-inline void transpose16(uint32_t *x, int64_t stride) {
-#if OPSOCKET_AVX512
-    __m512i r[16], t[16];
-    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(x + i * stride);
-    for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        _mm512_storeu_si512(x + i * stride, _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88));
-        _mm512_storeu_si512(x + (i + 4) * stride, _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88));
-        _mm512_storeu_si512(x + (i + 8) * stride, _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd));
-        _mm512_storeu_si512(x + (i + 12) * stride, _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd));
-    }
-#else
-    for (int i = 0; i < 16; i++)
-        for (int j = 0; j < i; j++) std::swap(x[i * stride + j], x[j * stride + i]);
-#endif
 }
 
 // ---- f32

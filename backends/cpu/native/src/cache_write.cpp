@@ -41,40 +41,64 @@ static float token_scale(const KVTiles &x, int32_t largest) {
     return x.scale_dtype == F16 ? half_to_float(float_to_half(scale)) : scale;
 }
 
-// One head's tokens. memory: of this thread.
+// A token's codes, as `store_codes` leaves them. row: memory for it in f32. stored: where its own scale goes.
+template <int32_t C>
+static void encode(const KVTiles &x, const void *given, int32_t dtype, StaticScale scale, float *stored, float *row,
+                   unsigned char *codes) {
+    const int64_t width = v_width(x.dim);
+    const int32_t largest = widen(row, given, x.dim, dtype);
+    if (x.granularity == SCALE_TOKEN_HEAD) {
+        scale.one = *stored = token_scale(x, largest);
+        if (scale.one == 0) {  // of zeros, or of values whose scale is too small to be stored
+            std::fill_n(row, width, 0.0f);
+            scale.one = 1;
+        }
+    }
+    const bool divide = x.granularity != SCALE_NONE;
+    for (int64_t d = 0; d < width; d += W) {
+        F value = load(row + d);
+        if (divide) value = value / scale.at(d);
+        store_codes<C>(codes, d, kv_encode<C>(value));
+    }
+}
+
+// Whether these slots begin with those of a whole tile, in order.
+static bool fill_a_tile(const int64_t *slots, int64_t count) {
+    if (slots[0] % TILE || count < TILE) return false;
+    for (int t = 1; t < TILE; t++)
+        if (slots[t] != slots[0] + t) return false;
+    return true;
+}
+
+// One head's tokens. A whole tile is written at once, each of its lines once. memory: of this thread.
 template <int32_t C> static void write(const CacheWrite &c, const Piece &piece, unsigned char *memory) {
     const KVTiles &x = piece.keys ? c.cache.k : c.cache.v;
     const void *values = piece.keys ? c.k : c.v;
     const int64_t stride = piece.keys ? c.k_stride : c.v_stride, dim = x.dim, width = v_width(dim);
     const int64_t vectors = k_vectors(C, dim), code_bytes = piece.keys ? k_code_bytes(C, dim) : v_code_bytes(C, dim);
-    float *row = reinterpret_cast<float *>(memory);
-    unsigned char *codes = memory + width * 4;
-    StaticScale scale(x, piece.head, codes + width * 4);
-    for (int64_t i = piece.begin; i < piece.end; i++) {
+    const bool as_given = C == c.dtype && x.granularity == SCALE_NONE && width == dim;
+    const bool tiles_fit = (TILE + 2) * width * 4 <= int64_t(OWN_BYTES);
+    StaticScale scale(x, piece.head, memory + width * 4);
+    auto codes_of = [&](int64_t i, unsigned char *tile, int t, int place) -> const unsigned char * {
+        const void *given = at(values, c.batch->rows[i] * stride + piece.head * dim, c.dtype);
+        if (as_given) return static_cast<const unsigned char *>(given);
+        unsigned char *codes = memory + (place + 2) * width * 4;
+        float *stored = reinterpret_cast<float *>(tile + code_bytes) + t;
+        encode<C>(x, given, c.dtype, scale, stored, reinterpret_cast<float *>(memory), codes);
+        if (piece.keys) pack_key<C>(codes, vectors);
+        return codes;
+    };
+    for (int64_t i = piece.begin; i < piece.end;) {
         const int64_t slot = c.batch->slots[i];
         unsigned char *tile = tile_of_slot(x, c.cache.heads, c.cache.tiles, piece.head, slot);
-        const int t = int(slot % TILE);
-        const void *given = at(values, c.batch->rows[i] * stride + piece.head * dim, c.dtype);
-        const int32_t largest = widen(row, given, dim, c.dtype);
-        if (x.granularity == SCALE_TOKEN_HEAD) {
-            scale.one = token_scale(x, largest);
-            reinterpret_cast<float *>(tile + code_bytes)[t] = scale.one;
-            if (scale.one == 0) {  // of zeros, or of values whose scale is too small to be stored
-                std::fill_n(row, width, 0.0f);
-                scale.one = 1;
-            }
-        }
-        const bool divide = x.granularity != SCALE_NONE;
-        unsigned char *dwords = tile + t / kv_per_dword(C) * width * 4;
-        const int shift = kv_shift(C, t % kv_per_dword(C));
-        for (int64_t d = 0; d < width; d += W) {
-            F value = load(row + d);
-            if (divide) value = value / scale.at(d);
-            U code = kv_encode<C>(value);
-            if (piece.keys) store_codes<C>(codes, d, code);
-            else put_field(dwords + d * 4, kv_bits(C), shift, code);
-        }
-        if (piece.keys) put_key<C>(tile, t, codes, vectors);
+        const int first = int(slot % TILE);
+        const bool whole = tiles_fit && fill_a_tile(c.batch->slots + i, piece.end - i);
+        const int count = whole ? TILE : 1;
+        const unsigned char *codes[TILE];
+        for (int t = 0; t < count; t++) codes[t] = codes_of(i + t, tile, first + t, t);
+        if (piece.keys) whole ? put_keys(tile, codes, vectors) : put_key(tile, first, codes[0], vectors);
+        else whole ? put_values<C>(tile, codes, width) : put_value<C>(tile, first, codes[0], width);
+        i += count;
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include "pool.h"
 #include "tiles.h"
+#include "transpose.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
@@ -80,19 +81,44 @@ template <int32_t C> inline U load_codes(const void *codes, int64_t i) {
     else return load_bytes(static_cast<const uint8_t *>(codes) + i);
 }
 
-// Codes of one token's dims, as `store_codes` leaves them, into lane t of a K tile; and back.
-template <int32_t C> inline void put_key(unsigned char *tile, int t, const void *codes, int64_t vectors) {
-    const uint32_t *from = static_cast<const uint32_t *>(codes);
-    uint32_t *to = reinterpret_cast<uint32_t *>(tile) + t;
-    for (int64_t i = 0; i < vectors; i++) {
-        uint32_t dword;
-        if constexpr (C == KV_I4) dword = from[2 * i] | from[2 * i + 1] << 4;
-        else if constexpr (C == KV_I2)
-            dword = from[4 * i] | from[4 * i + 1] << 2 | from[4 * i + 2] << 4 | from[4 * i + 3] << 6;
-        else dword = from[i];
-        to[i * TILE] = dword;
+// ---- keys. A token's codes become dwords first, as many as a K tile has vectors.
+
+// Codes of one token's dims, as `store_codes` leaves them, into these dwords; in place.
+template <int32_t C> inline void pack_key(unsigned char *codes, int64_t vectors) {
+    if constexpr (kv_bits(C) < 8) {
+        constexpr int BITS = kv_bits(C), FIELDS = 8 / BITS;
+        uint32_t fields[FIELDS];
+        for (int64_t i = 0; i < vectors; i++) {
+            std::memcpy(fields, codes + i * sizeof fields, sizeof fields);
+            for (int f = 1; f < FIELDS; f++) fields[0] |= fields[f] << (BITS * f);
+            std::memcpy(codes + i * 4, fields, 4);
+        }
     }
 }
+
+// One token's dwords into lane t of a K tile.
+inline void put_key(unsigned char *tile, int t, const unsigned char *dwords, int64_t vectors) {
+    for (int64_t i = 0; i < vectors; i++) std::memcpy(tile + (i * TILE + t) * 4, dwords + i * 4, 4);
+}
+
+// The dwords of all 16 tokens into a K tile.
+inline void put_keys(unsigned char *tile, const unsigned char *const *dwords, int64_t vectors) {
+#if OPSOCKET_AVX512
+    for (int64_t i = 0; i < vectors; i += TILE) {
+        const int count = int(std::min<int64_t>(TILE, vectors - i));
+        const __mmask16 there = __mmask16((1u << count) - 1);
+        transpose_rows([&](int t) { return _mm512_maskz_loadu_epi32(there, dwords[t] + i * 4); },
+                       [&](int j, __m512i v) {
+                           if (j < count) _mm512_storeu_si512(tile + (i + j) * 64, v);
+                       });
+    }
+#else
+    for (int64_t i = 0; i < vectors; i++)
+        for (int t = 0; t < TILE; t++) std::memcpy(tile + (i * TILE + t) * 4, dwords[t] + i * 4, 4);
+#endif
+}
+
+// A token's dwords of a K tile as codes, as `store_codes` leaves them.
 template <int32_t C> inline void take_key(const unsigned char *tile, int t, void *codes, int64_t vectors) {
     const uint32_t *from = reinterpret_cast<const uint32_t *>(tile) + t;
     uint32_t *to = static_cast<uint32_t *>(codes);
@@ -107,6 +133,8 @@ template <int32_t C> inline void take_key(const unsigned char *tile, int t, void
     }
 }
 
+// ---- values
+
 // A field of some dwords of a V tile.
 inline void put_field(unsigned char *dwords, int bits, int shift, U codes) {
     if (bits < 32) {
@@ -115,6 +143,25 @@ inline void put_field(unsigned char *dwords, int bits, int shift, U codes) {
     }
     __builtin_memcpy(dwords, &codes, sizeof codes);
 }
+
+// One token's codes, as `store_codes` leaves them, into a V tile of that many dims.
+template <int32_t C> inline void put_value(unsigned char *tile, int t, const unsigned char *codes, int64_t width) {
+    unsigned char *dwords = tile + t / kv_per_dword(C) * width * 4;
+    const int shift = kv_shift(C, t % kv_per_dword(C));
+    for (int64_t d = 0; d < width; d += W) put_field(dwords + d * 4, kv_bits(C), shift, load_codes<C>(codes, d));
+}
+
+// The codes of all 16 tokens.
+template <int32_t C> inline void put_values(unsigned char *tile, const unsigned char *const *codes, int64_t width) {
+    constexpr int N = kv_per_dword(C);
+    for (int t = 0; t < TILE; t += N, tile += width * 4)
+        for (int64_t d = 0; d < width; d += W) {
+            U dwords = load_codes<C>(codes[t], d);
+            for (int r = 1; r < N; r++) dwords |= load_codes<C>(codes[t + r], d) << kv_shift(C, r);
+            __builtin_memcpy(tile + d * 4, &dwords, sizeof dwords);
+        }
+}
+
 inline U take_field(const unsigned char *dwords, int bits, int shift) {
     U v = load_as<U>(dwords);
     return bits < 32 ? (v >> shift) & ((1u << bits) - 1) : v;

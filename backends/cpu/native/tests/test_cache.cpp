@@ -87,12 +87,20 @@ static void by_tile(std::vector<int64_t> &slots) {
     std::stable_sort(slots.begin(), slots.end(), [](int64_t a, int64_t b) { return a / TILE < b / TILE; });
 }
 
+// As a prompt has them: those of each tile in order, and most tiles whole.
+static void in_order(Random &random, std::vector<int64_t> &slots, int64_t all) {
+    const int64_t first = random.below(std::min<int64_t>(TILE, all - int64_t(slots.size()) + 1));
+    for (size_t i = 0; i < slots.size(); i++) slots[i] = first + int64_t(i);
+    if (slots.size() > 40) slots.erase(slots.begin() + 20 + random.below(20));
+}
+
 static void write_and_read(Random &random, const KVFormat &k_format, const KVFormat &v_format, const Sizes &sizes) {
     const int64_t heads = sizes.heads, dim_k = sizes.dim_k, dim_v = sizes.dim_v;
     CachePair got = some_cache(random, k_format, v_format, sizes, false),
               want = some_cache(random, k_format, v_format, sizes, false);
     std::vector<int64_t> slots = some_slots(random, got.k.slots(), 1 + random.below(150));
-    by_tile(slots);
+    if (random.below(2)) by_tile(slots);
+    else in_order(random, slots, got.k.slots());
     const int64_t count = int64_t(slots.size());
     const int32_t dtype = int32_t(random.below(3));
     Matrix k = Matrix::random(random, count + 1, heads * dim_k, 3, dtype),
