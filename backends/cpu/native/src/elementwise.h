@@ -28,7 +28,33 @@ inline uint32_t rank_of(float x) {
 inline uint64_t order_key(float x, int64_t index) { return uint64_t(rank_of(x)) << 32 | uint32_t(~index); }
 inline int64_t index_of(uint64_t key) { return int64_t(~uint32_t(key)); }
 
-// y[r, i] = f(a[r, i], b[r, i]) on vectors. Pieces of a row, so that one long row is shared too; short ones are not.
+// a + b, for `combine`.
+struct Sum {
+    template <int N> void operator()(F (&a)[N], const F (&b)[N]) const {
+        for (int i = 0; i < N; i++) a[i] += b[i];
+    }
+};
+
+// y[i] = f(a[i], b[i]), begin <= i < end. f takes arrays of vectors, of any size, and leaves its result in the first.
+template <int32_t T, class Function>
+inline void combine(const void *a, const void *b, void *y, int64_t begin, int64_t end, Function f) {
+    constexpr int N = 4;
+    int64_t i = begin;
+    for (; i + N * W <= end; i += N * W) {
+        F p[N], q[N];
+        for (int j = 0; j < N; j++) p[j] = load_t<T>(a, i + j * W), q[j] = load_t<T>(b, i + j * W);
+        f(p, q);
+        for (int j = 0; j < N; j += 2) store_two<T>(y, i + j * W, p[j], p[j + 1]);
+    }
+    for (; i < end; i += W) {
+        const int rest = int(std::min<int64_t>(W, end - i));
+        F p[1] = {load_part(a, i, T, rest)}, q[1] = {load_part(b, i, T, rest)};
+        f(p, q);
+        store_part(y, i, T, p[0], rest);
+    }
+}
+
+// The same of rows, in pieces, so that one long row is shared too; short ones are not.
 template <class Function>
 inline void combine_rows(Worker &worker, int64_t rows, int64_t width, int32_t dtype, const void *a, int64_t a_stride,
                          const void *b, int64_t b_stride, void *y, int64_t y_stride, Function f) {
@@ -38,12 +64,9 @@ inline void combine_rows(Worker &worker, int64_t rows, int64_t width, int32_t dt
     by_dtype(dtype, [&](auto type) {
         constexpr int32_t T = type;
         for (int64_t i = begin; i < end; i++) {
-            int64_t row = i / pieces, from = i % pieces * PIECE, to = std::min(width, from + PIECE);
-            const void *p = at(a, row * a_stride, T), *q = at(b, row * b_stride, T);
-            void *out = at(y, row * y_stride, T);
-            for (; from + W <= to; from += W) store_t<T>(out, from, f(load_t<T>(p, from), load_t<T>(q, from)));
-            int rest = int(to - from);
-            if (rest) store_part(out, from, T, f(load_part(p, from, T, rest), load_part(q, from, T, rest)), rest);
+            const int64_t row = i / pieces, from = i % pieces * PIECE;
+            combine<T>(at(a, row * a_stride, T), at(b, row * b_stride, T), at(y, row * y_stride, T), from,
+                       std::min(width, from + PIECE), f);
         }
     });
 }

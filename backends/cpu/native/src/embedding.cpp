@@ -38,7 +38,7 @@ static F numbers(const Panels &w, I codes) {
     return convert(codes - w.zero_offset);
 }
 
-// In order of the table's columns. memory: of this thread, for a row in f32 and in bytes; the row stands at its beginning.
+// In order of the table's columns. memory: of this thread, for a row in f32, at its beginning, and for codes.
 static void coded_row(const Embedding &c, int64_t id, unsigned char *memory) {
     const Panels &w = c.weight;
     const int64_t lane = id % PANEL;

@@ -235,11 +235,14 @@ inline F load_bf16(const void *p) {
 #endif
 }
 
+#if defined(__AVX512BF16__)
+// The lanes that VCVTNEPS2BF16, which else rounds as is wanted, takes for 0.
+inline __mmask16 subnormal(F v) { return _mm512_fpclass_ps_mask((__m512)v, 0x20); }
+#endif
+
 inline void store_bf16(void *p, F v) {
 #if defined(__AVX512BF16__)
-    // VCVTNEPS2BF16 rounds so too, but takes subnormal numbers for 0.
-    constexpr int SUBNORMAL = 0x20;
-    if (!_mm512_fpclass_ps_mask((__m512)v, SUBNORMAL)) [[likely]] {
+    if (!subnormal(v)) [[likely]] {
         _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
         return;
     }
@@ -294,6 +297,20 @@ template <int32_t T> inline void store_t(void *base, int64_t i, F v) {
     else if constexpr (T == F16) store_half(static_cast<uint16_t *>(base) + i, v);
     else store_bf16(static_cast<uint16_t *>(base) + i, v);
 }
+// Two vectors that follow each other: to bf16 with half as many instructions.
+template <int32_t T> inline void store_two(void *base, int64_t i, F a, F b) {
+#if defined(__AVX512BF16__)
+    if constexpr (T == BF16) {
+        const __mmask16 in_a = subnormal(a), in_b = subnormal(b);
+        if (_kortestz_mask16_u8(in_a, in_b)) [[likely]] {
+            _mm512_storeu_si512(static_cast<uint16_t *>(base) + i, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
+            return;
+        }
+    }
+#endif
+    store_t<T>(base, i, a);
+    store_t<T>(base, i + W, b);
+}
 
 inline F load_any(const void *base, int64_t i, int32_t dtype) {
     return dtype == F32 ? load_t<F32>(base, i) : dtype == F16 ? load_t<F16>(base, i) : load_t<BF16>(base, i);
@@ -304,8 +321,9 @@ inline void store_any(void *base, int64_t i, int32_t dtype, F v) {
     else store_t<BF16>(base, i, v);
 }
 
-// The first n < W elements, the rest 0; and back.
+// The first n <= W elements, the rest 0; and back.
 inline F load_part(const void *base, int64_t i, int32_t dtype, int n) {
+    if (n == W) return load_any(base, i, dtype);
 #if OPSOCKET_AVX512
     if (dtype == F32)
         return (F)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), static_cast<const float *>(base) + i);
@@ -315,6 +333,7 @@ inline F load_part(const void *base, int64_t i, int32_t dtype, int n) {
     return v;
 }
 inline void store_part(void *base, int64_t i, int32_t dtype, F v, int n) {
+    if (n == W) return store_any(base, i, dtype, v);
 #if OPSOCKET_AVX512
     if (dtype == F32)
         return _mm512_mask_storeu_ps(static_cast<float *>(base) + i, __mmask16((1u << n) - 1), (__m512)v);
@@ -322,37 +341,45 @@ inline void store_part(void *base, int64_t i, int32_t dtype, F v, int n) {
     for (int j = 0; j < n; j++) store_one(base, i + j, dtype, v[j]);
 }
 
-// e^x within 2 units in the last place, for all x: 0 below -104, infinity above 88.73, NaN stays NaN.
+// x becomes e^x within 2 units in the last place: 0 below -104, infinity above 88.73, NaN stays NaN.
 // 2^n e^r with r in [-ln 2 / 2, ln 2 / 2]; r by two constants (Cody and Waite 1980); e^r by 1 + r + r^2 times a polynomial
 // that was fitted to the least largest relative error (3e-9). What is below -104, hidden keys among it, is never
-// multiplied out: underflow costs a processor hundreds of cycles.
-inline F exp(F x) {
+// multiplied out: underflow costs a processor hundreds of cycles. Each step of a vector waits for the one before, which
+// is what several of them, step by step, make up for.
+template <int N> inline void exp(F (&x)[N]) {
     const F whole = set(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to an integer
 #if OPSOCKET_AVX512
-    const __mmask16 kept = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-104.0f), _CMP_NLT_UQ);
-    F clamped = min(set(90.0f), x);
+    __mmask16 kept[N];
+    for (int i = 0; i < N; i++) kept[i] = _mm512_cmp_ps_mask((__m512)x[i], _mm512_set1_ps(-104.0f), _CMP_NLT_UQ);
+    for (int i = 0; i < N; i++) x[i] = min(set(90.0f), x[i]);
 #else
-    const I kept = ~(I)(x < -104.0f);
-    F clamped = min(set(90.0f), as_float(as_int(x) & kept));
+    I kept[N];
+    for (int i = 0; i < N; i++) kept[i] = ~(I)(x[i] < -104.0f);
+    for (int i = 0; i < N; i++) x[i] = min(set(90.0f), as_float(as_int(x[i]) & kept[i]));
 #endif
-    F shifted = clamped * 1.44269504f + whole, n = shifted - whole;
-    F r = clamped - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    F p = set(0.0013814539415761828f);
-    p = p * r + 0.00836874544620514f;
-    p = p * r + 0.04166838899254799f;
-    p = p * r + 0.1666652113199234f;
-    p = p * r + 0.4999999403953552f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
+    F shifted[N], n[N], p[N];
+    for (int i = 0; i < N; i++) shifted[i] = x[i] * 1.44269504f + whole;
+    for (int i = 0; i < N; i++) n[i] = shifted[i] - whole;
+    for (int i = 0; i < N; i++) x[i] = x[i] - n[i] * 0.693359375f;
+    for (int i = 0; i < N; i++) x[i] = x[i] + n[i] * 2.12194440e-4f;
+    for (int i = 0; i < N; i++) p[i] = x[i] * 0.0013814539415761828f + 0.00836874544620514f;
+    for (const float c : {0.04166838899254799f, 0.1666652113199234f, 0.4999999403953552f, 1.0f, 1.0f})
+        for (int i = 0; i < N; i++) p[i] = p[i] * x[i] + c;
 #if OPSOCKET_AVX512
-    return (F)_mm512_maskz_scalef_ps(kept, (__m512)p, (__m512)n);
+    for (int i = 0; i < N; i++) x[i] = (F)_mm512_maskz_scalef_ps(kept[i], (__m512)p[i], (__m512)n[i]);
 #else
     // 2^n in two factors, so that neither over- nor underflows before the product does.
-    I all = as_int(shifted) - as_int(whole), half = all >> 1, rest = all - half;
-    F y = p * as_float((half + 127) << 23) * as_float((rest + 127) << 23);
-    return as_float(as_int(y) & kept);
+    for (int i = 0; i < N; i++) {
+        const I all = as_int(shifted[i]) - as_int(whole), half = all >> 1, rest = all - half;
+        const F y = p[i] * as_float((half + 127) << 23) * as_float((rest + 127) << 23);
+        x[i] = as_float(as_int(y) & kept[i]);
+    }
 #endif
+}
+inline F exp(F x) {
+    F one[1] = {x};
+    exp(one);
+    return one[0];
 }
 
 // sum of four products in each 32-bit lane, added to acc: unsigned bytes of w times signed bytes of a. On AVX2 two

@@ -44,8 +44,8 @@ static void halves() {
 // Vectors of 16-bit floats round as single ones do.
 static void vectors(test::Random &random) {
     for (int round = 0; round < 20000; round++) {
-        float x[W];
-        uint16_t got[W];
+        float x[2 * W];
+        uint16_t got[2 * W];
         for (float &v : x) {
             uint32_t bits = uint32_t(random.bits() >> 20);
             std::memcpy(&v, &bits, 4);
@@ -55,6 +55,8 @@ static void vectors(test::Random &random) {
         store_half(got, load(x));
         for (int i = 0; i < W; i++)
             CHECK(got[i] == float_to_half(x[i]) || x[i] != x[i], "f16 of %g: %04x", x[i], got[i]);
+        store_two<BF16>(got, 0, load(x), load(x + W));
+        for (int i = 0; i < 2 * W; i++) CHECK(got[i] == float_to_bf16(x[i]), "bf16 of %g: %04x", x[i], got[i]);
     }
 }
 
