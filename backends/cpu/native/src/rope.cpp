@@ -61,32 +61,48 @@ static void check_factors(const Rope &c, Worker &worker) {
     worker.barrier();
 }
 
-template <int32_t T> static void turn_halves(const void *x, void *y, const float *turn, int64_t half) {
+// The heads of a row, head_dim apart. Channels are the outer loop: what turns them stays in registers for all heads.
+template <int32_t T> static void turn_halves(const Rope &c, const void *x, void *y, const float *turn) {
+    const int64_t half = c.rotary_dim / 2, end = c.heads * c.head_dim;
     int64_t i = 0;
-    for (; i + W <= half; i += W) {
-        F a = load_t<T>(x, i), b = load_t<T>(x, half + i), cosine = load(turn + i), sine = load(turn + half + i);
-        store_t<T>(y, i, a * cosine - b * sine);
-        store_t<T>(y, half + i, a * sine + b * cosine);
+    for (; i + 2 * W <= half; i += 2 * W) {
+        const F cos0 = load(turn + i), cos1 = load(turn + i + W), sin0 = load(turn + half + i),
+                sin1 = load(turn + half + i + W);
+        for (int64_t one = i, other = half + i; one < end; one += c.head_dim, other += c.head_dim) {
+            const F a0 = load_t<T>(x, one), a1 = load_t<T>(x, one + W), b0 = load_t<T>(x, other),
+                    b1 = load_t<T>(x, other + W);
+            store_two<T>(y, one, a0 * cos0 - b0 * sin0, a1 * cos1 - b1 * sin1);
+            store_two<T>(y, other, a0 * sin0 + b0 * cos0, a1 * sin1 + b1 * cos1);
+        }
     }
-    for (; i < half; i++) {
-        float a = load_one(x, i, T), b = load_one(x, half + i, T), cosine = turn[i], sine = turn[half + i];
-        store_one(y, i, T, a * cosine - b * sine);
-        store_one(y, half + i, T, a * sine + b * cosine);
+    for (; i < half; i += W) {
+        const int rest = int(std::min<int64_t>(W, half - i));
+        const F cosine = load_part(turn, i, F32, rest), sine = load_part(turn, half + i, F32, rest);
+        for (int64_t one = i, other = half + i; one < end; one += c.head_dim, other += c.head_dim) {
+            const F a = load_part(x, one, T, rest), b = load_part(x, other, T, rest);
+            store_part(y, one, T, a * cosine - b * sine, rest);
+            store_part(y, other, T, a * sine + b * cosine, rest);
+        }
     }
 }
 
-template <int32_t T> static void turn_neighbours(const void *x, void *y, const float *turn, int64_t rotary) {
+template <int32_t T> static void turn_neighbours(const Rope &c, const void *x, void *y, const float *turn) {
+    const int64_t rotary = c.rotary_dim, end = c.heads * c.head_dim;
     I neighbour;
     for (int i = 0; i < W; i++) neighbour[i] = i ^ 1;
+    auto turned = [&](F v, F cosine, F sine) { return v * cosine + __builtin_shuffle(v, neighbour) * sine; };
     int64_t i = 0;
-    for (; i + W <= rotary; i += W) {
-        F v = load_t<T>(x, i);
-        store_t<T>(y, i, v * load(turn + i) + __builtin_shuffle(v, neighbour) * load(turn + rotary + i));
+    for (; i + 2 * W <= rotary; i += 2 * W) {
+        const F cos0 = load(turn + i), cos1 = load(turn + i + W), sin0 = load(turn + rotary + i),
+                sin1 = load(turn + rotary + i + W);
+        for (int64_t at = i; at < end; at += c.head_dim)
+            store_two<T>(y, at, turned(load_t<T>(x, at), cos0, sin0), turned(load_t<T>(x, at + W), cos1, sin1));
     }
-    for (; i < rotary; i += 2) {
-        float a = load_one(x, i, T), b = load_one(x, i + 1, T), cosine = turn[i], sine = turn[rotary + i + 1];
-        store_one(y, i, T, a * cosine - b * sine);
-        store_one(y, i + 1, T, a * sine + b * cosine);
+    for (; i < rotary; i += W) {
+        const int rest = int(std::min<int64_t>(W, rotary - i));
+        const F cosine = load_part(turn, i, F32, rest), sine = load_part(turn, rotary + i, F32, rest);
+        for (int64_t at = i; at < end; at += c.head_dim)
+            store_part(y, at, T, turned(load_part(x, at, T, rest), cosine, sine), rest);
     }
 }
 
@@ -100,15 +116,13 @@ void rope(const Command *command, Worker &worker) {
         constexpr int32_t T = type;
         for (int64_t row = begin; row < end; row++) {
             const float *turn = turn_of(c, c.positions[row], scratch);
-            for (int64_t head = 0; head < c.heads; head++) {
-                const void *x = at(c.x, row * c.x_stride + head * c.head_dim, T);
-                void *y = at(c.y, row * c.y_stride + head * c.head_dim, T);
-                if (c.interleaved) turn_neighbours<T>(x, y, turn, c.rotary_dim);
-                else turn_halves<T>(x, y, turn, c.rotary_dim / 2);
-                if (x != y && c.rotary_dim < c.head_dim)
-                    std::memcpy(at(y, c.rotary_dim, T), at(x, c.rotary_dim, T),
-                                size_t(c.head_dim - c.rotary_dim) * (T == F32 ? 4 : 2));
-            }
+            const void *x = at(c.x, row * c.x_stride, T);
+            void *y = at(c.y, row * c.y_stride, T);
+            if (c.interleaved) turn_neighbours<T>(c, x, y, turn);
+            else turn_halves<T>(c, x, y, turn);
+            if (x == y || c.rotary_dim == c.head_dim) continue;
+            for (int64_t i = c.rotary_dim; i < c.heads * c.head_dim; i += c.head_dim)
+                std::memcpy(at(y, i, T), at(x, i, T), size_t(c.head_dim - c.rotary_dim) * (T == F32 ? 4 : 2));
         }
     });
 }
