@@ -47,7 +47,9 @@ static void sums_of_pieces(const int32_t *__restrict sums, int64_t sixteenths, i
 
 static void quantize_row(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts, int64_t row, const Scratch &scratch,
                          unsigned char *to) {
-    const float *x = as_f32_row(c.x, row * c.x_stride, c.k, c.x_dtype, w.permutation, scratch.row);
+    // What needs one look at x takes bf16 as it is.
+    const bool as_it_is = cuts.x_scales && c.x_dtype == BF16 && c.k % ROW_BLOCK == 0 && !w.permutation;
+    const float *x = as_it_is ? nullptr : as_f32_row(c.x, row * c.x_stride, c.k, c.x_dtype, w.permutation, scratch.row);
     int8_t *codes = reinterpret_cast<int8_t *>(to);
     int32_t *starts = reinterpret_cast<int32_t *>(to + cuts.starts);
     float *weights = reinterpret_cast<float *>(to + cuts.weights), *scales = reinterpret_cast<float *>(to + cuts.scales);
@@ -56,7 +58,8 @@ static void quantize_row(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts,
         scales[0] = largest_magnitude(x, padded) / 127.0f;
         codes_of(x, padded, scales[0], codes);
     } else {
-        codes_by_32(x, padded, codes, scales);
+        if (as_it_is) codes_by_32<BF16>(c.x, row * c.x_stride, padded, codes, scales);
+        else codes_by_32<F32>(x, 0, padded, codes, scales);
         // A group of 16 columns has half a scale's columns.
         if (cuts.piece < 32)
             for (int64_t p = pieces; p--;) scales[p] = scales[p * cuts.piece / 32];

@@ -75,12 +75,12 @@ inline void codes_of(const float *x, int64_t n, float scale, int8_t *codes) {
 }
 
 #if OPSOCKET_AVX512
-// What codes_by_32 does, of as many groups, 2 or 4.
-template <int GROUPS> inline void codes_of_groups(const float *x, int8_t *codes, float *scales) {
+// What codes_by_32 does, of as many groups, 2 or 4, from x[first] on.
+template <int GROUPS, int32_t T> inline void codes_of_groups(const void *x, int64_t first, int8_t *codes, float *scales) {
     __m512 v[2 * GROUPS];
     __m512i most[4];
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    for (int i = 0; i < 2 * GROUPS; i++) v[i] = _mm512_loadu_ps(x + 16 * i);
+    for (int i = 0; i < 2 * GROUPS; i++) v[i] = (__m512)load_t<T>(x, first + 16 * i);
     for (int g = 0; g < 4; g++) {
         const int i = 2 * (g % GROUPS);
         most[g] = _mm512_max_epi32(_mm512_and_si512((__m512i)v[i], magnitude),
@@ -99,7 +99,9 @@ template <int GROUPS> inline void codes_of_groups(const float *x, int8_t *codes,
     _mm_storeu_ps(scales, scale);
     if (_mm_mask_cmp_ps_mask(some, scale, _mm_set1_ps(0x1p-90f), _CMP_NGT_UQ) |
         _mm_mask_cmp_ps_mask(some, scale, _mm_set1_ps(0x1p90f), _CMP_NLT_UQ)) {
-        for (int g = 0; g < GROUPS; g++) codes_of(x + 32 * g, 32, scales[g], codes + 32 * g);
+        alignas(64) float numbers[32 * GROUPS];
+        for (int i = 0; i < 2 * GROUPS; i++) _mm512_store_ps(numbers + 16 * i, v[i]);
+        for (int g = 0; g < GROUPS; g++) codes_of(numbers + 32 * g, 32, scales[g], codes + 32 * g);
         return;
     }
     // As in codes_of; of a group of zeros all factors are 0.
@@ -123,17 +125,20 @@ template <int GROUPS> inline void codes_of_groups(const float *x, int8_t *codes,
 }
 #endif
 
-// n codes with a scale for each 32; n a multiple of ROW_BLOCK, and room for two scales more.
-inline void codes_by_32(const float *x, int64_t n, int8_t *codes, float *scales) {
-    int64_t i = 0;
+// n codes with a scale for each 32, of x [first, first + n); n a multiple of ROW_BLOCK, and room for two scales more.
+template <int32_t T> inline void codes_by_32(const void *x, int64_t first, int64_t n, int8_t *codes, float *scales) {
 #if OPSOCKET_AVX512
-    for (; i + 128 <= n; i += 128) codes_of_groups<4>(x + i, codes + i, scales + i / 32);
-    if (i < n) codes_of_groups<2>(x + i, codes + i, scales + i / 32), i += 64;
-#endif
-    for (; i < n; i += 32) {
-        scales[i / 32] = largest_magnitude(x + i, 32) / 127.0f;
-        codes_of(x + i, 32, scales[i / 32], codes + i);
+    int64_t i = 0;
+    for (; i + 128 <= n; i += 128) codes_of_groups<4, T>(x, first + i, codes + i, scales + i / 32);
+    if (i < n) codes_of_groups<2, T>(x, first + i, codes + i, scales + i / 32);
+#else
+    alignas(64) float numbers[32];
+    for (int64_t i = 0; i < n; i += 32) {
+        for (int j = 0; j < 32; j += W) store(numbers + j, load_t<T>(x, first + i + j));
+        scales[i / 32] = largest_magnitude(numbers, 32) / 127.0f;
+        codes_of(numbers, 32, scales[i / 32], codes + i);
     }
+#endif
 }
 
 // sums[j]: of codes GROUP j .. GROUP j + GROUP - 1.

@@ -224,9 +224,10 @@ static void quantizer(Random &random) {
         }
 }
 
-// Groups of 32 columns beside each other, each with values that one way of dividing does not serve.
-static void quantizer_of_groups(Random &random) {
+// Groups of 32 columns beside each other, each with values that one way of dividing does not serve; in bf16 too.
+static void quantizer_of_groups(Random &random, bool in_bf16) {
     using namespace OPSOCKET_LEVEL;
+    const int64_t before = 3;  // numbers that are not asked about
     for (int64_t k : {64, 128, 192, 576})
         for (int turn = 0; turn < 20; turn++) {
             std::vector<float> x(size_t(k), 0.0f);
@@ -239,10 +240,19 @@ static void quantizer_of_groups(Random &random) {
                 if (kind == 6 && i % 32 == 7) x[size_t(i)] = NAN;
                 if (kind == 7 && i % 32 == 9) x[size_t(i)] = INFINITY;
             }
+            std::vector<uint16_t> half(size_t(before + k), 0x7f80);
+            for (int64_t i = 0; i < k && in_bf16; i++) {
+                uint32_t bits;
+                std::memcpy(&bits, &x[size_t(i)], 4);
+                half[size_t(before + i)] = uint16_t(bits >> 16);
+                bits &= 0xffff0000u;
+                std::memcpy(&x[size_t(i)], &bits, 4);
+            }
             std::vector<int8_t> codes(size_t(k), 0x55);
             std::vector<float> scales(size_t(k / 32 + 2));
             std::vector<int32_t> sums(size_t(k / 32 + 2));
-            codes_by_32(x.data(), k, codes.data(), scales.data());
+            if (in_bf16) codes_by_32<BF16>(half.data(), before, k, codes.data(), scales.data());
+            else codes_by_32<F32>(x.data(), 0, k, codes.data(), scales.data());
             sums_of_32(codes.data(), k, sums.data());
             const Codes want = quantize(x, 32);
             for (int64_t i = 0; i < k; i++)
@@ -264,7 +274,8 @@ int main() {
     test::use_this_level();
     Random random;
     quantizer(random);
-    quantizer_of_groups(random);
+    quantizer_of_groups(random, false);
+    quantizer_of_groups(random, true);
     products(random);
     own_rows(random);
     longest_rows(random);
