@@ -19,12 +19,13 @@ constexpr int64_t BLOCK_ROWS = 48, MAX_BLOCK_ROWS = 504;
 // then stay with its core, which in two cores without a common cache is worth more than reading the weight once.
 constexpr int64_t OWN_ROWS = 128;
 
-// A thread's scratch memory: a tile, one row as f32, its sums, y of a block, and for a single row its codes.
+// A thread's scratch memory: a tile, one row as f32, its sums, y of a block, factors, and for a single row its codes.
 struct Scratch {
     Tile *tile;
     float *y;
     float *row;
     int32_t *sums;
+    float *inverses;  // of two rows, where a scale has 32 columns
     unsigned char *codes;
 
     Scratch(unsigned char *own, int64_t k) {
@@ -32,7 +33,8 @@ struct Scratch {
         y = reinterpret_cast<float *>(own + sizeof(Tile));
         row = y + MAX_BLOCK_ROWS * PANEL;
         sums = reinterpret_cast<int32_t *>(row + whole_blocks(k));
-        codes = reinterpret_cast<unsigned char *>(sums + whole_blocks(k) / 16 + 16);
+        inverses = reinterpret_cast<float *>(sums + whole_blocks(k) / 16 + 16);
+        codes = reinterpret_cast<unsigned char *>(inverses + 2 * (whole_blocks(k) / 32 + 16));
     }
 };
 
@@ -45,30 +47,20 @@ static void sums_of_pieces(const int32_t *__restrict sums, int64_t sixteenths, i
     }
 }
 
-static void quantize_row(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts, int64_t row, const Scratch &scratch,
-                         unsigned char *to) {
-    // What needs one look at x takes bf16 as it is.
-    const bool as_it_is = cuts.x_scales && c.x_dtype == BF16 && c.k % ROW_BLOCK == 0 && !w.permutation;
-    const float *x = as_it_is ? nullptr : as_f32_row(c.x, row * c.x_stride, c.k, c.x_dtype, w.permutation, scratch.row);
-    int8_t *codes = reinterpret_cast<int8_t *>(to);
+// What a row of x is for the products, once its codes and scales are there.
+static void finish_row(const Cuts &cuts, int32_t *sixteenths, unsigned char *to) {
+    const int8_t *codes = reinterpret_cast<const int8_t *>(to);
     int32_t *starts = reinterpret_cast<int32_t *>(to + cuts.starts);
     float *weights = reinterpret_cast<float *>(to + cuts.weights), *scales = reinterpret_cast<float *>(to + cuts.scales);
-    const int64_t padded = whole_blocks(c.k), pieces = cuts.pieces, units = cuts.units;
-    if (!cuts.x_scales) {
-        scales[0] = largest_magnitude(x, padded) / 127.0f;
-        codes_of(x, padded, scales[0], codes);
-    } else {
-        if (as_it_is) codes_by_32<BF16>(c.x, row * c.x_stride, padded, codes, scales);
-        else codes_by_32<F32>(x, 0, padded, codes, scales);
-        // A group of 16 columns has half a scale's columns.
-        if (cuts.piece < 32)
-            for (int64_t p = pieces; p--;) scales[p] = scales[p * cuts.piece / 32];
-    }
+    const int64_t padded = whole_blocks(cuts.k), pieces = cuts.pieces, units = cuts.units;
+    // A group of 16 columns has half a scale's columns.
+    if (cuts.x_scales && cuts.piece < 32)
+        for (int64_t p = pieces; p--;) scales[p] = scales[p * cuts.piece / 32];
     if (cuts.piece == 32) {
         sums_of_32(codes, padded, starts);
     } else {
-        sums_of_16(codes, padded, scratch.sums);
-        sums_of_pieces(scratch.sums, cuts.piece / 16, pieces, starts);
+        sums_of_16(codes, padded, sixteenths);
+        sums_of_pieces(sixteenths, cuts.piece / 16, pieces, starts);
     }
     if (cuts.minimums && units == pieces) {
         for (int64_t u = 0; u < units; u += W) {
@@ -87,6 +79,49 @@ static void quantize_row(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts,
     for (int64_t p = 0; p < pieces; p += W) {
         const I offsets = load_as<I>(starts + p) * -cuts.zero;
         std::memcpy(starts + p, &offsets, sizeof offsets);
+    }
+}
+
+// `count` rows of x with a scale for each 32 columns, row i from x[i * stride] on. The next row's scales come before a
+// row's codes, which do not wait for quotients then.
+template <int32_t T>
+static void quantize_by_32(const Cuts &cuts, const void *x, int64_t stride, int64_t count, const Scratch &scratch,
+                           unsigned char *to) {
+    const int64_t n = whole_blocks(cuts.k);
+    float *inverses = scratch.inverses, *following = inverses + n / 32 + 16;
+    auto scales_of = [&](int64_t row) { return reinterpret_cast<float *>(to + row * cuts.row_bytes + cuts.scales); };
+    bool extreme = scales_by_32<T>(x, 0, n, scales_of(0), inverses);
+    for (int64_t row = 0; row < count; row++) {
+        const bool next =
+            row + 1 < count && scales_by_32<T>(x, (row + 1) * stride, n, scales_of(row + 1), following);
+        unsigned char *here = to + row * cuts.row_bytes;
+        codes_by_32<T>(x, row * stride, n, scales_of(row), inverses, extreme, reinterpret_cast<int8_t *>(here));
+        finish_row(cuts, scratch.sums, here);
+        std::swap(inverses, following);
+        extreme = next;
+    }
+}
+
+// `count` rows of x, from row `first` on.
+static void quantize_rows(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts, int64_t first, int64_t count,
+                          const Scratch &scratch, unsigned char *to) {
+    if (count <= 0) return;
+    if (cuts.x_scales && c.x_dtype != F16 && c.k % ROW_BLOCK == 0 && !w.permutation) {
+        const void *x = at(c.x, first * c.x_stride, c.x_dtype);
+        if (c.x_dtype == F32) quantize_by_32<F32>(cuts, x, c.x_stride, count, scratch, to);
+        else quantize_by_32<BF16>(cuts, x, c.x_stride, count, scratch, to);
+        return;
+    }
+    for (int64_t row = first; row < first + count; row++, to += cuts.row_bytes) {
+        const float *x = as_f32_row(c.x, row * c.x_stride, c.k, c.x_dtype, w.permutation, scratch.row);
+        if (cuts.x_scales) {
+            quantize_by_32<F32>(cuts, x, 0, 1, scratch, to);
+            continue;
+        }
+        float *scale = reinterpret_cast<float *>(to + cuts.scales);
+        *scale = largest_magnitude(x, whole_blocks(c.k)) / 127.0f;
+        codes_of(x, whole_blocks(c.k), *scale, reinterpret_cast<int8_t *>(to));
+        finish_row(cuts, scratch.sums, to);
     }
 }
 
@@ -232,7 +267,7 @@ void matmul_a8(const Command *command, Worker &worker) {
         const Cuts cuts = cuts_of(c.weights[0].panels, c.x_group);
         int64_t begin, end;
         worker.share(panels, begin, end);
-        if (begin < end) quantize_row(c, c.weights[0], cuts, 0, scratch, scratch.codes);
+        if (begin < end) quantize_rows(c, c.weights[0], cuts, 0, 1, scratch, scratch.codes);
         for (int64_t panel = begin; panel < end; panel++)
             block_of_panel(c, c.weights[0], cuts, panel, 0, 1, scratch.codes, c.bias, scratch, panel + 1);
         return;
@@ -261,8 +296,9 @@ void matmul_a8(const Command *command, Worker &worker) {
         worker.share(last - first, mine, others);
         mine += first, others += first;
         each_expert([&](int64_t e, const Cuts &cuts, int64_t begin, int64_t end) {
-            for (int64_t row = std::max(begin, mine); row < std::min(end, others); row++)
-                quantize_row(c, c.weights[e], cuts, row, scratch, worker.shared + (row - first) * row_bytes);
+            const int64_t from = std::max(begin, mine);
+            quantize_rows(c, c.weights[e], cuts, from, std::min(end, others) - from, scratch,
+                          worker.shared + (from - first) * row_bytes);
             return true;
         });
         const int64_t most = std::clamp(BLOCK_BYTES / row_bytes, BLOCK_ROWS, MAX_BLOCK_ROWS);

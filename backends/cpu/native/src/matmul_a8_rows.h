@@ -75,71 +75,102 @@ inline void codes_of(const float *x, int64_t n, float scale, int8_t *codes) {
 }
 
 #if OPSOCKET_AVX512
-// What codes_by_32 does, of as many groups, 2 or 4, from x[first] on.
-template <int GROUPS, int32_t T> inline void codes_of_groups(const void *x, int64_t first, int8_t *codes, float *scales) {
-    __m512 v[2 * GROUPS];
-    __m512i most[4];
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    for (int i = 0; i < 2 * GROUPS; i++) v[i] = (__m512)load_t<T>(x, first + 16 * i);
-    for (int g = 0; g < 4; g++) {
-        const int i = 2 * (g % GROUPS);
-        most[g] = _mm512_max_epi32(_mm512_and_si512((__m512i)v[i], magnitude),
-                                   _mm512_and_si512((__m512i)v[i + 1], magnitude));
+// The bits of the largest magnitudes of 4 groups of 32 columns from x[first] on; of 2 where there are no more, and those
+// twice. All of a 128-bit quarter, and of four quarters, by maxima of halves that lie beside each other.
+template <int GROUPS, int32_t T> inline __m128i largest_of_groups(const void *x, int64_t first) {
+    __m512i most[4], all;
+    if constexpr (T == BF16) {
+        for (int g = 0; g < 4; g++)
+            most[g] = _mm512_and_si512(load_as<__m512i>(static_cast<const uint16_t *>(x) + first + 32 * (g % GROUPS)),
+                                       _mm512_set1_epi16(0x7fff));
+        auto halves = [](__m512i a, __m512i b) {
+            return _mm512_max_epu16(_mm512_shuffle_i64x2(a, b, 0x44), _mm512_shuffle_i64x2(a, b, 0xee));
+        };
+        const __m512i low = halves(most[0], most[1]), high = halves(most[2], most[3]);
+        all = _mm512_max_epu16(_mm512_shuffle_i64x2(low, high, 0x88), _mm512_shuffle_i64x2(low, high, 0xdd));
+        all = _mm512_max_epu16(all, _mm512_shuffle_epi32(all, _MM_PERM_BADC));
+        all = _mm512_max_epu16(all, _mm512_shuffle_epi32(all, _MM_PERM_CDAB));
+        all = _mm512_and_si512(_mm512_max_epu16(all, _mm512_slli_epi32(all, 16)), _mm512_set1_epi32(int(0xffff0000)));
+        return _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, all));
+    } else {
+        for (int g = 0; g < 4; g++) {
+            const int64_t at = first + 32 * (g % GROUPS);
+            const I one = as_int(load_t<T>(x, at)) & 0x7fffffff, other = as_int(load_t<T>(x, at + 16)) & 0x7fffffff;
+            most[g] = _mm512_max_epi32((__m512i)one, (__m512i)other);
+        }
+        auto pairs = [](__m512i a, __m512i b) {
+            return _mm512_max_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        };
+        const __m512i low = pairs(most[0], most[1]), high = pairs(most[2], most[3]);
+        all = _mm512_max_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+        const __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+        return _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
     }
-    // The largest of each group, as columns of 4 by 4 within 128 bits, then of the four quarters.
-    auto pairs = [](__m512i a, __m512i b) {
-        return _mm512_max_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    };
-    const __m512i low = pairs(most[0], most[1]), high = pairs(most[2], most[3]);
-    const __m512i all = _mm512_max_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
-    const __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
-    const __m128i bits = _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    const __m128 scale = _mm_div_ps((__m128)bits, _mm_set1_ps(127.0f));
-    const __mmask8 some = _mm_cmp_ps_mask(scale, _mm_setzero_ps(), _CMP_NEQ_UQ);
-    _mm_storeu_ps(scales, scale);
-    if (_mm_mask_cmp_ps_mask(some, scale, _mm_set1_ps(0x1p-90f), _CMP_NGT_UQ) |
-        _mm_mask_cmp_ps_mask(some, scale, _mm_set1_ps(0x1p90f), _CMP_NLT_UQ)) {
-        alignas(64) float numbers[32 * GROUPS];
-        for (int i = 0; i < 2 * GROUPS; i++) _mm512_store_ps(numbers + 16 * i, v[i]);
-        for (int g = 0; g < GROUPS; g++) codes_of(numbers + 32 * g, 32, scales[g], codes + 32 * g);
+}
+
+// A row's scales, and what its numbers are multiplied with, for each 32 of n columns of x [first, first + n), n a multiple
+// of ROW_BLOCK; inverses: room for 16 beyond. Whether some scale leaves the numbers that codes_of may multiply with.
+template <int32_t T> inline bool scales_by_32(const void *x, int64_t first, int64_t n, float *scales, float *inverses) {
+    for (int64_t i = 0; i < n; i += 128) {
+        const __m128i bits = i + 128 <= n ? largest_of_groups<4, T>(x, first + i) : largest_of_groups<2, T>(x, first + i);
+        _mm_storeu_si128((__m128i *)(inverses + i / 32), bits);
+    }
+    unsigned extreme = 0;
+    for (int64_t g = 0; g < n / 32; g += 16) {
+        const __mmask16 here = __mmask16((1u << std::min<int64_t>(16, n / 32 - g)) - 1);
+        const __m512 scale = _mm512_div_ps(_mm512_maskz_loadu_ps(here, inverses + g), _mm512_set1_ps(127.0f));
+        const __mmask16 some = _mm512_cmp_ps_mask(scale, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+        _mm512_mask_storeu_ps(scales + g, here, scale);
+        // Of a group of zeros all factors are 0.
+        _mm512_storeu_ps(inverses + g, _mm512_maskz_div_ps(some, _mm512_set1_ps(1.0f), scale));
+        extreme |= _mm512_mask_cmp_ps_mask(some, scale, _mm512_set1_ps(0x1p-90f), _CMP_NGT_UQ) |
+                   _mm512_mask_cmp_ps_mask(some, scale, _mm512_set1_ps(0x1p90f), _CMP_NLT_UQ);
+    }
+    return extreme;
+}
+
+// That row's codes.
+template <int32_t T>
+inline void codes_by_32(const void *x, int64_t first, int64_t n, const float *scales, const float *inverses, bool extreme,
+                        int8_t *codes) {
+    if (extreme) {
+        for (int64_t i = 0; i < n; i += 32) {
+            alignas(64) float numbers[32];
+            store(numbers, load_t<T>(x, first + i)), store(numbers + 16, load_t<T>(x, first + i + 16));
+            codes_of(numbers, 32, scales[i / 32], codes + i);
+        }
         return;
     }
-    // As in codes_of; of a group of zeros all factors are 0.
-    const __m512 divisors = _mm512_broadcast_f32x4(scale);
-    const __m512 inverses = _mm512_broadcast_f32x4(_mm_maskz_div_ps(some, _mm_set1_ps(1.0f), scale));
-    auto of_group = [&](auto group) {
-        constexpr int g = group, SAME = g * 0x55;
-        const __m512 divisor = _mm512_permute_ps(divisors, SAME), inverse = _mm512_permute_ps(inverses, SAME);
-        auto code = [&](__m512 number) {
-            const __m512 q = _mm512_mul_ps(number, inverse);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    auto of_group = [&](int64_t i) {
+        const __m512 divisor = _mm512_set1_ps(scales[i / 32]), inverse = _mm512_set1_ps(inverses[i / 32]);
+        auto code = [&](F given) {
+            const __m512 number = (__m512)given, q = _mm512_mul_ps(number, inverse);
             return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_fnmadd_ps(q, divisor, number), inverse, q));
         };
-        return _mm512_packs_epi32(code(v[2 * g]), code(v[2 * g + 1]));
+        return _mm512_packs_epi32(code(load_t<T>(x, first + i)), code(load_t<T>(x, first + i + 16)));
     };
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    auto of_two = [&](auto first, auto second, int8_t *to) {
-        _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(of_group(first), of_group(second))));
-    };
-    of_two(std::integral_constant<int, 0>{}, std::integral_constant<int, 1>{}, codes);
-    if constexpr (GROUPS == 4) of_two(std::integral_constant<int, 2>{}, std::integral_constant<int, 3>{}, codes + 64);
+    for (int64_t i = 0; i < n; i += 64)
+        _mm512_storeu_si512(codes + i, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(of_group(i), of_group(i + 32))));
 }
-#endif
-
-// n codes with a scale for each 32, of x [first, first + n); n a multiple of ROW_BLOCK, and room for two scales more.
-template <int32_t T> inline void codes_by_32(const void *x, int64_t first, int64_t n, int8_t *codes, float *scales) {
-#if OPSOCKET_AVX512
-    int64_t i = 0;
-    for (; i + 128 <= n; i += 128) codes_of_groups<4, T>(x, first + i, codes + i, scales + i / 32);
-    if (i < n) codes_of_groups<2, T>(x, first + i, codes + i, scales + i / 32);
 #else
-    alignas(64) float numbers[32];
+template <int32_t T> inline bool scales_by_32(const void *x, int64_t first, int64_t n, float *scales, float *) {
     for (int64_t i = 0; i < n; i += 32) {
+        alignas(64) float numbers[32];
         for (int j = 0; j < 32; j += W) store(numbers + j, load_t<T>(x, first + i + j));
         scales[i / 32] = largest_magnitude(numbers, 32) / 127.0f;
+    }
+    return false;
+}
+template <int32_t T>
+inline void codes_by_32(const void *x, int64_t first, int64_t n, const float *scales, const float *, bool, int8_t *codes) {
+    for (int64_t i = 0; i < n; i += 32) {
+        alignas(64) float numbers[32];
+        for (int j = 0; j < 32; j += W) store(numbers + j, load_t<T>(x, first + i + j));
         codes_of(numbers, 32, scales[i / 32], codes + i);
     }
-#endif
 }
+#endif
 
 // sums[j]: of codes GROUP j .. GROUP j + GROUP - 1.
 template <int GROUP> inline void sums_one_by_one(const int8_t *codes, int64_t n, int32_t *sums) {

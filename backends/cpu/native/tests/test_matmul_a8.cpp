@@ -251,8 +251,14 @@ static void quantizer_of_groups(Random &random, bool in_bf16) {
             std::vector<int8_t> codes(size_t(k), 0x55);
             std::vector<float> scales(size_t(k / 32 + 2));
             std::vector<int32_t> sums(size_t(k / 32 + 2));
-            if (in_bf16) codes_by_32<BF16>(half.data(), before, k, codes.data(), scales.data());
-            else codes_by_32<F32>(x.data(), 0, k, codes.data(), scales.data());
+            std::vector<float> inverses(size_t(k / 32 + 16));
+            auto quantize_as = [&](auto type, const void *from, int64_t first) {
+                constexpr int32_t T = decltype(type)::value;
+                const bool extreme = scales_by_32<T>(from, first, k, scales.data(), inverses.data());
+                codes_by_32<T>(from, first, k, scales.data(), inverses.data(), extreme, codes.data());
+            };
+            if (in_bf16) quantize_as(std::integral_constant<int32_t, BF16>{}, half.data(), before);
+            else quantize_as(std::integral_constant<int32_t, F32>{}, x.data(), 0);
             sums_of_32(codes.data(), k, sums.data());
             const Codes want = quantize(x, 32);
             for (int64_t i = 0; i < k; i++)
