@@ -77,7 +77,7 @@ static void finish_row(const Cuts &cuts, int32_t *sixteenths, unsigned char *to)
         }
     }
     for (int64_t p = 0; p < pieces; p += W) {
-        const I offsets = load_as<I>(starts + p) * -cuts.zero;
+        const U offsets = load_as<U>(starts + p) * uint32_t(-cuts.zero);  // beyond the last piece of anything
         std::memcpy(starts + p, &offsets, sizeof offsets);
     }
 }
@@ -127,7 +127,7 @@ static void quantize_rows(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts
 
 // ---- which loops
 
-using Rows = void (*)(const Cuts &, const Units &, const unsigned char *, Fetch, const Sink &);
+using Rows = void (*)(const Cuts &, const Units &, const unsigned char *, int64_t, Fetch &, Sink &);
 
 template <int SUMS, int BITS, int SLAB, bool IN_TILE, size_t... R>
 static Rows by_units(int64_t rows, std::index_sequence<R...>) {
@@ -160,16 +160,6 @@ static Rows rows_for(const Cuts &c, bool in_tile, int64_t rows) {
 }
 
 // ---- a block of rows times a panel
-
-// Rows into equal parts of at most `most`.
-template <class Visit> static void parts_of(int64_t rows, int64_t most, Visit visit) {
-    int64_t count = (rows + most - 1) / most, at = 0;
-    for (int64_t i = 0; i < count; i++) {
-        int64_t size = (rows - at) / (count - i);
-        visit(at, size);
-        at += size;
-    }
-}
 
 // Units of a panel as it is packed, from column `first` on.
 static Units units_of(const Cuts &c, const unsigned char *panel, int64_t first, int64_t columns) {
@@ -230,6 +220,10 @@ static void block_of_panel(const MatmulA8 &c, const A8Weight &w, const Cuts &cut
         sink.add[v] = bias ? load_part(bias, n + v * W, F32, count) : set(0.0f);
     }
     const bool at_y = in_tile && !cuts.one_sum && n + PANEL <= c.n;
+    // Parts of equal size, some of them smaller by one row.
+    const int64_t size = (rows + parts - 1) / parts, smaller = size * parts - rows;
+    const Rows of_larger = rows_for(cuts, in_tile, size);
+    const Rows of_smaller = smaller ? rows_for(cuts, in_tile, size - 1) : nullptr;
     for (int64_t k = 0; k < cuts.k; k += step) {
         const int64_t columns = std::min(step, cuts.k - k);
         const bool is_last = k + step >= cuts.k;
@@ -238,17 +232,13 @@ static void block_of_panel(const MatmulA8 &c, const A8Weight &w, const Cuts &cut
         // equal shares between the rows.
         const int64_t bytes = columns * PANEL * cuts.bits / 8 * cuts.group_bytes / cuts.code_bytes;
         const int64_t share = parts == 1 ? bytes : bytes / parts / 64 * 64 + 64, slabs = columns / cuts.slab * PARTS;
-        Fetch fetch{units.codes + (at_once ? AHEAD : bytes), nullptr, (share / 64 + slabs - 1) / slabs};
+        Fetch fetch{units.codes + (at_once ? AHEAD : bytes), nullptr, share, (share / 64 + slabs - 1) / slabs, rows > FEW};
         if (!at_once && is_last) fetch.next = w.panels.data + following * cuts.panel_bytes;
         if (in_tile) units = unpack(cuts, units, *scratch.tile);
-        parts_of(rows, MOST, [&](int64_t at, int64_t size) {
-            fetch.stop = fetch.next + share;
-            if (rows > FEW) fetch.all();
-            sink.sums = scratch.y + at * PANEL;
-            if (is_last && at_y) sink.y = opsocket::OPSOCKET_LEVEL::at(c.y, (first_row + at) * c.y_stride + n, c.y_dtype);
-            rows_for(cuts, in_tile, size)(cuts, units, codes + at * cuts.row_bytes, fetch, sink);
-            fetch.next = fetch.stop;
-        });
+        sink.sums = scratch.y;
+        if (is_last && at_y) sink.y = static_cast<unsigned char *>(at(c.y, first_row * c.y_stride + n, c.y_dtype));
+        if (smaller) of_smaller(cuts, units, codes, smaller, fetch, sink);
+        of_larger(cuts, units, codes + smaller * (size - 1) * cuts.row_bytes, parts - smaller, fetch, sink);
     }
     if (at_y) return;
     auto write = [&](auto to) { to(c, cuts, first_row, n, rows, scratch.y, codes, factor, sink.add); };

@@ -144,11 +144,18 @@ inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], 
     }
 }
 
-// Memory to ask for while several rows are multiplied: `lines` cache lines for each slab, from `next` to `stop`.
+// Memory to ask for while several rows are multiplied: `share` bytes with each part of them, before it or `lines` cache
+// lines for each slab, from `next` to `stop`.
 struct Fetch {
     const unsigned char *next, *stop;
-    int64_t lines;
+    int64_t share, lines;
+    bool before;
 
+    void begin() {
+        stop = next + share;
+        if (before) all();
+    }
+    void end() { next = stop; }
     void some() {
         if (next < stop)
             for (int64_t i = 0; i < lines; i++, next += 64) __builtin_prefetch(next);
@@ -171,10 +178,16 @@ struct Units {
 // Where sums go: y f32 [rows, 32], or, where K ends and no column of the panel is missing, y of the product.
 struct Sink {
     float *sums;       // read where K does not begin, written where it does not end
-    void *y;           // null: there is more of K
+    unsigned char *y;  // null: there is more of K
     int64_t y_stride;  // elements
     int32_t y_dtype;
     F add[VECTORS];
+
+    // To the rows after these.
+    void pass(int64_t rows) {
+        sums += rows * PANEL;
+        if (y) y += rows * y_stride * (y_dtype == F32 ? 4 : 2);
+    }
 };
 
 enum Sums { SUM_PLAIN, SUM_MINIMUMS, SUM_X_SCALES, SUM_BOTH };
@@ -200,9 +213,9 @@ inline __attribute__((always_inline)) void give(const Cuts &c, const Sink &to, i
     else as(std::integral_constant<int32_t, BF16>{});
 }
 
-// MR rows times some units. IN_TILE: each unit has scales of its own, in f32, and nothing is fetched.
+// `count` times MR rows times some units. IN_TILE: each unit has scales of its own, in f32.
 template <int MR, int SUMS, int BITS, int SLAB, bool IN_TILE>
-void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows, Fetch fetch, const Sink &to) {
+void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows, int64_t count, Fetch &fetch, Sink &to) {
     constexpr bool minimums = SUMS & SUM_MINIMUMS, x_scales = SUMS & SUM_X_SCALES;
     constexpr int CHAINS = chains_of(MR), SLAB_BYTES = SLAB * PANEL * BITS / 8, NIBBLES = nibbles_of(BITS, IN_TILE);
     constexpr bool FROM_ZERO = minimums && IN_TILE;  // such codes have no offset: panel.h
@@ -211,89 +224,95 @@ void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows,
     const int64_t scale_bytes = IN_TILE ? PANEL * 4 : units.scale_bytes;
     const int64_t tail_bytes = IN_TILE ? PANEL * (minimums ? 8 : 4) : units.tail_bytes;
     const int32_t dtype = IN_TILE ? F32 : units.scale_dtype;
+    for (; count; count--, rows += MR * row_bytes, to.pass(MR), fetch.end()) {
+        fetch.begin();
 #pragma GCC unroll 1
-    for (int part = 0; part < PARTS; part++) {
-        F f[MR][PART];
-        for (int r = 0; r < MR; r++)
-            for (int v = 0; v < PART; v++)
-                f[r][v] = units.column ? load(to.sums + r * PANEL + (part * PART + v) * W) : set(0.0f);
-        const unsigned char *w = units.codes + part * PART * W * 4;
-        const unsigned char *x = rows + units.column, *start = rows + units.start;
-        const unsigned char *weight = rows + units.weight, *own = rows + units.scale;
-        int64_t left = IN_TILE ? 0 : units.left;
-        for (int64_t u = units.count; u; u--) {
-            const unsigned char *at = w + left * unit_bytes + unit_bytes - part * PART * W * 4;  // of the scales
-            if (minimums) {
-                F minimum[PART];
-                for (int v = 0; v < PART; v++) minimum[v] = load_scale(at + scale_bytes, (part * PART + v) * W, dtype);
-                for (int r = 0; r < MR; r++)
-                    for (int v = 0; v < PART; v++) f[r][v] -= minimum[v] * element<float>(of_row(weight, r, row_bytes));
-                weight += 4;
-            }
-            for (int64_t p = unit_pieces; p; p--) {
-                I acc[CHAINS][MR][PART];
-                for (int chain = 0; chain < CHAINS; chain++)
+        for (int part = 0; part < PARTS; part++) {
+            F f[MR][PART];
+            for (int r = 0; r < MR; r++)
+                for (int v = 0; v < PART; v++)
+                    f[r][v] = units.column ? load(to.sums + r * PANEL + (part * PART + v) * W) : set(0.0f);
+            const unsigned char *w = units.codes + part * PART * W * 4;
+            const unsigned char *x = rows + units.column, *start = rows + units.start;
+            const unsigned char *weight = rows + units.weight, *own = rows + units.scale;
+            int64_t left = IN_TILE ? 0 : units.left;
+            for (int64_t u = units.count; u; u--) {
+                const unsigned char *at = w + left * unit_bytes + unit_bytes - part * PART * W * 4;  // of the scales
+                if (minimums) {
+                    F minimum[PART];
+                    for (int v = 0; v < PART; v++) minimum[v] = load_scale(at + scale_bytes, (part * PART + v) * W, dtype);
                     for (int r = 0; r < MR; r++)
-                        for (int v = 0; v < PART; v++)
-                            acc[chain][r][v] = chain || FROM_ZERO ? I{} : broadcast(of_row(start, r, row_bytes));
-                start += 4;
-#pragma GCC unroll 1
-                for (int64_t s = piece_slabs; s; s--, w += SLAB_BYTES, x += SLAB) {
-                    if (MR == 1 && part == 0) ask_ahead(w, SLAB_BYTES);
-                    if (MR > 1 && !IN_TILE) fetch.some();
-                    add_slab<MR, BITS, SLAB, CHAINS, NIBBLES>(acc, w, x, row_bytes);
+                        for (int v = 0; v < PART; v++) f[r][v] -= minimum[v] * element<float>(of_row(weight, r, row_bytes));
+                    weight += 4;
                 }
-                F scale[PART];
-                for (int v = 0; v < PART; v++) scale[v] = load_scale(at, (part * PART + v) * W, dtype);
-                for (int r = 0; r < MR; r++)
-                    for (int v = 0; v < PART; v++) {
-                        F whole = convert(CHAINS == 2 ? acc[0][r][v] + acc[CHAINS - 1][r][v] : acc[0][r][v]);
-                        // A factor that needs no sum, so that it is ready when the sum is.
-                        F factor = x_scales ? scale[v] * element<float>(of_row(own, r, row_bytes)) : scale[v];
-                        f[r][v] += whole * factor;
+                for (int64_t p = unit_pieces; p; p--) {
+                    I acc[CHAINS][MR][PART];
+                    for (int chain = 0; chain < CHAINS; chain++)
+                        for (int r = 0; r < MR; r++)
+                            for (int v = 0; v < PART; v++)
+                                acc[chain][r][v] = chain || FROM_ZERO ? I{} : broadcast(of_row(start, r, row_bytes));
+                    start += 4;
+#pragma GCC unroll 1
+                    for (int64_t s = piece_slabs; s; s--, w += SLAB_BYTES, x += SLAB) {
+                        if (MR == 1 && part == 0) ask_ahead(w, SLAB_BYTES);
+                        if (MR > 1 && !IN_TILE) fetch.some();
+                        add_slab<MR, BITS, SLAB, CHAINS, NIBBLES>(acc, w, x, row_bytes);
                     }
-                own += 4;
+                    F scale[PART];
+                    for (int v = 0; v < PART; v++) scale[v] = load_scale(at, (part * PART + v) * W, dtype);
+                    for (int r = 0; r < MR; r++)
+                        for (int v = 0; v < PART; v++) {
+                            F whole = convert(CHAINS == 2 ? acc[0][r][v] + acc[CHAINS - 1][r][v] : acc[0][r][v]);
+                            // A factor that needs no sum, so that it is ready when the sum is.
+                            F factor = x_scales ? scale[v] * element<float>(of_row(own, r, row_bytes)) : scale[v];
+                            f[r][v] += whole * factor;
+                        }
+                    own += 4;
+                }
+                if (IN_TILE || left-- == 0) {
+                    if (MR == 1 && part == 0) ask_ahead(w, tail_bytes);
+                    left = group_units - 1, w += tail_bytes;
+                }
             }
-            if (IN_TILE || left-- == 0) {
-                if (MR == 1 && part == 0) ask_ahead(w, tail_bytes);
-                left = group_units - 1, w += tail_bytes;
+            if (IN_TILE && to.y) {
+                give<MR, x_scales>(c, to, part, rows, f);
+                continue;
             }
+            for (int r = 0; r < MR; r++)
+                for (int v = 0; v < PART; v++) store(to.sums + r * PANEL + (part * PART + v) * W, f[r][v]);
         }
-        if (IN_TILE && to.y) {
-            give<MR, x_scales>(c, to, part, rows, f);
-            continue;
-        }
-        for (int r = 0; r < MR; r++)
-            for (int v = 0; v < PART; v++) store(to.sums + r * PANEL + (part * PART + v) * W, f[r][v]);
     }
 }
 
 // The same in integers, for one sum over all of K: sums i32 [MR, 32].
 template <int MR, int BITS, bool IN_TILE>
-void rows_by_codes(const Cuts &c, const Units &units, const unsigned char *rows, Fetch fetch, const Sink &to) {
+void rows_by_codes(const Cuts &c, const Units &units, const unsigned char *rows, int64_t count, Fetch &fetch, Sink &to) {
     constexpr int CHAINS = chains_of(MR), NIBBLES = nibbles_of(BITS, IN_TILE);
+    for (; count; count--, rows += MR * c.row_bytes, to.pass(MR), fetch.end()) {
+        fetch.begin();
 #pragma GCC unroll 1
-    for (int part = 0; part < PARTS; part++) {
-        const unsigned char *w = units.codes + part * PART * W * 4;
-        I acc[CHAINS][MR][PART];
-        for (int chain = 0; chain < CHAINS; chain++)
-            for (int r = 0; r < MR; r++)
-                for (int v = 0; v < PART; v++)
-                    acc[chain][r][v] = chain ? I{}
-                                       : units.column ? load_as<I>(to.sums + r * PANEL + (part * PART + v) * W)
-                                                      : broadcast(of_row(rows + c.starts, r, c.row_bytes));
-        const unsigned char *x = rows + units.column;
+        for (int part = 0; part < PARTS; part++) {
+            const unsigned char *w = units.codes + part * PART * W * 4;
+            I acc[CHAINS][MR][PART];
+            for (int chain = 0; chain < CHAINS; chain++)
+                for (int r = 0; r < MR; r++)
+                    for (int v = 0; v < PART; v++)
+                        acc[chain][r][v] = chain ? I{}
+                                           : units.column ? load_as<I>(to.sums + r * PANEL + (part * PART + v) * W)
+                                                          : broadcast(of_row(rows + c.starts, r, c.row_bytes));
+            const unsigned char *x = rows + units.column;
 #pragma GCC unroll 1
-        for (int64_t u = units.count; u; u--, x += 32, w += 32 * PANEL * BITS / 8) {
-            if (MR == 1 && part == 0) ask_ahead(w, 32 * PANEL * BITS / 8);
-            if (MR > 1 && !IN_TILE) fetch.some();
-            add_slab<MR, BITS, 32, CHAINS, NIBBLES>(acc, w, x, c.row_bytes);
-        }
-        for (int r = 0; r < MR; r++)
-            for (int v = 0; v < PART; v++) {
-                I sum = CHAINS == 2 ? acc[0][r][v] + acc[CHAINS - 1][r][v] : acc[0][r][v];
-                std::memcpy(to.sums + r * PANEL + (part * PART + v) * W, &sum, sizeof sum);
+            for (int64_t u = units.count; u; u--, x += 32, w += 32 * PANEL * BITS / 8) {
+                if (MR == 1 && part == 0) ask_ahead(w, 32 * PANEL * BITS / 8);
+                if (MR > 1 && !IN_TILE) fetch.some();
+                add_slab<MR, BITS, 32, CHAINS, NIBBLES>(acc, w, x, c.row_bytes);
             }
+            for (int r = 0; r < MR; r++)
+                for (int v = 0; v < PART; v++) {
+                    I sum = CHAINS == 2 ? acc[0][r][v] + acc[CHAINS - 1][r][v] : acc[0][r][v];
+                    std::memcpy(to.sums + r * PANEL + (part * PART + v) * W, &sum, sizeof sum);
+                }
+        }
     }
 }
 
