@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from opsocket.operators import (
     AddSpec,
+    ContractError,
     MoERouteSpec,
     Request,
     RMSNormSpec,
@@ -55,6 +56,27 @@ def test_rms_norm(session: Any, dtype: str, heads: int | None, residual: bool):
     _close(session.download(got), want, dtype)
     assert plan.run(x, session.upload(weight), r if residual else None, out=x) is not None
     assert torch.equal(x, got)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_puts_its_sum_where_it_is_told(session: Any, dtype: str):
+    rng = np.random.default_rng(2)
+    x, residual = (session.upload(rng.standard_normal((5, 40)), dtype) for _ in range(2))
+    weight, wide = session.upload(np.ones(40, np.float32)), session.empty((5, 48), dtype)
+    plan = session.plan(Request(RMSNormSpec(40, 1e-2, dtype, residual=True)))
+    own = plan.run(x, weight, residual)
+    for _ in range(4):  # the last ones are repeated by the library
+        given = session.empty((5, 40), dtype)
+        y, joined = plan.run(x, weight, residual, residual_out=given)
+        assert joined is given
+        assert torch.equal(joined, own[1])
+        assert torch.equal(y, own[0])
+    for wrong in (wide, wide[:, :40], session.empty((4, 40), dtype)):
+        with pytest.raises(ContractError, match="residual_out"):
+            plan.run(x, weight, residual, residual_out=wrong)
+    alone = session.plan(Request(RMSNormSpec(40, 1e-2, dtype)))
+    with pytest.raises(ContractError, match="residual_out"):
+        alone.run(x, weight, residual_out=given)
 
 
 def _turned(x: np.ndarray, positions: np.ndarray, spec: RopeSpec, factors: np.ndarray | None) -> np.ndarray:

@@ -50,7 +50,7 @@ class Add(AddPlan):
 
 
 class Norm(RMSNormPlan):
-    """Not a norm: what matters is a second result that `run` has no parameter for."""
+    """Not a norm: what matters is a second result, which goes nowhere that `run` was told of."""
 
     capture_level = "any"
 

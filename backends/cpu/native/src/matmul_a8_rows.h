@@ -107,7 +107,19 @@ template <int GROUPS, int32_t T> inline __m128i largest_of_groups(const void *x,
         return _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
     }
 }
+#endif
 
+// A row's codes by its scales, group by group.
+template <int32_t T>
+inline void codes_one_by_one(const void *x, int64_t first, int64_t n, const float *scales, int8_t *codes) {
+    for (int64_t i = 0; i < n; i += 32) {
+        alignas(64) float numbers[32];
+        for (int j = 0; j < 32; j += W) store(numbers + j, load_t<T>(x, first + i + j));
+        codes_of(numbers, 32, scales[i / 32], codes + i);
+    }
+}
+
+#if OPSOCKET_AVX512
 // A row's scales, and what its numbers are multiplied with, for each 32 of n columns of x [first, first + n), n a multiple
 // of ROW_BLOCK; inverses: room for 16 beyond. Whether some scale leaves the numbers that codes_of may multiply with.
 template <int32_t T> inline bool scales_by_32(const void *x, int64_t first, int64_t n, float *scales, float *inverses) {
@@ -133,14 +145,7 @@ template <int32_t T> inline bool scales_by_32(const void *x, int64_t first, int6
 template <int32_t T>
 inline void codes_by_32(const void *x, int64_t first, int64_t n, const float *scales, const float *inverses, bool extreme,
                         int8_t *codes) {
-    if (extreme) {
-        for (int64_t i = 0; i < n; i += 32) {
-            alignas(64) float numbers[32];
-            store(numbers, load_t<T>(x, first + i)), store(numbers + 16, load_t<T>(x, first + i + 16));
-            codes_of(numbers, 32, scales[i / 32], codes + i);
-        }
-        return;
-    }
+    if (extreme) return codes_one_by_one<T>(x, first, n, scales, codes);
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     auto of_group = [&](int64_t i) {
         const __m512 divisor = _mm512_set1_ps(scales[i / 32]), inverse = _mm512_set1_ps(inverses[i / 32]);
@@ -164,11 +169,7 @@ template <int32_t T> inline bool scales_by_32(const void *x, int64_t first, int6
 }
 template <int32_t T>
 inline void codes_by_32(const void *x, int64_t first, int64_t n, const float *scales, const float *, bool, int8_t *codes) {
-    for (int64_t i = 0; i < n; i += 32) {
-        alignas(64) float numbers[32];
-        for (int j = 0; j < 32; j += W) store(numbers + j, load_t<T>(x, first + i + j));
-        codes_of(numbers, 32, scales[i / 32], codes + i);
-    }
+    codes_one_by_one<T>(x, first, n, scales, codes);
 }
 #endif
 
