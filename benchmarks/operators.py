@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -87,7 +87,16 @@ class HostLimits:
     def per_second(self, kind: str) -> float:
         if kind == "read":
             return self._reader.bytes_per_second()
-        return operations_per_second(self._library, kind, self._threads) or float("nan")
+        rate = operations_per_second(self._library, kind, self._threads)
+        if rate is None:
+            raise ValueError(f"level {self._library.level} computes nothing in {kind}")
+        return rate
+
+    def deciding(self, case: Case) -> Case:
+        """What multiplies bf16 as f32 is limited by the rate of f32."""
+        if case.limit == "bf16" and operations_per_second(self._library, "bf16", 1) is None:
+            return replace(case, limit="f32")
+        return case
 
 
 class DeviceLimits:
@@ -95,6 +104,9 @@ class DeviceLimits:
 
     def __init__(self, session: Session) -> None:
         self._session, self._rates, self._until = session, {}, 0.0
+
+    def deciding(self, case: Case) -> Case:
+        return case
 
     def per_second(self, kind: str) -> float:
         if time.monotonic() > self._until:
@@ -107,6 +119,7 @@ def measure(
     case: Case, workers: list[Worker], limits: HostLimits | DeviceLimits, rounds: int, seconds: float
 ) -> list[Samples]:
     rows, calls = {}, {}
+    case = limits.deciding(case)
     for worker in workers:
         try:
             answer = worker.ask({"case": case.facts})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import platform
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,21 @@ def test_every_level_of_this_processor_can_be_forced():
             assert done.stdout.split() == ["native", level.name], done.stderr
         else:
             assert "ContractError" in done.stderr
+
+
+@needs_library
+def test_without_a_word_the_best_level_that_runs_here_is_taken():
+    best = next(level.name for level in library().levels() if level.runs_here)
+    assert _python(RUN, **{LEVEL_VARIABLE: ""}).stdout.split() == ["native", best]
+
+
+@needs_library
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="levels of x86-64")
+def test_dot_products_of_bf16_are_no_reason_on_an_intel_processor():
+    levels = [level.name for level in library().levels()]
+    intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    assert levels[:2] == sorted(["avx512_bf16", "avx512_vnni"], reverse=intel)
+    assert levels[2:] == ["avx2", "portable"]
 
 
 @needs_library

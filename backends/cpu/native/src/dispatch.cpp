@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "processor.h"
+
 namespace opsocket {
 
 #if defined(__x86_64__)
@@ -11,22 +13,28 @@ extern const Level level_neon;
 #endif
 extern const Level level_portable;
 
-static const Level *const all[] = {
 #if defined(__x86_64__)
-    &level_avx512_bf16, &level_avx512_vnni, &level_avx2,
+constexpr int COUNT = 4;
+static const Level *const usual[COUNT] = {&level_avx512_bf16, &level_avx512_vnni, &level_avx2, &level_portable};
+static const Level *const by_f32[COUNT] = {&level_avx512_vnni, &level_avx512_bf16, &level_avx2, &level_portable};
 #elif defined(__aarch64__)
-    &level_neon,
+constexpr int COUNT = 2;
+static const Level *const usual[COUNT] = {&level_neon, &level_portable};
+static const Level *const *const by_f32 = usual;
+#else
+constexpr int COUNT = 1;
+static const Level *const usual[COUNT] = {&level_portable};
+static const Level *const *const by_f32 = usual;
 #endif
-    &level_portable,
-};
 
 static const Level *in_force = nullptr;
 
-const Level *const *levels() { return all; }
-int level_count() { return int(sizeof all / sizeof all[0]); }
+const Level *const *levels() { return processor.bf16_dots_pay ? usual : by_f32; }
+int level_count() { return COUNT; }
 
 bool use_level(const char *name) {
-    for (const Level *level : all) {
+    for (int i = 0; i < COUNT; i++) {
+        const Level *level = levels()[i];
         if (name && *name && std::strcmp(name, level->name)) continue;
         if (!level->runs_here()) continue;
         in_force = level;

@@ -17,7 +17,7 @@ struct Level {
 // The kernel of the level in force.
 Kernel kernel(int32_t op);
 
-// The levels compiled in, best first.
+// The levels compiled in, best first on this processor.
 const Level *const *levels();
 int level_count();
 

@@ -1,0 +1,25 @@
+// What makes of processor differ in where they run the same instructions: what pays here, decided once.
+//
+// By the maker's name, not by a measurement when the library loads: two runs on one machine must take the same kernels,
+// or their numbers differ.
+#pragma once
+
+namespace opsocket {
+
+struct Processor {
+    // Dot products of bf16 pairs beat FMAs of f32. On Intel's cores they take four times as long (Emerald Rapids: 88 G
+    // operations a second of a core beside 180 G; bf16 is AMX's there).
+    bool bf16_dots_pay;
+    // Lines asked for as data that need not stay come as fast as others. On Intel's cores such lines skip the second
+    // level, and with it most of what a core can wait for at a time (2 cores of an Emerald Rapids: 13 of 39 GB/s).
+    bool transient_lines_pay;
+};
+extern const Processor processor;
+
+// Asks for a cache line that is read once, soon, and then not for long.
+inline void ask_for_line(const void *p) {
+    if (processor.transient_lines_pay) __builtin_prefetch(p, 0, 0);
+    else __builtin_prefetch(p, 0, 2);
+}
+
+}  // namespace opsocket
