@@ -13,6 +13,7 @@
 //   probabilities.
 #pragma once
 #include "attention_part.h"
+#include "processor.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
@@ -147,10 +148,6 @@ inline Function choose_decode(int32_t code, int32_t dot, int rows) {
         });
     });
     return chosen;
-}
-
-inline void prefetch(const unsigned char *p) {
-    __builtin_prefetch(p, 0, 3);
 }
 
 #if OPSOCKET_AVX512

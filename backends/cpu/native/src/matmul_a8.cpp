@@ -11,7 +11,7 @@ namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
 constexpr int64_t FEW = W == 16 ? 16 : 8;     // rows for which codes are unpacked in registers and memory decides
-constexpr int MOST = W == 16 ? 6 : 4;        // rows of x in registers together
+constexpr int MOST = W == 16 ? 8 : 4;         // rows of x that there are loops for
 constexpr int64_t AHEAD = 4096;              // bytes of weights that several of these ask for before they are needed
 constexpr int64_t BLOCK_BYTES = 640 << 10;   // of quantized rows that stay in a level 2 cache while panels pass
 constexpr int64_t BLOCK_ROWS = 48, MAX_BLOCK_ROWS = 504;
@@ -208,7 +208,7 @@ static void block_of_panel(const MatmulA8 &c, const A8Weight &w, const Cuts &cut
                            int64_t following) {
     const unsigned char *from = w.panels.data + panel * cuts.panel_bytes;
     const bool in_tile = rows > FEW && cuts.bits < 8;
-    const int64_t parts = (rows + MOST - 1) / MOST;
+    const int64_t most = std::min(MOST, processor.rows_together), parts = (rows + most - 1) / most;
     const bool at_once = parts == 1 && PARTS == 1;
     const int64_t step = at_once ? cuts.k : step_of(cuts);
     const int64_t n = panel * PANEL;

@@ -158,10 +158,10 @@ struct Fetch {
     void end() { next = stop; }
     void some() {
         if (next < stop)
-            for (int64_t i = 0; i < lines; i++, next += 64) __builtin_prefetch(next);
+            for (int64_t i = 0; i < lines; i++, next += 64) prefetch(next);
     }
     void all() {
-        for (; next < stop; next += 64) __builtin_prefetch(next);
+        for (; next < stop; next += 64) prefetch(next);
     }
 };
 

@@ -11,6 +11,9 @@ static bool is_intel() {
 #endif
 }
 
-const Processor processor = {.bf16_dots_pay = !is_intel(), .transient_lines_pay = !is_intel()};
+const Processor processor = {
+    .bf16_dots_pay = !is_intel(), .transient_lines_pay = !is_intel(), .ahead_into_level_2 = is_intel(),
+    .rows_together = is_intel() ? 8 : 6,
+};
 
 }  // namespace opsocket
