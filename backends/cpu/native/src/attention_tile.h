@@ -3,6 +3,7 @@
 // is exact, p and V by `numerics.probabilities`. Where only K or V is bf16, it is widened on the way.
 #pragma once
 #include "attention_keys.h"
+#include "processor.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
@@ -292,16 +293,15 @@ inline Stages stages(const Attention &c) {
 #if OPSOCKET_AVX512_BF16
     scores = c.q_dtype == BF16, values = c.bf16_probabilities;
 #endif
+    Product widened = PRODUCT_F32;  // once for all rows: 12 sums make too little of what widening costs
 #if OPSOCKET_AVX512
-    constexpr Product WIDENED = PRODUCT_MIXED;
-#else
-    constexpr Product WIDENED = PRODUCT_F32;  // 12 sums make too little of what widening costs: once for all rows
+    if (processor.pipes_beside_products) widened = PRODUCT_MIXED;
 #endif
     // A row of f32 has no element that could meet what pads an odd key.
     return {k && scores                ? PRODUCT_BF16
-            : k && c.dim_qk % 2 == 0 ? WIDENED
+            : k && c.dim_qk % 2 == 0 ? widened
                                        : PRODUCT_F32,
-            v && values ? PRODUCT_BF16 : v ? WIDENED : PRODUCT_F32};
+            v && values ? PRODUCT_BF16 : v ? widened : PRODUCT_F32};
 }
 
 // Elements of a row of q: of whole dwords.

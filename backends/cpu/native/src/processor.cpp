@@ -14,6 +14,7 @@ static bool is_intel() {
 const Processor processor = {
     .bf16_dots_pay = !is_intel(), .transient_lines_pay = !is_intel(), .ahead_into_level_2 = is_intel(),
     .rows_together = is_intel() ? 8 : 6,
+    .pipes_beside_products = !is_intel(),
 };
 
 }  // namespace opsocket
