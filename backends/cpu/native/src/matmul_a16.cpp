@@ -95,50 +95,52 @@ void multiply_rows(int rows, const float *x, int64_t x_stride, const float *tile
     }
 }
 
-// One row and one group, widened in registers: sums += scale (x . stored - offset sum(x)) - minimum sum(x).
-template <int BITS, int CODE = INTEGERS> void group_of_one_row(const Panels &w, const uint8_t *stream, const float *x, F *sums) {
-    constexpr int FIELDS = 8 / BITS;
-    const int64_t slab = w.slab(), slab_bytes = w.slab_bytes(), steps = slab / 4 / FIELDS;
-    F dot[V][4] = {};  // chains of their own: one sum would wait for itself
-    float total = 0;
+// One row, widened in registers. Group by group: sums += scale (x . stored - offset total) - minimum total, where total is
+// the sum of the row's part. Sums of [32].
+template <int BITS, int CODE, int SLAB>
+void row_by_groups(const Panels &w, const uint8_t *codes, const float *x, const float *totals, float *sums) {
+    constexpr int FIELDS = 8 / BITS, STEPS = SLAB / 4 / FIELDS;
+    constexpr int64_t SLAB_BYTES = SLAB * PANEL * BITS / 8;
+    const int64_t groups = w.k / w.group, slabs = w.group / SLAB;
+    const int64_t scale_bytes = w.scale_bytes(), tail_bytes = scale_bytes * (w.has_minimum ? 2 : 1);
+    const bool has_minimum = w.has_minimum, scale_f32 = w.scale_f32;
+    const float zero = float(w.zero_offset);
     const I mask = set(int32_t((1 << BITS) - 1));
     const F numbers = nibbles(0);
-    const uint8_t *codes = stream;
-    const uint8_t *scales = stream + w.group / slab * slab_bytes;
-    ask_ahead(scales, w.scale_bytes() * (w.has_minimum ? 2 : 1));
-    for (int64_t at = 0; at < w.group; at += slab, codes += slab_bytes) {
-        ask_ahead(codes, slab_bytes);
-        for (int64_t step = 0; step < steps; step++)
-            for (int f = 0; f < FIELDS; f++) {
-                const float *four = x + at + (f * steps + step) * 4;
-                total += four[0] + four[1] + four[2] + four[3];
-                for (int v = 0; v < V; v++) {
-                    const I packed = load_as<I>(codes + step * PANEL * 4 + v * W * 4);
-                    for (int b = 0; b < 4; b++)
-                        dot[v][b] = dot[v][b] + number<CODE, BITS == 4>(packed >> (8 * b + f * BITS), mask, I{}, numbers) *
-                                                    set(four[b]);
-                }
-            }
+    F total[V];
+    for (int v = 0; v < V; v++) total[v] = load(sums + v * W);
+    for (int64_t g = 0; g < groups; g++) {
+        F dot[V][4];  // chains of their own: one sum would wait for itself
+        for (int v = 0; v < V; v++)
+            for (int b = 0; b < 4; b++) dot[v][b] = set(0.0f);
+        for (int64_t s = slabs; s; s--, codes += SLAB_BYTES, x += SLAB) {
+            ask_ahead(codes, SLAB_BYTES);
+#pragma GCC unroll 2
+            for (int step = 0; step < STEPS; step++)
+                for (int f = 0; f < FIELDS; f++)
+                    for (int v = 0; v < V; v++) {
+                        const I packed = load_as<I>(codes + step * PANEL * 4 + v * W * 4);
+                        for (int b = 0; b < 4; b++)
+                            dot[v][b] += number<CODE, BITS == 4>(packed >> (8 * b + f * BITS), mask, I{}, numbers) *
+                                         set(x[(f * STEPS + step) * 4 + b]);
+                    }
+        }
+        ask_ahead(codes, tail_bytes);
+        const F sum_of_x = set(totals[g]);
+        for (int v = 0; v < V; v++) {
+            const F sum = (dot[v][0] + dot[v][1]) + (dot[v][2] + dot[v][3]) - sum_of_x * zero;
+            total[v] += factors(codes, v, scale_f32) * sum;
+            if (has_minimum) total[v] -= factors(codes + scale_bytes, v, scale_f32) * sum_of_x;
+        }
+        codes += tail_bytes;
     }
-    const F offset = set(float(w.zero_offset) * total);
-    for (int v = 0; v < V; v++) {
-        sums[v] = sums[v] + factors(scales, v, w.scale_f32) * ((dot[v][0] + dot[v][1]) + (dot[v][2] + dot[v][3]) - offset);
-        if (w.has_minimum) sums[v] = sums[v] - factors(scales + w.scale_bytes(), v, w.scale_f32) * set(total);
-    }
+    for (int v = 0; v < V; v++) store(sums + v * W, total[v]);
 }
 
-void one_row(const MatmulA16 &c, const uint8_t *panel, const float *x, float *sums) {
-    F s[V];
-    for (int v = 0; v < V; v++) s[v] = load(sums + v * W);
-    const Panels &w = c.weight;
-    for (int64_t first = 0; first < w.k; first += w.group, panel += w.group_bytes()) {
-        if (w.code == E4M3FN) group_of_one_row<8, E4M3FN>(w, panel, x + first, s);
-        else if (w.code == E2M1) group_of_one_row<4, E2M1>(w, panel, x + first, s);
-        else if (w.bits == 4) group_of_one_row<4>(w, panel, x + first, s);
-        else if (w.bits == 8) group_of_one_row<8>(w, panel, x + first, s);
-        else group_of_one_row<2>(w, panel, x + first, s);
-    }
-    for (int v = 0; v < V; v++) store(sums + v * W, s[v]);
+template <int BITS, int CODE = INTEGERS>
+void one_row(const Panels &w, const uint8_t *panel, const float *x, const float *totals, float *sums) {
+    const auto all_groups = w.slab() == 32 ? row_by_groups<BITS, CODE, 32> : row_by_groups<BITS, CODE, 16>;
+    all_groups(w, panel, x, totals, sums);
 }
 
 // A piece [first, first + count) of a panel of floats as f32.
@@ -157,9 +159,18 @@ const float *float_tile(const MatmulA16 &c, const uint8_t *panel, int64_t first,
     return tile;
 }
 
-// All rows of x, f32 with x_stride, against one panel; sums [rows][32].
-void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x_stride, int64_t rows, float *tile,
-                   float *sums) {
+// Sums of a row's groups. They depend on no panel, and broadcasts of what scalars need too would take the pipe of permutes.
+void totals_of_groups(const float *x, int64_t k, int64_t group, float *totals) {
+    for (int64_t first = 0; first < k; first += group) {
+        F total = set(0.0f);
+        for (int64_t i = 0; i < group; i += W) total = total + load(x + first + i);
+        *totals++ = sum(total);
+    }
+}
+
+// All rows of x, f32 with x_stride, against one panel; sums [rows][32]. totals: of the groups of a single row, or null.
+void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x_stride, int64_t rows, const float *totals,
+                   float *tile, float *sums) {
     std::memset(sums, 0, size_t(rows) * PANEL * 4);
     if (c.float_dtype >= 0) {
         const int64_t element = c.float_dtype == F32 ? 4 : 2, k_stored = c.float_dtype == BF16 ? (c.k + 1) / 2 * 2 : c.k;
@@ -179,7 +190,14 @@ void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x
                          : w.bits == 4    ? widen<INTEGERS, true>
                                           : widen<INTEGERS, false>;
     const uint8_t *panel = w.data + number * w.panel_bytes();
-    if (rows == 1) return one_row(c, panel, x, sums);
+    if (totals) {
+        const auto product = w.code == E4M3FN ? one_row<8, E4M3FN>
+                             : w.code == E2M1 ? one_row<4, E2M1>
+                             : w.bits == 4    ? one_row<4>
+                             : w.bits == 8    ? one_row<8>
+                                              : one_row<2>;
+        return product(w, panel, x, totals, sums);
+    }
     // Whole groups at a time where they are small, pieces of one where they are large.
     const int64_t groups = w.group < TILE_K ? TILE_K / w.group : 1;
     const int64_t piece = w.group < TILE_K ? w.group : TILE_K / w.slab() * w.slab();
@@ -222,9 +240,12 @@ void matmul_a16(const Command *command, Worker &worker) {
     }
     float *tile = reinterpret_cast<float *>(worker.own), *sums = tile + TILE_K * PANEL;
     const int64_t panels = (c.n + PANEL - 1) / PANEL;
+    // In place of the tile, which a single row does without.
+    const bool single = c.rows == 1 && c.float_dtype < 0 && padded / c.weight.group <= TILE_K * PANEL;
+    if (single) totals_of_groups(x, padded, c.weight.group, tile);
     auto product = [&](int64_t number, int64_t row, int64_t end) {
         const int64_t rows = end - row, column = number * PANEL;
-        panel_product(c, number, x + row * x_stride, x_stride, rows, tile, sums);
+        panel_product(c, number, x + row * x_stride, x_stride, rows, single ? tile : nullptr, tile, sums);
         const int columns = int(c.n - column < PANEL ? c.n - column : PANEL);
         for (int64_t r = 0; r < rows; r++) {
             float *s = sums + r * PANEL;
