@@ -1,7 +1,9 @@
 // y = x W^T + b with float activations: codes are widened to f32 and multiplied there.
 //
-// Few rows: codes are widened in registers, since memory decides. Many rows: a piece of a panel is widened once into this
+// Few rows: codes are widened in registers, once for all of them. More rows: a piece of a panel is widened once into this
 // thread's memory, [k][32] of f32, and all rows meet it there.
+#include <utility>
+
 #include "kernels.h"
 #include "small_floats.h"
 
@@ -15,6 +17,7 @@ constexpr int ROWS = W == 16 ? 8 : W == 8 ? 3 : 1;  // that meet a tile at a tim
 constexpr int64_t TILE_K = W == 16 ? 192 : 128;  // k of a widened piece: 24 or 16 KB of a first-level cache's 48 or 32
 constexpr int64_t BLOCK_ROWS = 384;          // rows whose sums are kept at a time
 constexpr int64_t FEW = 16;                  // rows up to which a panel takes no longer than to agree on who takes it
+constexpr int MOST_IN_REGISTERS = W == 16 ? 8 : W == 8 ? 2 : 1;  // rows for which codes are widened in registers
 constexpr int64_t OWN_ROWS = 48;             // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
 
 // Vector v of the 32 scales or minimums at p.
@@ -95,11 +98,13 @@ void multiply_rows(int rows, const float *x, int64_t x_stride, const float *tile
     }
 }
 
-// One row, widened in registers. Group by group: sums += scale (x . stored - offset total) - minimum total, where total is
-// the sum of the row's part. Sums of [32].
-template <int BITS, int CODE, int SLAB>
-void row_by_groups(const Panels &w, const uint8_t *codes, const float *x, const float *totals, float *sums) {
+// R rows, for which codes are widened in registers. Group by group: sums += scale (x . stored - offset total) - minimum
+// total, where total is the sum of a row's part; totals of [R][groups], sums of [R][32].
+template <int R, int BITS, int CODE, int SLAB>
+void rows_by_groups(const Panels &w, const uint8_t *codes, const float *x, int64_t x_stride, const float *totals,
+                    float *sums) {
     constexpr int FIELDS = 8 / BITS, STEPS = SLAB / 4 / FIELDS;
+    constexpr int CHAINS = R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;  // of a sum, which would wait for itself
     constexpr int64_t SLAB_BYTES = SLAB * PANEL * BITS / 8;
     const int64_t groups = w.k / w.group, slabs = w.group / SLAB;
     const int64_t scale_bytes = w.scale_bytes(), tail_bytes = scale_bytes * (w.has_minimum ? 2 : 1);
@@ -107,40 +112,64 @@ void row_by_groups(const Panels &w, const uint8_t *codes, const float *x, const 
     const float zero = float(w.zero_offset);
     const I mask = set(int32_t((1 << BITS) - 1));
     const F numbers = nibbles(0);
-    F total[V];
-    for (int v = 0; v < V; v++) total[v] = load(sums + v * W);
     for (int64_t g = 0; g < groups; g++) {
-        F dot[V][4];  // chains of their own: one sum would wait for itself
-        for (int v = 0; v < V; v++)
-            for (int b = 0; b < 4; b++) dot[v][b] = set(0.0f);
+        F dot[R][V][CHAINS];
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++)
+                for (int chain = 0; chain < CHAINS; chain++) dot[r][v][chain] = set(0.0f);
         for (int64_t s = slabs; s; s--, codes += SLAB_BYTES, x += SLAB) {
             ask_ahead(codes, SLAB_BYTES);
 #pragma GCC unroll 2
             for (int step = 0; step < STEPS; step++)
-                for (int f = 0; f < FIELDS; f++)
-                    for (int v = 0; v < V; v++) {
-                        const I packed = load_as<I>(codes + step * PANEL * 4 + v * W * 4);
-                        for (int b = 0; b < 4; b++)
-                            dot[v][b] += number<CODE, BITS == 4>(packed >> (8 * b + f * BITS), mask, I{}, numbers) *
-                                         set(x[(f * STEPS + step) * 4 + b]);
+                for (int f = 0; f < FIELDS; f++) {
+                    I packed[V];
+                    for (int v = 0; v < V; v++) packed[v] = load_as<I>(codes + step * PANEL * 4 + v * W * 4);
+#pragma GCC unroll 4
+                    for (int b = 0; b < 4; b++) {
+                        F value[V];
+                        for (int v = 0; v < V; v++)
+                            value[v] = number<CODE, BITS == 4>(packed[v] >> (8 * b + f * BITS), mask, I{}, numbers);
+#pragma GCC unroll 8
+                        for (int r = 0; r < R; r++) {
+                            const F factor = set(x[r * x_stride + (f * STEPS + step) * 4 + b]);
+                            for (int v = 0; v < V; v++) dot[r][v][b % CHAINS] += value[v] * factor;
+                        }
                     }
+                }
         }
         ask_ahead(codes, tail_bytes);
-        const F sum_of_x = set(totals[g]);
         for (int v = 0; v < V; v++) {
-            const F sum = (dot[v][0] + dot[v][1]) + (dot[v][2] + dot[v][3]) - sum_of_x * zero;
-            total[v] += factors(codes, v, scale_f32) * sum;
-            if (has_minimum) total[v] -= factors(codes + scale_bytes, v, scale_f32) * sum_of_x;
+            const F scale = factors(codes, v, scale_f32);
+            const F minimum = has_minimum ? factors(codes + scale_bytes, v, scale_f32) : set(0.0f);
+            for (int r = 0; r < R; r++) {
+                F sum = dot[r][v][0];
+                for (int chain = 1; chain < CHAINS; chain++) sum += dot[r][v][chain];
+                const F total = set(totals[r * groups + g]);
+                float *to = sums + r * PANEL + v * W;
+                F all = load(to) + scale * (sum - total * zero);
+                if (has_minimum) all -= minimum * total;
+                store(to, all);
+            }
         }
         codes += tail_bytes;
     }
-    for (int v = 0; v < V; v++) store(sums + v * W, total[v]);
 }
 
-template <int BITS, int CODE = INTEGERS>
-void one_row(const Panels &w, const uint8_t *panel, const float *x, const float *totals, float *sums) {
-    const auto all_groups = w.slab() == 32 ? row_by_groups<BITS, CODE, 32> : row_by_groups<BITS, CODE, 16>;
-    all_groups(w, panel, x, totals, sums);
+using FewRows = void (*)(const Panels &, const uint8_t *, const float *, int64_t, const float *, float *);
+
+template <int BITS, int CODE, size_t... R> FewRows by_rows(const Panels &w, int64_t rows, std::index_sequence<R...>) {
+    constexpr FewRows of_32[] = {rows_by_groups<int(R) + 1, BITS, CODE, 32>...};
+    constexpr FewRows of_16[] = {rows_by_groups<int(R) + 1, BITS, CODE, 16>...};
+    return (w.slab() == 32 ? of_32 : of_16)[rows - 1];
+}
+
+FewRows few_rows(const Panels &w, int64_t rows) {
+    constexpr auto counts = std::make_index_sequence<MOST_IN_REGISTERS>();
+    if (w.code == E4M3FN) return by_rows<8, E4M3FN>(w, rows, counts);
+    if (w.code == E2M1) return by_rows<4, E2M1>(w, rows, counts);
+    return w.bits == 4   ? by_rows<4, INTEGERS>(w, rows, counts)
+           : w.bits == 8 ? by_rows<8, INTEGERS>(w, rows, counts)
+                         : by_rows<2, INTEGERS>(w, rows, counts);
 }
 
 // A piece [first, first + count) of a panel of floats as f32.
@@ -168,7 +197,7 @@ void totals_of_groups(const float *x, int64_t k, int64_t group, float *totals) {
     }
 }
 
-// All rows of x, f32 with x_stride, against one panel; sums [rows][32]. totals: of the groups of a single row, or null.
+// All rows of x, f32 with x_stride, against one panel; sums [rows][32]. totals: of the groups of few rows, or null.
 void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x_stride, int64_t rows, const float *totals,
                    float *tile, float *sums) {
     std::memset(sums, 0, size_t(rows) * PANEL * 4);
@@ -190,14 +219,7 @@ void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x
                          : w.bits == 4    ? widen<INTEGERS, true>
                                           : widen<INTEGERS, false>;
     const uint8_t *panel = w.data + number * w.panel_bytes();
-    if (totals) {
-        const auto product = w.code == E4M3FN ? one_row<8, E4M3FN>
-                             : w.code == E2M1 ? one_row<4, E2M1>
-                             : w.bits == 4    ? one_row<4>
-                             : w.bits == 8    ? one_row<8>
-                                              : one_row<2>;
-        return product(w, panel, x, totals, sums);
-    }
+    if (totals) return few_rows(w, rows)(w, panel, x, x_stride, totals, sums);
     // Whole groups at a time where they are small, pieces of one where they are large.
     const int64_t groups = w.group < TILE_K ? TILE_K / w.group : 1;
     const int64_t piece = w.group < TILE_K ? w.group : TILE_K / w.slab() * w.slab();
@@ -240,12 +262,14 @@ void matmul_a16(const Command *command, Worker &worker) {
     }
     float *tile = reinterpret_cast<float *>(worker.own), *sums = tile + TILE_K * PANEL;
     const int64_t panels = (c.n + PANEL - 1) / PANEL;
-    // In place of the tile, which a single row does without.
-    const bool single = c.rows == 1 && c.float_dtype < 0 && padded / c.weight.group <= TILE_K * PANEL;
-    if (single) totals_of_groups(x, padded, c.weight.group, tile);
+    // In place of the tile, which few rows do without.
+    const int64_t groups = c.float_dtype < 0 ? padded / c.weight.group : 0;
+    const bool few = groups && c.rows <= MOST_IN_REGISTERS && c.rows * groups <= TILE_K * PANEL;
+    for (int64_t r = 0; few && r < c.rows; r++)
+        totals_of_groups(x + r * x_stride, padded, c.weight.group, tile + r * groups);
     auto product = [&](int64_t number, int64_t row, int64_t end) {
         const int64_t rows = end - row, column = number * PANEL;
-        panel_product(c, number, x + row * x_stride, x_stride, rows, single ? tile : nullptr, tile, sums);
+        panel_product(c, number, x + row * x_stride, x_stride, rows, few ? tile : nullptr, tile, sums);
         const int columns = int(c.n - column < PANEL ? c.n - column : PANEL);
         for (int64_t r = 0; r < rows; r++) {
             float *s = sums + r * PANEL;
