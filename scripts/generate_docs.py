@@ -52,9 +52,11 @@ KILL_MATRIX = ROOT / "docs" / "kill-matrix.md"
 KILLS_INTERPRETED = ROOT / "docs" / "kill-matrix-gpu.md"
 INTERPRETED = ("sm_90", "gfx942")
 GPU_KERNELS = ROOT / "docs" / "gpu-kernels.md"
-WHOLE_MODEL = ("2026-11-29/whole_model.json", "2026-11-29/whole_model-long.json")
+_RUNS = ("2026-11-29", "2026-11-29-emerald-rapids")
+"""Folders of benchmarks/results, one for each machine: the README shows the first, docs/ all."""
+WHOLE_MODEL = tuple((f"{run}/whole_model.json", f"{run}/whole_model-long.json") for run in _RUNS)
 """Results of whole_model.py of one machine, for the README."""
-REACHED = (("2026-11-29/operators-attention.json", "2026-11-29/operators-matmul.json"),)
+REACHED = tuple((f"{run}/operators-attention.json", f"{run}/operators-matmul.json") for run in _RUNS)
 """Results of operators.py, one group for each machine; the last counts where several measured the same."""
 DTYPES = ("f32", "bf16", "f16")
 KV_FORMATS = (
@@ -233,12 +235,20 @@ def goals() -> str:
     return "\n\n".join(found)
 
 
-def whole_model() -> str:
-    """Tokens per second of whole models beside their peers, as the runs that are kept have them."""
+def _whole_model(paths: tuple[str, ...]) -> str:
+    """Tokens per second of whole models beside their peers, as a machine's runs that are kept have them."""
     from whole_model import kept
 
-    machine, _, table = kept([ROOT / "benchmarks" / "results" / path for path in WHOLE_MODEL]).partition("\n\n")
+    machine, _, table = kept([ROOT / "benchmarks" / "results" / path for path in paths]).partition("\n\n")
     return f"{machine}:\n\n{table}"
+
+
+def whole_model() -> str:
+    return _whole_model(WHOLE_MODEL[0])
+
+
+def whole_model_elsewhere() -> str:
+    return "\n\n".join(map(_whole_model, WHOLE_MODEL[1:]))
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -246,6 +256,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "support-matrix": support_matrix,
     "kills-interpreted": kills_interpreted,
     "whole-model": whole_model,
+    "whole-model-elsewhere": whole_model_elsewhere,
 }
 
 

@@ -56,11 +56,11 @@ static Shape some_shape(Random &random, int64_t rows) {
 }
 
 static void codes(Random &random) {
-    const int64_t rows[] = {1, 2, 3, 5, 11, 12, 13, 25}, groups[] = {16, 32, 48, 64, 128, 256, 0};
+    const int64_t rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 25}, groups[] = {16, 32, 48, 64, 128, 256, 0};
     for (int i = 0; i < 120; i++) {
         CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(3) == 0, groups[random.below(7)]};
         if (i % 3 == 0) format.code = i % 2 ? E4M3FN : E2M1, format.bits = i % 2 ? 8 : 4, format.minimum = false;
-        Shape s = some_shape(random, rows[i % 8]);
+        Shape s = some_shape(random, rows[random.below(12)]);
         if (format.group) s.k = format.group * (1 + random.below(5));
         const CodedWeight w(random, format, s.n, s.k, random.below(3) == 0);
         MatmulA16 command{};
