@@ -105,7 +105,7 @@ void rows_by_groups(const Panels &w, const uint8_t *codes, const float *x, int64
                     float *sums) {
     constexpr int FIELDS = 8 / BITS, STEPS = SLAB / 4 / FIELDS;
     constexpr int CHAINS = R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;  // of a sum, which would wait for itself
-    constexpr int64_t SLAB_BYTES = SLAB * PANEL * BITS / 8;
+    constexpr int64_t SLAB_BYTES = SLAB * PANEL * BITS / 8, RUN = 256 / SLAB;  // slabs of one sum, as in `multiply`
     const int64_t groups = w.k / w.group, slabs = w.group / SLAB;
     const int64_t scale_bytes = w.scale_bytes(), tail_bytes = scale_bytes * (w.has_minimum ? 2 : 1);
     const bool has_minimum = w.has_minimum, scale_f32 = w.scale_f32;
@@ -113,44 +113,49 @@ void rows_by_groups(const Panels &w, const uint8_t *codes, const float *x, int64
     const I mask = set(int32_t((1 << BITS) - 1));
     const F numbers = nibbles(0);
     for (int64_t g = 0; g < groups; g++) {
-        F dot[R][V][CHAINS];
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++)
-                for (int chain = 0; chain < CHAINS; chain++) dot[r][v][chain] = set(0.0f);
-        for (int64_t s = slabs; s; s--, codes += SLAB_BYTES, x += SLAB) {
-            ask_ahead(codes, SLAB_BYTES);
+        for (int64_t left = slabs; left;) {
+            const int64_t run = left < RUN ? left : RUN;
+            F dot[R][V][CHAINS];
+            for (int r = 0; r < R; r++)
+                for (int v = 0; v < V; v++)
+                    for (int chain = 0; chain < CHAINS; chain++) dot[r][v][chain] = set(0.0f);
+            for (int64_t s = run; s; s--, codes += SLAB_BYTES, x += SLAB) {
+                ask_ahead(codes, SLAB_BYTES);
 #pragma GCC unroll 2
-            for (int step = 0; step < STEPS; step++)
-                for (int f = 0; f < FIELDS; f++) {
-                    I packed[V];
-                    for (int v = 0; v < V; v++) packed[v] = load_as<I>(codes + step * PANEL * 4 + v * W * 4);
+                for (int step = 0; step < STEPS; step++)
+                    for (int f = 0; f < FIELDS; f++) {
+                        I packed[V];
+                        for (int v = 0; v < V; v++) packed[v] = load_as<I>(codes + step * PANEL * 4 + v * W * 4);
 #pragma GCC unroll 4
-                    for (int b = 0; b < 4; b++) {
-                        F value[V];
-                        for (int v = 0; v < V; v++)
-                            value[v] = number<CODE, BITS == 4>(packed[v] >> (8 * b + f * BITS), mask, I{}, numbers);
+                        for (int b = 0; b < 4; b++) {
+                            F value[V];
+                            for (int v = 0; v < V; v++)
+                                value[v] = number<CODE, BITS == 4>(packed[v] >> (8 * b + f * BITS), mask, I{}, numbers);
 #pragma GCC unroll 8
-                        for (int r = 0; r < R; r++) {
-                            const F factor = set(x[r * x_stride + (f * STEPS + step) * 4 + b]);
-                            for (int v = 0; v < V; v++) dot[r][v][b % CHAINS] += value[v] * factor;
+                            for (int r = 0; r < R; r++) {
+                                const F factor = set(x[r * x_stride + (f * STEPS + step) * 4 + b]);
+                                for (int v = 0; v < V; v++) dot[r][v][b % CHAINS] += value[v] * factor;
+                            }
                         }
                     }
+            }
+            left -= run;
+            const uint8_t *scales = codes + left * SLAB_BYTES;
+            for (int v = 0; v < V; v++) {
+                const F scale = factors(scales, v, scale_f32);
+                const F minimum = has_minimum ? factors(scales + scale_bytes, v, scale_f32) : set(0.0f);
+                for (int r = 0; r < R; r++) {
+                    F sum = dot[r][v][0];
+                    for (int chain = 1; chain < CHAINS; chain++) sum += dot[r][v][chain];
+                    const F total = set(left ? 0.0f : totals[r * groups + g]);
+                    float *to = sums + r * PANEL + v * W;
+                    F all = load(to) + scale * (sum - total * zero);
+                    if (has_minimum) all -= minimum * total;
+                    store(to, all);
                 }
-        }
-        ask_ahead(codes, tail_bytes);
-        for (int v = 0; v < V; v++) {
-            const F scale = factors(codes, v, scale_f32);
-            const F minimum = has_minimum ? factors(codes + scale_bytes, v, scale_f32) : set(0.0f);
-            for (int r = 0; r < R; r++) {
-                F sum = dot[r][v][0];
-                for (int chain = 1; chain < CHAINS; chain++) sum += dot[r][v][chain];
-                const F total = set(totals[r * groups + g]);
-                float *to = sums + r * PANEL + v * W;
-                F all = load(to) + scale * (sum - total * zero);
-                if (has_minimum) all -= minimum * total;
-                store(to, all);
             }
         }
+        ask_ahead(codes, tail_bytes);
         codes += tail_bytes;
     }
 }
