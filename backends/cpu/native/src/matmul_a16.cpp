@@ -105,7 +105,7 @@ void rows_by_groups(const Panels &w, const uint8_t *codes, const float *x, int64
                     float *sums) {
     constexpr int FIELDS = 8 / BITS, STEPS = SLAB / 4 / FIELDS;
     constexpr int CHAINS = R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;  // of a sum, which would wait for itself
-    constexpr int64_t SLAB_BYTES = SLAB * PANEL * BITS / 8, RUN = 256 / SLAB;  // slabs of one sum, as in `multiply`
+    constexpr int64_t SLAB_BYTES = SLAB * PANEL * BITS / 8, RUN = 256 / SLAB;  // slabs of a sum: no longer chains than about a tile's
     const int64_t groups = w.k / w.group, slabs = w.group / SLAB;
     const int64_t scale_bytes = w.scale_bytes(), tail_bytes = scale_bytes * (w.has_minimum ? 2 : 1);
     const bool has_minimum = w.has_minimum, scale_f32 = w.scale_f32;

@@ -14,11 +14,11 @@ struct Processor {
     // level, and with it most of what a core can wait for at a time (2 cores of an Emerald Rapids: 13 of 39 GB/s).
     bool transient_lines_pay;
     // Lines asked for ahead belong in the second level, not the first. Worth 3 to 8 % of products and of attention over
-    // bf16 caches on Intel's cores; on a Zen 5 it made no difference.
+    // bf16 caches on Intel's cores; on a Zen 5 attention was as fast either way, and products were not tried.
     bool ahead_into_level_2;
     // Rows whose int8 products of two 512-bit vectors are summed together. 6 leave registers for all that they need, and
-    // fill two pipes whose dot products take 4 cycles (Zen 5: 89 of 89 %). Intel's take 5 to 6: 8 rows are worth 16 %
-    // there, though f32 sums then wait in memory.
+    // fill two pipes whose dot products take 4 cycles (Zen 5: 89 of 89 %). Intel's take 5 to 6: 8 rows are worth 14 to
+    // 26 % there, though f32 sums then wait in memory.
     int rows_together;
     // At 512 bits what prepares products (shifts, masks) has pipes of its own, and costs next to nothing beside them.
     // Intel's two pipes share all of it.
@@ -32,7 +32,7 @@ inline void ask_for_line(const void *p) {
     else __builtin_prefetch(p, 0, 2);
 }
 
-// The same of a line that others of this thread's lines are read beside for a while.
+// Asks for a cache line that is read soon, perhaps more than once.
 inline void prefetch(const void *p) {
     if (processor.ahead_into_level_2) __builtin_prefetch(p, 0, 2);
     else __builtin_prefetch(p, 0, 3);
