@@ -115,30 +115,81 @@ void soften(const KVTiles &v, int32_t dot, const Seen *seen, const unsigned char
     for (int r = 0; r < R; r++) {
         sums[r] = set(0.0f);
         const F from = set(base[r]);
-        for (int i = 0; i < DECODE_TOKENS; i += W) {
-            const int tile = i / TILE, at = r * DECODE_TOKENS + i;
-            if (ahead && i % TILE == 0 && r * 128 < bytes) {
+        const float *logits = x.s + r * DECODE_TOKENS;
+        F weight[DECODE_TOKENS / W];
+#pragma GCC unroll 4
+        for (int i = 0; i < DECODE_TOKENS / W; i++) {
+            weight[i] = exp2(load(logits + i * W) * LOG2_E - from);
+            sums[r] += weight[i];
+        }
+        if (scaled)
+#pragma GCC unroll 4
+            for (int i = 0; i < DECODE_TOKENS / W; i++)
+                weight[i] *= load(reinterpret_cast<const float *>(tiles[i * W / TILE] + bytes) + i * W % TILE);
+        if (seen)  // a stale scale may be NaN
+#pragma GCC unroll 4
+            for (int i = 0; i < DECODE_TOKENS / W; i++) weight[i] = where_seen(seen[r] >> (i * W), weight[i], 0);
+        if (ahead && r * 128 < bytes)
+            for (int tile = 0; tile < DECODE_TILES; tile++) {
                 prefetch(ahead[tile] + r * 128);
                 prefetch(ahead[tile] + r * 128 + 64);
             }
-            F weight = exp2(load(x.s + at) * LOG2_E - from);
-            sums[r] += weight;
-            if (scaled) weight *= load(reinterpret_cast<const float *>(tiles[tile] + bytes) + i % TILE);
-            if (seen) weight = where_seen(seen[r] >> i, weight, 0);  // a stale scale may be NaN
+#pragma GCC unroll 4
+        for (int i = 0; i < DECODE_TOKENS / W; i++) {
+            const int at = r * DECODE_TOKENS + i * W;
 #if OPSOCKET_AVX512
-            if (shuffled) weight = (F)_mm512_permute_ps((__m512)weight, SHUFFLED);
+            if (shuffled) weight[i] = (F)_mm512_permute_ps((__m512)weight[i], SHUFFLED);
 #endif
 #if OPSOCKET_AVX512_BF16
             if (dot == DOT_BF16) {
-                store_probabilities(w.packed + at * 2, weight);
+                store_probabilities(w.packed + at * 2, weight[i]);
                 continue;
             }
 #endif
-            store(w.p + at, weight);
+            store(w.p + at, weight[i]);
         }
     }
     (void)shuffled;
     store(state.sum, load(state.sum) * carry + across<R>(sums, [](F a, F b) { return a + b; }));
+}
+
+// Makes digits of weights, or returns false where those would not do: where a weight is so much smaller than the row's
+// largest in this chunk that less than bf16's 8 bits would be left of it.
+template <int R> bool weights_to_digits(int32_t code, DecodeWeights &w) {
+#if OPSOCKET_AVX512
+    constexpr float most = most_in_digits(V_DIGITS);
+    F size[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        size[r] = abs(load(w.p + r * DECODE_TOKENS));
+        // By their bits, of which NaN has the most.
+        for (int i = W; i < DECODE_TOKENS; i += W)
+            size[r] = (F)_mm512_max_epi32((__m512i)abs(load(w.p + r * DECODE_TOKENS + i)), (__m512i)size[r]);
+    }
+    const F top = across<R>(size, [](F a, F b) { return (F)_mm512_max_epi32((__m512i)a, (__m512i)b); });
+    alignas(64) float units[W], least[W];
+    store(w.unit, top / most);
+    store(units, (F)((I)(top > 0) & (I)(most / top)));
+    store(least, top * 0x1p-24f);
+    __mmask16 small = 0;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        DigitSums sums;
+        for (int i = 0; i < DECODE_TOKENS; i += W) {
+            const F weight = load(w.p + r * DECODE_TOKENS + i);
+            small |= _mm512_mask_cmp_ps_mask(_mm512_test_epi32_mask((__m512i)weight, _mm512_set1_epi32(0x7fffffff)),
+                                             (__m512)abs(weight), _mm512_set1_ps(least[r]), _CMP_LT_OQ);
+            const __m512i digits = digits_of(weight * units[r]);
+            sums.add(digits);
+            _mm512_store_si512(w.packed + (r * DECODE_TOKENS + i) * 4, digits);
+        }
+        sums.store(code, w.first[r]);
+    }
+    return !small;
+#else
+    (void)code, (void)w;
+    return false;
+#endif
 }
 
 // Softcap and ALiBi of the logits of some rows, from row `first`.
@@ -182,6 +233,8 @@ struct Block {
     int64_t row;  // of the part: the first
     DecodeQuery query;
     DecodeState state;
+    DecodeScores scores;
+    DecodeValues values;
 };
 
 // out = out * carry + weights * values for a block of rows of which some don't see what others see, where values are
@@ -214,7 +267,8 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
     w.width = v_width(kv.v.dim);
     DecodeKeys keys;
     keys.vectors = k_vectors(kv.k.code, kv.k.dim);
-    const int64_t k_scales_at = k_code_bytes(kv.k.code, kv.k.dim), v_bytes = v_code_bytes(kv.v.code, kv.v.dim);
+    keys.scales_at = kv.k.granularity == SCALE_TOKEN_HEAD ? k_code_bytes(kv.k.code, kv.k.dim) : 0;
+    const int64_t v_bytes = v_code_bytes(kv.v.code, kv.v.dim);
     const int64_t k_head = kv.tiles * kv.k.tile_bytes, v_head = kv.tiles * kv.v.tile_bytes;
     const bool knobs = c.softcap != 0 || c.slopes;
     const int32_t dot = decode_dot(kv.v.code, c.bf16_probabilities != 0);
@@ -248,7 +302,7 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
                 v[t] = here.v[of] + head * v_head;
                 k_ahead[t] = head + 1 < kv.heads ? k[t] + k_head : next.k[of];
                 v_ahead[t] = head + 1 < kv.heads ? v[t] + v_head : next.v[of];
-                if (kv.k.granularity == SCALE_TOKEN_HEAD) prefetch(k_ahead[t] + k_scales_at);
+                if (keys.scales_at) prefetch(k_ahead[t] + keys.scales_at);
                 if (kv.v.granularity == SCALE_TOKEN_HEAD) prefetch(v_ahead[t] + v_bytes);
             }
             bool broken = false;  // whether what some row does not see would reach it, as 0 * NaN
@@ -265,40 +319,38 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
                 broken = broken || (part.queries > 1 && has_broken_value(kv.v, w.tiles[t]));
             }
             for (int64_t b = 0; b < blocks.of_head; b++) {
-                const int64_t row = block[head * blocks.of_head + b].row;
-                const DecodeQuery &query = block[head * blocks.of_head + b].query;
-                DecodeState &state = block[head * blocks.of_head + b].state;
-                Seen of_row[DECODE_ROWS], together = EVERY, by_some = 0;
-                for (int r = 0; r < query.rows; r++) {
-                    of_row[r] = chunk.seen[(row + r) % part.queries];
-                    together &= of_row[r], by_some |= of_row[r];
+                Block &of = block[head * blocks.of_head + b];
+                const int64_t row = of.row;
+                const DecodeQuery &query = of.query;
+                DecodeState &state = of.state;
+                Seen of_row[DECODE_ROWS], together = EVERY, by_some = EVERY;
+                if (!chunk.by_all) {
+                    by_some = 0;
+                    for (int r = 0; r < query.rows; r++) {
+                        of_row[r] = chunk.seen[(row + r) % part.queries];
+                        together &= of_row[r], by_some |= of_row[r];
+                    }
+                    if (!by_some) continue;
                 }
-                if (!by_some) continue;
                 const Seen *seen = together == EVERY ? nullptr : of_row;
                 for (int t = 0; t < DECODE_TILES; t++) keys.tiles[t] = k[t], keys.ahead[t] = b ? k[t] : k_ahead[t];
-                decode_scores(kv.k.code, query.dot, query.rows)(query, keys, x.s);
-                if (kv.k.granularity == SCALE_TOKEN_HEAD)
-                    for (int t = 0; t < chunk.tiles; t++) {
-                        const float *scales = reinterpret_cast<const float *>(k[t] + k_scales_at);
-                        for (int i = 0; i < TILE; i += W) {
-                            F scale = load(scales + i);
-                            float *s = x.s + t * TILE + i;
-                            for (int r = 0; r < query.rows; r++)
-                                store(s + r * DECODE_TOKENS, load(s + r * DECODE_TOKENS) * scale);
-                        }
-                    }
+                of.scores(query, keys, x.s);
                 if (knobs) apply_knobs(part, row, query.rows, token, x.s);
                 for (int r = 0; seen && r < query.rows; r++)
                     for (int i = 0; i < DECODE_TOKENS; i += W) {
                         float *s = x.s + r * DECODE_TOKENS + i;
                         store(s, where_seen(seen[r] >> i, load(s), -INFINITY));
                     }
+                DecodeValues add = of.values;
                 with_rows(query.rows, [&](auto rows) {
-                    soften<decltype(rows)::value>(kv.v, dot, seen, v, b ? nullptr : v_ahead, state, x);
+                    constexpr int R = decltype(rows)::value;
+                    soften<R>(kv.v, dot, seen, v, b ? nullptr : v_ahead, state, x);
+                    if (dot == DOT_DIGITS && !weights_to_digits<R>(kv.v.code, w))
+                        add = decode_values(kv.v.code, DOT_F32, R);
                 });
                 for (int t = 0; t < chunk.tiles; t++) w.ahead[t] = b ? w.tiles[t] : v_ahead[t];
                 if (broken && together != by_some) add_values_of_each(c, chunk, of_row, query.rows, dot, state, x);
-                else decode_values(kv.v.code, dot, query.rows)(w, state.out);
+                else add(w, state.out);
             }
         }
         here = next;
@@ -345,6 +397,8 @@ void decode_part(const Part &part) {
             float *memory = reinterpret_cast<float *>(take(decode_query_floats(c.dim_qk, rows) * 4));
             decode_prepare(next->query, memory, c.cache.k, head, rows, part.q + next->row * c.dim_qk, c.q_dtype == BF16,
                            c.scale);
+            next->scores = decode_scores(c.cache.k.code, next->query.dot, rows);
+            next->values = decode_values(c.cache.v.code, decode_dot(c.cache.v.code, c.bf16_probabilities != 0), rows);
             std::fill_n(next->state.largest, W, -INFINITY);
             std::fill_n(next->state.sum, W, 0.0f);
             next->state.out = part.acc + next->row * out_width(c);

@@ -13,6 +13,7 @@
 //   probabilities.
 #pragma once
 #include "attention_part.h"
+#include "digits.h"
 #include "processor.h"
 
 namespace opsocket {
@@ -28,13 +29,18 @@ constexpr int MOST_HEAD_ROWS = 32;   // of a KV head: beyond, tiles that are wid
 constexpr int DECODE_TILES = 4;
 constexpr int DECODE_TOKENS = DECODE_TILES * TILE;
 
-enum DecodeDot : int32_t { DOT_F32, DOT_BF16 };
+enum DecodeDot : int32_t { DOT_F32, DOT_BF16, DOT_DIGITS };
+
+// Of a query 3 digits are as good as f32. Weights of one chunk differ by more: half of SmolLM2's chunks have some below
+// 2^-16 of the largest, of which 3 digits leave less than bf16's 8 bits; an eighth have some below 2^-24.
+constexpr int K_DIGITS = 3, V_DIGITS = 4;
 
 // Up to DECODE_ROWS query rows of one KV head. f32: values [dims][rows], or as decode_order has them; bf16: packed pairs
-// [dims / 2][rows], or twos of pairs [dims / 4][rows][2].
+// [dims / 2][rows], or twos of pairs [dims / 4][rows][2]; K_DIGITS digits (digits.h): packed [dims / 4][rows][4].
 struct DecodeQuery {
     int32_t rows, dot;
-    float scale;  // what dot products are multiplied by
+    float scale[DECODE_ROWS];  // what dot products are multiplied by
+    int32_t first[DECODE_ROWS][4];  // what sums of products with digits begin with
     union {
         float *values;
         int32_t *packed;
@@ -62,22 +68,25 @@ void decode_prepare(
 // fewer, the last are any of it, and logits of theirs come to nothing.
 struct DecodeKeys {
     const unsigned char *tiles[DECODE_TILES], *ahead[DECODE_TILES];
-    int64_t vectors;  // of a tile
+    int64_t vectors;    // of a tile
+    int64_t scales_at;  // byte of a tile where scales of tokens begin; 0: there are none
 };
 
-// Logits of a chunk, before scales of tokens, softcap and ALiBi: s[row * DECODE_TOKENS + token].
+// Logits of a chunk, before softcap and ALiBi: s[row * DECODE_TOKENS + token].
 using DecodeScores = void (*)(const DecodeQuery &query, const DecodeKeys &keys, float *s);
 DecodeScores decode_scores(int32_t code, int32_t dot, int rows);
 
-// What values are multiplied by in one chunk. weights: f32 [rows][DECODE_TOKENS] in the cache's pairs, or bf16
-// [rows][DECODE_TOKENS].
+// What values are multiplied by in one chunk. weights: f32 p[rows][DECODE_TOKENS] in the cache's pairs; or bf16
+// [rows][DECODE_TOKENS]; or, beside p, V_DIGITS digits [rows][DECODE_TOKENS / 4][4], in units of each row.
 struct DecodeWeights {
     const unsigned char *tiles[DECODE_TILES], *ahead[DECODE_TILES];
     int32_t count;  // of tiles
     int64_t width;  // of a row
     alignas(64) float carry[W];
+    alignas(64) float unit[W];
+    int32_t first[DECODE_ROWS][4];  // what sums of products with digits begin with
     alignas(64) float p[DECODE_ROWS * DECODE_TOKENS];
-    alignas(64) unsigned char packed[DECODE_ROWS * 2 * DECODE_TOKENS];
+    alignas(64) unsigned char packed[DECODE_ROWS * 4 * DECODE_TOKENS];
 };
 
 // out = out * carry + weights * values
@@ -87,6 +96,8 @@ DecodeValues decode_values(int32_t code, int32_t dot, int rows);
 constexpr int32_t decode_dot(int32_t code, bool bf16) {
 #if OPSOCKET_AVX512_BF16
     if (bf16 && (code == KV_BF16 || kv_bits(code) <= 8)) return DOT_BF16;
+#elif OPSOCKET_AVX512
+    if (bf16 && kv_is_integer(code)) return DOT_DIGITS;
 #endif
     (void)bf16;
     (void)code;
@@ -125,7 +136,7 @@ template <class Fn> inline auto with_rows(int rows, const Fn &f) {
 }
 
 // Of kernels for a cache's code and `rows` rows, the one for products of kind `dot`. Kernels: a template with `f32`,
-// and `pairs` and `bf16` where the level has them.
+// and `pairs`, `bf16` and `digits` where the level has them.
 template <class Function, template <int32_t, int> class Kernels>
 inline Function choose_decode(int32_t code, int32_t dot, int rows) {
     Function chosen = nullptr;
@@ -136,6 +147,10 @@ inline Function choose_decode(int32_t code, int32_t dot, int rows) {
 #if OPSOCKET_AVX512_BF16
             if constexpr (decode_dot(C, true) == DOT_BF16)
                 if (dot == DOT_BF16) return K::bf16;
+#endif
+#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+            if constexpr (decode_dot(C, true) == DOT_DIGITS)
+                if (dot == DOT_DIGITS) return K::digits;
 #endif
 #if OPSOCKET_AVX512
             if constexpr (decode_order(C, DOT_F32) != ORDER_SINGLE) return K::pairs;

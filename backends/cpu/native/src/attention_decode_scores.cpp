@@ -16,6 +16,39 @@ template <int SIZE> static void spread(const unsigned char *from, int64_t count,
     for (int64_t i = 0; i < count; i++) __builtin_memcpy(to + i * rows * SIZE, from + i * SIZE, SIZE);
 }
 
+#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+// Rows as digits, or false where digits would not do: where rounding to them loses more of the sum of a row's elements
+// than one rounding to f32. Numbers of bf16 are exact down to 2^-14 of the row's largest.
+static bool prepare_digits(DecodeQuery &query, const KVTiles &k, int rows, const float *q, float scale) {
+    const int64_t dim = k.dim;
+    for (int64_t r = 0; r < rows; r++) {
+        auto take = [&](int64_t d) { return load_part(q + r * dim, d, F32, int(std::min<int64_t>(dim - d, W))); };
+        F most = set(0.0f), all = set(0.0f), lost = set(0.0f);
+        for (int64_t d = 0; d < dim; d += W) most = max(most, abs(take(d))), all += abs(take(d));
+        const float top = largest(most);
+        if (!(sum(all) < 0x1p100f && (top == 0 || top > 0x1p-100f))) return false;
+        int exponent = 0;
+        std::frexp(top, &exponent);
+        if (std::ldexp(top, 23 - exponent) > most_in_digits(K_DIGITS)) exponent++;
+        const float units = std::ldexp(1.0f, 23 - exponent);
+        DigitSums sums;
+        for (int64_t d = 0; d < dim; d += W) {
+            const F x = take(d) * units;
+            const __m512i digits = digits_of(x);
+            lost += abs(x - convert(round(x)));
+            sums.add(digits);
+            alignas(64) unsigned char numbers[W * 4];
+            _mm512_store_si512(numbers, digits);
+            spread<16>(numbers, W / 4, rows, reinterpret_cast<unsigned char *>(query.packed + (d / 4 * rows + r) * 4));
+        }
+        if (sum(lost) > sum(all) * units * 0x1p-24f) return false;
+        sums.store(k.code, query.first[r]);
+        query.scale[r] = scale / units;
+    }
+    return true;
+}
+#endif
+
 void decode_prepare(
     DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const float *q, bool bf16, float scale
 ) {
@@ -25,8 +58,14 @@ void decode_prepare(
     const float *channels = k.granularity == SCALE_CHANNEL ? k.scale + head * dim : nullptr;
     query.rows = rows;
     query.dot = decode_dot(k.code, bf16 && !channels);
-    query.scale = scale;
     query.values = memory;
+#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+    if (query.dot == DOT_DIGITS) {
+        if (prepare_digits(query, k, rows, q, scale)) return;
+        query.dot = DOT_F32;
+    }
+#endif
+    std::fill_n(query.scale, rows, scale);
     const DecodeOrder order = decode_order(k.code, query.dot);
     const int together = order == ORDER_SINGLE ? 1 : kv_bits(k.code) == 8 ? 4 : 2;  // that stand beside each other
     const int number = query.dot == DOT_BF16 ? 2 : 4, unit = together * number;      // bytes
@@ -52,6 +91,16 @@ void decode_prepare(
 
 // Every kernel takes as many vectors of keys at a time as there are registers for their sums: what is broadcast of the
 // query serves them all.
+
+// Logits of W tokens, beginning with vector `v` of the chunk, for row r: from sums of products.
+inline void put_logits(const DecodeQuery &query, const DecodeKeys &keys, int r, int v, F sums, float *s) {
+    F logits = sums * query.scale[r];
+    if (keys.scales_at) {
+        const int tile = v * W / TILE, part = v % (TILE / W);
+        logits *= load(reinterpret_cast<const float *>(keys.tiles[tile] + keys.scales_at) + part * W);
+    }
+    store(s + r * DECODE_TOKENS + v * W, logits);
+}
 
 // ---- one by one, at every level
 
@@ -95,7 +144,7 @@ template <int32_t C, int R> static void scores_f32(const DecodeQuery &query, con
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) store(s + r * DECODE_TOKENS + (first + v) * W, sums[r][v] * query.scale);
+            for (int v = 0; v < V; v++) put_logits(query, keys, r, first + v, sums[r][v], s);
     }
 }
 
@@ -165,8 +214,7 @@ template <int32_t C, int R> static void scores_pairs(const DecodeQuery &query, c
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++)
-                store(s + r * DECODE_TOKENS + (first + v) * TILE,
-                      (F)join_pairs<C>(sums[r][v][0], sums[r][v][1]) * query.scale);
+                put_logits(query, keys, r, first + v, (F)join_pairs<C>(sums[r][v][0], sums[r][v][1]), s);
     }
 }
 #endif
@@ -217,8 +265,49 @@ template <int32_t C, int R> static void scores_bf16(const DecodeQuery &query, co
             for (int v = 0; v < V; v++) {
                 F all = (F)sums[r][v][0];
                 if constexpr (HALVES == 2) all = (F)join_pairs<C>(sums[r][v][0], sums[r][v][1]);
-                store(s + r * DECODE_TOKENS + (first + v) * TILE, all * query.scale);
+                put_logits(query, keys, r, first + v, all, s);
             }
+    }
+}
+#endif
+
+#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+template <int32_t C, int R> static void scores_digits(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
+    constexpr int V = digits_beside(R, K_DIGITS), STEPS = kv_per_dword(C) / 4;
+    for (int first = 0; first < DECODE_TILES; first += V) {
+        __m512i sums[R][V][K_DIGITS];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++)
+#pragma GCC unroll 3
+                for (int n = 0; n < K_DIGITS; n++) sums[r][v][n] = _mm512_set1_epi32(query.first[r][n]);
+        const int32_t *q = query.packed;
+        for (int64_t i = 0; i < keys.vectors; i++) {
+            __m512i dwords[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                dwords[v] = _mm512_load_si512(keys.tiles[first + v] + i * 64);
+                prefetch(keys.ahead[first + v] + i * 64);
+            }
+#pragma GCC unroll 4
+            for (int step = 0; step < STEPS; step++, q += R * 4) {
+                __m512i codes[V];
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) codes[v] = unsigned_codes<C>(dwords[v], step);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++)
+#pragma GCC unroll 3
+                    for (int n = 0; n < K_DIGITS; n++) {
+#pragma GCC unroll 4
+                        for (int v = 0; v < V; v++) add_products(sums[r][v][n], codes[v], q[r * 4 + n]);
+                    }
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) put_logits(query, keys, r, first + v, join_digits<K_DIGITS>(sums[r][v]), s);
     }
 }
 #endif
@@ -230,6 +319,8 @@ template <int32_t C, int R> struct Scores {
 #endif
 #if OPSOCKET_AVX512_BF16
     static constexpr DecodeScores bf16 = scores_bf16<C, R>;
+#elif OPSOCKET_AVX512
+    static constexpr DecodeScores digits = scores_digits<C, R>;
 #endif
 };
 

@@ -165,6 +165,52 @@ template <int32_t C, int R, int V> static void sum_bf16(const DecodeWeights &w, 
 }
 #endif
 
+#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+// Of R rows from `row` on.
+template <int32_t C, int R, int V> static void sum_digits(const DecodeWeights &w, int row, int64_t d, float *out) {
+    constexpr int STEPS = kv_per_dword(C) / 4, ROWS = TILE / kv_per_dword(C);
+    __m512i sums[R][V][V_DIGITS];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++)
+#pragma GCC unroll 4
+            for (int n = 0; n < V_DIGITS; n++) sums[r][v][n] = _mm512_set1_epi32(w.first[row + r][n]);
+    for (int t = 0; t < w.count; t++) {
+        const unsigned char *tile = w.tiles[t] + d * 4, *ahead = w.ahead[t] + d * 4;
+        const int32_t *p = reinterpret_cast<const int32_t *>(w.packed) + row * DECODE_TOKENS + t * TILE;
+        for (int i = 0; i < ROWS; i++) {
+            __m512i dwords[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                dwords[v] = _mm512_load_si512(tile + (i * w.width + v * 16) * 4);
+                prefetch(ahead + (i * w.width + v * 16) * 4);
+            }
+#pragma GCC unroll 4
+            for (int step = 0; step < STEPS; step++, p += 4) {
+                __m512i codes[V];
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) codes[v] = unsigned_codes<C>(dwords[v], step);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+                    for (int n = 0; n < V_DIGITS; n++) {
+#pragma GCC unroll 4
+                        for (int v = 0; v < V; v++) add_products(sums[r][v][n], codes[v], p[r * DECODE_TOKENS + n]);
+                    }
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            float *o = out + (row + r) * w.width + d + v * 16;
+            store(o, load(o) * w.carry[row + r] + join_digits<V_DIGITS>(sums[r][v]) * w.unit[row + r]);
+        }
+}
+#endif
+
 // As many vectors at a time as leave registers for what they are made of, then one.
 #define BY_VECTORS(sum, WIDE, STEP)                                                       \
     constexpr int wide = R <= 4 ? WIDE : WIDE / 2;                                        \
@@ -194,6 +240,17 @@ template <int32_t C, int R> static void values_bf16(const DecodeWeights &w, floa
 }
 #endif
 
+#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+template <int32_t C, int R> static void values_digits(const DecodeWeights &w, float *out) {
+    constexpr int rows = R == 8 ? 4 : R, wide = digits_beside(rows, V_DIGITS);  // 8 would take all registers
+    for (int row = 0; row < R; row += rows) {
+        int64_t d = 0;
+        for (; d + wide * 16 <= w.width; d += wide * 16) sum_digits<C, rows, wide>(w, row, d, out);
+        for (; d < w.width; d += 16) sum_digits<C, rows, 1>(w, row, d, out);
+    }
+}
+#endif
+
 template <int32_t C, int R> struct Values {
     static constexpr DecodeValues f32 = values_f32<C, R>;
 #if OPSOCKET_AVX512
@@ -201,6 +258,8 @@ template <int32_t C, int R> struct Values {
 #endif
 #if OPSOCKET_AVX512_BF16
     static constexpr DecodeValues bf16 = values_bf16<C, R>;
+#elif OPSOCKET_AVX512
+    static constexpr DecodeValues digits = values_digits<C, R>;
 #endif
 };
 

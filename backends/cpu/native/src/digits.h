@@ -1,0 +1,74 @@
+// Fixed point numbers as signed digits of base 256, by which integer codes are multiplied four at a time (vpdpbusd): sums
+// of code * digit are exact, and joined at their end. 3 or 4 products for 4 codes, where f32 takes 4 and has to make
+// floats of the codes first.
+//
+// Codes are unsigned there, so an offset (of i8 too, once its sign's bit is turned) is taken off a sum by what it begins
+// with.
+#pragma once
+#include "tiles.h"
+
+namespace opsocket {
+namespace OPSOCKET_LEVEL {
+
+#if OPSOCKET_AVX512
+// The largest number of `digits` digits, less what leaves room for a factor and a product that are rounded up.
+constexpr float most_in_digits(int digits) { return digits == 3 ? 0x7f7f7dp0f : 0x7f7f7ep8f; }
+
+// 16 numbers of at most most_in_digits(4) in size, rounded to integers. In each 128-bit lane: the first digits of its four
+// numbers, lowest first, the second, the third, the fourth.
+inline __m512i digits_of(F numbers) {
+    const __m512i middle = _mm512_set1_epi32(int(0x80808080));  // makes digits of 0 to 255 of those of -128 to 127
+    const __m512i by_digit = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m512i digits = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)numbers), middle);
+    return _mm512_shuffle_epi8(_mm512_xor_si512(digits, middle), by_digit);
+}
+
+// What unsigned codes are beyond what they stand for; 2^offset_bits.
+constexpr int offset_bits(int32_t code) { return code == KV_I8 ? 7 : code == KV_I4 ? 3 : 1; }
+static_assert(kv_offset(KV_I4) == 1 << offset_bits(KV_I4) && kv_offset(KV_I2) == 1 << offset_bits(KV_I2));
+
+// Four codes of each dword, unsigned: codes 4 step to 4 step + 3.
+template <int32_t C> inline __m512i unsigned_codes(__m512i dwords, int step) {
+    if constexpr (C == KV_I8) return _mm512_xor_si512(dwords, _mm512_set1_epi32(int(0x80808080)));
+    else {
+        constexpr int bits = kv_bits(C);
+        const __m512i low = _mm512_set1_epi8((1 << bits) - 1);
+        return _mm512_and_si512(step ? _mm512_srli_epi32(dwords, step * bits) : dwords, low);
+    }
+}
+
+// Adds up digits of numbers, to be taken off the sums of their products with codes.
+class DigitSums {
+   public:
+    void add(__m512i digits) { sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), digits); }
+    // What the sum of each digit's products begins with.
+    void store(int32_t code, int32_t *first) const {
+        __m512i all = _mm512_add_epi32(sums, _mm512_shuffle_i32x4(sums, sums, 0x4e));
+        all = _mm512_add_epi32(all, _mm512_shuffle_i32x4(all, all, 0xb1));
+        const __m128i offset = _mm_slli_epi32(_mm512_castsi512_si128(all), offset_bits(code));
+        _mm_storeu_si128((__m128i *)first, _mm_sub_epi32(_mm_setzero_si128(), offset));
+    }
+
+   private:
+    __m512i sums = _mm512_setzero_si512();
+};
+
+// sum + codes * digit, four of each in a dword. As written here: the compiler would load the digit by an instruction of
+// its own, and copy sums from register to register.
+inline void add_products(__m512i &sum, __m512i codes, const int32_t &digit) {
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(digit));
+}
+
+// Vectors of codes beside each other: as many as have sums that fill two pipes, whose products take 5 cycles.
+constexpr int digits_beside(int rows, int digits) { return rows == 1 ? 4 : rows * digits < 12 ? 2 : 1; }
+
+template <int DIGITS> inline F join_digits(const __m512i *sums) {
+    F all = convert((I)sums[DIGITS - 1]);
+#pragma GCC unroll 3
+    for (int n = DIGITS - 2; n >= 0; n--) all = all * 256.0f + convert((I)sums[n]);
+    return all;
+}
+#endif
+
+}  // namespace OPSOCKET_LEVEL
+}  // namespace opsocket
