@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from opsocket.operators import Array, Graph, Request, Session
+from opsocket.operators import Array, Exchange, Graph, Request, Session
 from opsocket_engine.batch import StepBatch
 from opsocket_engine.model import CachePlans, Decoder, Inputs, Outputs
 from opsocket_engine.requests import DecoderRequests
@@ -57,7 +57,8 @@ class CapturedDecoder:
         """Run decode steps, as `assemble_decode` has them: the last one's logits f32[T, V], and for each step the index
         of the largest of each row, i64[T]. All stay as they are until the next call."""
         size, steps = len(batches[0].token_ids), len(batches)
-        run = self._run((size, steps), lambda: _Decode(self._session, self._decoder, steps, self._arrays(size)))
+        first = self._runs.get((size, 1)) if steps > 1 else None
+        run = self._run((size, steps), lambda: _Decode(self._session, self._decoder, steps, self._arrays(size), first))
         self._decoder.copy_blocks(batches[0])
         found: tuple[Array, Items[Array]] = run(batches)
         return found
@@ -104,27 +105,32 @@ class _Recording:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._graph: Graph | None = None
+        self.graph: Graph | None = None
 
     def _run(self, runs: Callable[[], None]) -> None:
-        if self._graph is None:
+        if self.graph is None:
             with self._session.capture() as graph:
                 runs()
-            self._graph = graph
+            self.graph = graph
         else:
-            self._graph.replay()
+            self.graph.replay()
 
 
 class _Decode(_Recording):
-    """The graph of one number of sequences and steps, and the arrays that it reads and writes."""
+    """The graph of one number of sequences and steps, and the arrays that it reads and writes.
 
-    def __init__(self, session: Session, decoder: Decoder, steps: int, outputs: Outputs) -> None:
+    first: that of one step, whose runs are repeated where its graph can be: they need not be made to be recorded.
+    """
+
+    def __init__(
+        self, session: Session, decoder: Decoder, steps: int, outputs: Outputs, first: _Decode | None = None
+    ) -> None:
         super().__init__(session)
         requests, size = decoder.requests, outputs.rows
         self._decoder = decoder
         self._argmax: Any = decoder.plans[requests.argmax]
-        self._token_ids = session.upload(np.zeros(size, np.int64))
         self._largest = [session.empty((size,), "i64") for _ in range(steps)]
+        self._token_ids = session.upload(np.zeros(size, np.int64))
         self._steps = [
             Inputs(
                 size,
@@ -138,12 +144,15 @@ class _Decode(_Recording):
             for token_ids in [self._token_ids, *self._largest[:-1]]
         ]
         self._logits: Array
+        self._first = first if first is not None and first.graph is not None and first.graph.repeats else None
 
     def __call__(self, batches: Items[StepBatch]) -> tuple[Array, Items[Array]]:
         self._session.write(self._token_ids, batches[0].token_ids)
         for inputs, batch in zip(self._steps, batches, strict=True):
             inputs.plans.update(batch)
             self._session.write(inputs.positions, batch.positions)
+        if self._first is not None:
+            self._repeat(self._first)
         self._run(self._all)
         return self._logits, self._largest
 
@@ -151,6 +160,19 @@ class _Decode(_Recording):
         for inputs, largest in zip(self._steps, self._largest, strict=True):
             self._logits = self._decoder.run(inputs)
             self._argmax.run(self._logits, out=largest)
+
+    def _repeat(self, first: _Decode) -> None:
+        """The graph of all steps, from that of `first`, whose arrays and plans are exchanged for each."""
+        assert first.graph is not None
+        old, old_largest = first._steps[0], first._largest[0]
+        exchanges = [
+            Exchange(
+                [(old.token_ids, new.token_ids), (old.positions, new.positions), (old_largest, largest)],
+                old.plans.exchanged(new.plans),
+            )
+            for new, largest in zip(self._steps, self._largest, strict=True)
+        ]
+        self.graph, self._logits, self._first = first.graph.repeated(exchanges), first._logits, None
 
 
 class _Full(_Recording):

@@ -23,10 +23,15 @@ class CachePlans:
     """Every layer's plans of the operators that take a step's batch; equal requests share one."""
 
     def __init__(self, plan: Callable[[Request], Any], layers: Sequence[CacheRequests]) -> None:
-        made = {request: plan(request) for layer in layers for request in (layer.cache_write, layer.attention)}
+        distinct = dict.fromkeys(request for layer in layers for request in (layer.cache_write, layer.attention))
+        made = {request: plan(request) for request in distinct}
         self.cache_write = [made[layer.cache_write] for layer in layers]
         self.attention = [made[layer.attention] for layer in layers]
         self._writes, self._attentions = dict.fromkeys(self.cache_write), dict.fromkeys(self.attention)
+
+    def exchanged(self, others: CachePlans) -> dict[Any, Any]:
+        """Each plan to that of `others` which serves the same layers."""
+        return dict(zip((*self._writes, *self._attentions), (*others._writes, *others._attentions), strict=True))
 
     def update(self, batch: StepBatch) -> None:
         for plan in self._attentions:

@@ -21,6 +21,7 @@ from opsocket.operators import (
     CacheWriteSpec,
     CommandList,
     ContractError,
+    Exchange,
     Graph,
     KVFormat,
     Pick,
@@ -412,3 +413,80 @@ def test_the_observer_sees_what_a_command_list_replays(session):
     session.observer = observer
     graph.replay()
     assert seen == ["add"]
+
+
+def _adding(session, x, out):
+    """A graph of out = 2 x, and its plan."""
+    plan = session.plan(ADD)
+    with session.capture() as graph:
+        plan.run(x, x, out=out)
+    return graph, plan
+
+
+def test_runs_are_repeated_with_other_arrays_without_running_first(session):
+    x, out, y, other = _rows(1), _rows(0), _rows(5), _rows(0)
+    graph, _ = _adding(session, x, out)
+    chain = graph.repeated([Exchange(), Exchange([(x, out), (out, other)]), Exchange([(x, y)])])
+    out[...] = 0
+    assert not other.any()
+    session.write(x, _rows(3))
+    chain.replay()
+    np.testing.assert_array_equal(other, _rows(12))  # twice 2 x
+    np.testing.assert_array_equal(out, _rows(10))  # and then 2 y
+    session.write(y, _rows(7))
+    chain.replay()
+    np.testing.assert_array_equal(out, _rows(14))
+    graph.replay()
+    np.testing.assert_array_equal(out, _rows(6))
+
+
+def test_repeated_runs_take_the_batches_of_the_plans_that_they_got(session):
+    first, second = _attention(session, _decode([5], [1])), _attention(session, _decode([7], [2]))
+    q, out, other, cache = np.zeros((1, 1, 3), np.float32), _out(1), _out(1), session.allocate_cache(CACHE)
+    with session.capture() as graph:
+        first.run(q, cache, out=out)
+    chain = graph.repeated([Exchange(), Exchange([(out, other)], {first: second})])
+    chain.replay()
+    np.testing.assert_array_equal([out[0, 0], other[0, 0]], [[5, 1, 5], [7, 2, 7]])
+    first.update(_decode([6], [3]))
+    second.update(_decode([9], [0]))
+    chain.replay()
+    np.testing.assert_array_equal([out[0, 0], other[0, 0]], [[6, 3, 6], [9, 0, 9]])
+    with _refused("q"):
+        second.update(_decode([1, 1]))
+    del chain
+    gc.collect()
+    second.update(_decode([1, 1]))
+
+
+def test_what_is_exchanged_has_to_be_alike_and_there(session, open_with):
+    x, out = _rows(1), _rows(0)
+    graph, plan = _adding(session, x, out)
+    for arrays in ([(x, _rows(1, 2))], [(x, _rows(1).astype(np.float64))], [(x, np.zeros((1, 6), np.float32)[:, ::2])]):
+        with _refused("arrays"):
+            graph.repeated([Exchange(arrays)])
+    with _refused("arrays, plans"):
+        graph.repeated([Exchange([(_rows(1), x)])])
+    with _refused("arrays, plans"):
+        graph.repeated([Exchange((), {session.plan(ADD): plan})])
+    for other in (session.plan(Request(AddSpec(4))), open_with(NumpyList).plan(ADD)):
+        with _refused("plans"):
+            graph.repeated([Exchange((), {plan: other})])
+    attention, cache = _attention(session, _decode([5])), session.allocate_cache(CACHE)
+    with session.capture() as captured:
+        attention.run(np.zeros((1, 1, 3), np.float32), cache, out=_out(1))
+    with _refused("plans"):
+        captured.repeated([Exchange((), {attention: session.plan(attention.request)})])
+    with contextlib.suppress(ZeroDivisionError), session.capture() as broken:
+        plan.run(x, x, out=out)
+        raise ZeroDivisionError
+    with _refused("graph"):
+        broken.repeated([Exchange()])
+
+
+def test_a_kind_of_graph_that_can_not_repeat_says_so(open_with):
+    native = open_with(Native)
+    graph, _ = _adding(native, _rows(1), _rows(0))
+    assert not graph.repeats
+    with _refused("graph"):
+        graph.repeated([Exchange()])

@@ -39,6 +39,8 @@ class NpuGraph(CommandList):
     repeated: why runs of the last replay were made again, one reason for each; empty where all was replayed by CANN.
     """
 
+    repeats = False  # what a run needs in a graph of CANN's has to have happened before
+
     def _begin(self) -> None:
         self._pieces: list[Call | RecordedRuns] = []
         self.repeated: tuple[Reason, ...] = ()

@@ -24,7 +24,7 @@ from opsocket.operators.cache import (
     SlotBatch,
     static_scale,
 )
-from opsocket.operators.capture import Call, CaptureLevel, CommandList, Graph
+from opsocket.operators.capture import Call, CaptureLevel, CommandList, Exchange, Graph
 from opsocket.operators.device import Absence, Array, ArrayInfo, DeviceInfo, Limit, Memory
 from opsocket.operators.dtypes import FLOAT_DTYPES, DType, dtype_info
 from opsocket.operators.errors import (
@@ -109,6 +109,7 @@ __all__ = [
     "DeviceInfo",
     "EmbeddingPlan",
     "EmbeddingSpec",
+    "Exchange",
     "Fact",
     "FormatError",
     "Graph",

@@ -5,6 +5,8 @@
         attention.run(q, cache, out=y)
     attention.update(next_batch)
     graph.replay()                      # the same arrays, the next batch
+    twice = graph.repeated([Exchange(), Exchange([(x, y)], {attention: other})])
+    twice.replay()                      # and then on y, with the batch of another plan
 
 A graph holds runs, with the arrays that they were given, and no batch: a replay takes every plan's batch as the last
 `update` left it. So what varies from step to step is a plan's batch or the content of an array, written before the
@@ -14,9 +16,11 @@ replay by `session.write`. Nothing but runs of plans belongs in the block.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from operator import is_
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from opsocket.operators.contract import Checked
 from opsocket.operators.errors import ContractError, Reason, Unsupported
@@ -47,6 +51,45 @@ class Call:
     result: Any
 
 
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """What the same runs are made with instead. arrays: (old, new), alike in shape, dtype, strides and device. plans:
+    old to new, of equal requests, by the same kernel."""
+
+    arrays: Sequence[tuple[Array, Array]] = ()
+    plans: Mapping[Plan, Plan] = field(default_factory=dict)
+
+    def check(self, session: Session, calls: Sequence[Call]) -> None:
+        """ContractError where something is not alike, or does not occur in `calls`."""
+        for old, new in self.arrays:
+            want, got = session.describe(old), session.describe(new)
+            if want != got:
+                raise ContractError("arrays", f"an array like {want}", got)
+        for plan, other in self.plans.items():
+            if type(plan) is not type(other) or plan.request != other.request or plan.session is not other.session:
+                raise ContractError("plans", f"a plan like {plan!r}", repr(other))
+            if other.batch_type is not None and other.batch is None:
+                raise ContractError("plans", "plan.update(batch) before", None)
+        taken = {id(one) for call in calls for one in (call.plan, *call.args, *_results(call.result))}
+        if not taken.issuperset(map(id, (*self.plans, *(old for old, _ in self.arrays)))):
+            raise ContractError("arrays, plans", "what the graph's runs take", "others")
+
+    def of(self, call: Call, by_id: Mapping[int, Array], batches: Mapping[Plan, Any]) -> Call:
+        """A run with this exchanged; itself where that changes nothing."""
+        plan, old = self.plans.get(call.plan, call.plan), (*call.args, *_results(call.result))
+        new = [by_id.get(id(one), one) for one in old]
+        if plan is call.plan and all(map(is_, new, old)):
+            return call
+        args, results = tuple(new[: len(call.args)]), tuple(new[len(call.args) :])
+        kernel = call.kernel if plan is call.plan else getattr(plan, call.kernel.__name__)
+        result = results if isinstance(call.result, tuple) else results[0]
+        return Call(plan, kernel, args, call.room, batches.get(plan, call.batch), result)
+
+
+def _results(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
 class Graph(Checked, ABC):
     """The runs inside one capture. They have run, once, when the block is left.
 
@@ -54,13 +97,16 @@ class Graph(Checked, ABC):
     writes what the captured runs wrote: their `out=` arrays, the caches they were given, and what they returned.
     """
 
-    _sealed = ("replay", "check_run", "limits_of")
+    _sealed = ("replay", "repeated", "check_run", "limits_of", "record")
+    repeats: ClassVar[bool] = False
+    """Whether `repeated` can be asked: whether `_end` makes a graph of `calls` that have not run."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.calls: list[Call] = []
         self._entered = self._recorded = self.broken = False
         self._limits: dict[Plan, list[tuple[tuple[Any, ...], Any]]] = {}
+        self._batches: dict[Plan, Any] = {}
 
     @classmethod
     def level(cls, kernel: type[Plan]) -> CaptureLevel:
@@ -87,6 +133,34 @@ class Graph(Checked, ABC):
         if self.session.capturing is not None:
             raise ContractError("graph", "a replay outside of every capture", "one inside")
         self._replay()
+
+    def repeated(self, exchanges: Sequence[Exchange]) -> Graph:
+        """A graph of all recorded runs, once for each exchange, with that exchanged. Nothing runs before its first
+        replay: recording as much would call every kernel."""
+        if not self.repeats:
+            raise ContractError("graph", "a kind of graph with `repeats`", type(self).__name__)
+        if not self._recorded:
+            raise ContractError("graph", "a capture that ended without an error", "one that did not")
+        graph = type(self)(self.session)
+        graph._entered = True
+        graph._begin()
+        for exchange in exchanges:
+            exchange.check(self.session, self.calls)
+            by_id = {id(old): new for old, new in exchange.arrays}
+            batches = {plan: deepcopy(plan.batch) for plan in exchange.plans.values()}
+            graph.calls += [exchange.of(call, by_id, batches) for call in self.calls]
+        graph._end()
+        graph._recorded = True
+        for plan in dict.fromkeys(call.plan for call in graph.calls):
+            plan._record_in(graph)
+        return graph
+
+    def record(self, plan: Plan, kernel: Callable[..., Any], args: tuple[Any, ...], room: Any, result: Any) -> None:
+        """Take down a run. All runs of a plan are captured with one batch, of which one copy is kept."""
+        if plan not in self._batches:
+            self._batches[plan] = deepcopy(plan.batch)
+            plan._record_in(self)
+        self.calls.append(Call(plan, kernel, args, room, self._batches[plan], result))
 
     def check_run(self, plan: Plan, outs: Mapping[str, Array]) -> CaptureLevel:
         """The level at which a run is captured; an error where no replay could do the same."""
@@ -140,6 +214,8 @@ class CommandList(Graph):
 
     A replay calls the kernels again without validating what core has validated: it saves that time and no other.
     """
+
+    repeats = True
 
     @classmethod
     def level(cls, kernel: type[Plan]) -> CaptureLevel:

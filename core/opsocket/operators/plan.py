@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import ref
 
-from opsocket.operators.capture import Call, CaptureLevel, Graph
+from opsocket.operators.capture import CaptureLevel, Graph
 from opsocket.operators.contract import Checked
 from opsocket.operators.errors import BackendError, ContractError, OpsocketError
 from opsocket.operators.request import Request, Spec
@@ -29,7 +28,10 @@ class Plan(Checked, ABC):
     spec_type: ClassVar[type[Spec] | None] = None
     batch_type: ClassVar[type | None] = None
     capture_level: ClassVar[CaptureLevel] = "never"
-    _sealed = ("run", "update", "launch", "_call", "_again", "_check_room", "_check_level", "spec_type", "batch_type")
+    _sealed = (
+        "run", "update", "launch", "spec_type", "batch_type",
+        "_call", "_again", "_record_in", "_check_room", "_check_level",
+    )  # fmt: skip
 
     def __init__(self, session: Session, request: Request, provider: str) -> None:
         self.session = session
@@ -109,10 +111,12 @@ class Plan(Checked, ABC):
         level = graph.check_run(self, outs or {})
         self._check_level(self.batch, self.batch, level)
         result = self.launch(kernel, args)
-        graph.calls.append(Call(self, kernel, args, room, deepcopy(self.batch), result))
-        if graph not in self._recorded_in():
-            self._graphs = [*map(ref, self._recorded_in()), ref(graph)]
+        graph.record(self, kernel, args, room, result)
         return result
+
+    def _record_in(self, graph: Graph) -> None:
+        """Take in that a graph holds a run of this plan."""
+        self._graphs = [*map(ref, self._recorded_in()), ref(graph)]
 
     def _recorded_in(self) -> list[Graph]:
         """The living graphs that hold a run of this plan."""

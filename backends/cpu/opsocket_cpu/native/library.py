@@ -87,14 +87,16 @@ def failure(status: int, workspace: int) -> Exception:
 
 
 class CommandArray:
-    """Commands as the library takes them: an array of pointers. Keeps the commands alive."""
+    """Commands as the library takes them: an array of pointers, to one place where one command occurs several times.
+    Keeps the commands alive."""
 
     def __init__(self, commands: Sequence[Command | bytes]) -> None:
-        self._commands = [
-            ctypes.create_string_buffer(command, len(command)) if isinstance(command, bytes) else command
-            for command in commands
-        ]
-        self._pointers = (ctypes.c_void_p * len(commands))(*map(ctypes.addressof, self._commands))
+        self._commands = {
+            id(command): ctypes.create_string_buffer(command, len(command)) if isinstance(command, bytes) else command
+            for command in {id(command): command for command in commands}.values()
+        }
+        addresses = {key: ctypes.addressof(command) for key, command in self._commands.items()}
+        self._pointers = (ctypes.c_void_p * len(commands))(*[addresses[id(command)] for command in commands])
         self.address = ctypes.addressof(self._pointers)
         self.count = len(commands)
         self.workspace = max(map(workspace_of, commands), default=0)

@@ -42,7 +42,7 @@ class NativePlan(Plan):
         result = self._outputs(*args)
         command = self._command(result, *args)
         self._library.run_one(command, self._threads)
-        if self._repeats is not None:
+        if self._repeats is not None and self.session.capturing is None:
             self._repeats.learn(args, result, command)
         return result
 
@@ -51,8 +51,14 @@ class NativePlan(Plan):
 
 
 def commands(calls: Iterable[Call]) -> list[Command | bytes]:
-    """The commands of captured runs of native plans, for a list that is replayed."""
-    return [call.plan._command(call.result, *call.args) for call in calls]  # type: ignore[attr-defined]
+    """The commands of captured runs of native plans, for a list that is replayed; of the same run the same one."""
+    made: dict[Call, Command | bytes] = {}
+    found = []
+    for call in calls:
+        if call not in made:
+            made[call] = call.plan._command(call.result, *call.args)  # type: ignore[attr-defined]
+        found.append(made[call])
+    return found
 
 
 def address(array: torch.Tensor | None) -> int:
