@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -26,6 +26,19 @@ class StepBatch:
     rows: np.ndarray
     copies: BlockPairs | None
     is_decode: bool
+
+    def padded(self, sequences: int) -> StepBatch:
+        """With more sequences, which have no queries and no keys."""
+        attention = self.attention
+        more = (0, sequences - len(attention.kv_lens))
+        return replace(
+            self,
+            attention=AttentionBatch(
+                np.pad(attention.q_indptr, more, "edge"),
+                np.pad(attention.kv_lens, more),
+                np.pad(attention.block_table, (more, (0, 0))),
+            ),
+        )
 
 
 def assemble(step: Step, blocks: BlockManager) -> StepBatch:

@@ -1,10 +1,14 @@
 """Steps recorded once and replayed: the host then neither builds nor checks a step's operators again.
 
 One graph may run several decode steps, each on the tokens that the one before chose: all else that a later step needs
-is known before the first, and the host then works once for all of them. Other steps vary in size with their prompts,
-but for full ones, of which long prompts and busy engines are made: those are recorded as well. A graph is kept for each
-size that has occurred, the ones least recently used are dropped. It has plans of its own for what takes a step's batch,
-since a living graph refuses batches that its arrays have no room for.
+is known before the first, and the host then works once for all of them. Such a graph is kept for each size that has
+occurred, the ones least recently used are dropped.
+
+Other steps vary in size with their prompts. Where graphs run on any number of rows, one serves them all, and one those
+that choose no token. Elsewhere full steps alone are recorded, of which long prompts and busy engines are made.
+
+A graph has plans of its own for what takes a step's batch, since a living graph refuses batches that its arrays have no
+room for.
 """
 
 from __future__ import annotations
@@ -33,8 +37,8 @@ def captures(session: Session, requests: DecoderRequests) -> bool:
     )
 
 
-def captures_full(session: Session, requests: DecoderRequests) -> bool:
-    """The same of full steps, whose chunks are of any length."""
+def captures_mixed(session: Session, requests: DecoderRequests) -> bool:
+    """The same of other steps, whose chunks are of any length."""
     return captures(session, requests) and _levels(session, requests.mixed_step()) == {"any"}
 
 
@@ -43,13 +47,19 @@ def _levels(session: Session, requests: Items[Request]) -> set[str]:
 
 
 class CapturedDecoder:
-    """Runs steps of one decoder by graphs. full: tokens of a full step; None where those are not captured."""
+    """Runs steps of one decoder by graphs. full: tokens of a step, at most; None where only decode steps are captured.
+    max_batch: sequences of a step, and tokens that it chooses, at most."""
 
-    def __init__(self, session: Session, decoder: Decoder, full: int | None = None) -> None:
+    def __init__(self, session: Session, decoder: Decoder, full: int | None, max_batch: int) -> None:
         self._session = session
         self._decoder = decoder
         self._full = full
-        self._runs: OrderedDict[tuple[int, ...], _Decode | _Full] = OrderedDict()
+        plans = [decoder.plans[request] for request in decoder.requests.mixed_step()]
+        counts_rows = session.backend.graph_type is not None and session.backend.graph_type.any_rows
+        # Arrays of tokens and of chosen ones are told apart by how many rows they have.
+        self._any_rows = counts_rows and full != max_batch and all(plan.any_rows for plan in plans)
+        self._max_batch = max_batch
+        self._runs: OrderedDict[tuple[int, ...], _Decode | _Mixed] = OrderedDict()
         self._met: set[tuple[int, ...]] = set()
         self._outputs: dict[int, Outputs] = {}
 
@@ -64,7 +74,12 @@ class CapturedDecoder:
         return found
 
     def takes(self, batch: StepBatch) -> bool:
-        """Whether `forward` is to run a step that is not all decoding: a full one, from the second of its size on."""
+        """Whether `forward` is to run a step that is not all decoding. Where graphs are of one number of rows, only a
+        full one, from the second of its size on."""
+        if self._full is None:
+            return False
+        if self._any_rows:
+            return True
         if len(batch.token_ids) != self._full:
             return False
         key = _size(batch)
@@ -74,15 +89,20 @@ class CapturedDecoder:
 
     def forward(self, batch: StepBatch) -> Array | None:
         """As `Decoder.forward`; the logits stay as they are until the next call."""
-        tokens, _, rows = key = _size(batch)
+        tokens, sequences, rows = _size(batch)
+        if self._any_rows:
+            assert self._full is not None
+            tokens, sequences, rows = self._full, self._max_batch, min(rows, 1) * self._max_batch
+        outputs = self._arrays(tokens), self._arrays(rows) if rows else None
         run = self._run(
-            key, lambda: _Full(self._session, self._decoder, self._arrays(tokens), self._arrays(rows) if rows else None)
+            (tokens, sequences, rows),
+            lambda: _Mixed(self._session, self._decoder, sequences, *outputs, any_rows=self._any_rows),
         )
         self._decoder.copy_blocks(batch)
         logits: Array | None = run(batch)
         return logits
 
-    def _run(self, key: tuple[int, ...], make: Callable[[], _Decode | _Full]) -> Any:
+    def _run(self, key: tuple[int, ...], make: Callable[[], _Decode | _Mixed]) -> Any:
         if key not in self._runs:
             self._runs[key] = make()
             if len(self._runs) > MAX_GRAPHS:
@@ -107,13 +127,13 @@ class _Recording:
         self._session = session
         self.graph: Graph | None = None
 
-    def _run(self, runs: Callable[[], None]) -> None:
+    def _run(self, runs: Callable[[], None], rows: dict[int, int] | None = None) -> None:
         if self.graph is None:
-            with self._session.capture() as graph:
+            with self._session.capture(rows) as graph:
                 runs()
             self.graph = graph
         else:
-            self.graph.replay()
+            self.graph.replay(rows)
 
 
 class _Decode(_Recording):
@@ -175,13 +195,23 @@ class _Decode(_Recording):
         self.graph, self._logits, self._first = first.graph.repeated(exchanges), first._logits, None
 
 
-class _Full(_Recording):
-    """The graph of one number of tokens, sequences and rows."""
+class _Mixed(_Recording):
+    """The graph of steps of one number of tokens, sequences and rows; with any_rows, of so many at most."""
 
-    def __init__(self, session: Session, decoder: Decoder, outputs: Outputs, row_outputs: Outputs | None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        decoder: Decoder,
+        sequences: int,
+        outputs: Outputs,
+        row_outputs: Outputs | None,
+        *,
+        any_rows: bool,
+    ) -> None:
         super().__init__(session)
         size, rows = outputs.rows, 0 if row_outputs is None else row_outputs.rows
         self._decoder = decoder
+        self._any_rows, self._sequences = any_rows, sequences
         self._inputs = Inputs(
             size,
             session.upload(np.zeros(size, np.int64)),
@@ -195,14 +225,21 @@ class _Full(_Recording):
         self._logits: Array | None = None
 
     def __call__(self, batch: StepBatch) -> Array | None:
-        inputs, write = self._inputs, self._session.write
-        inputs.plans.update(batch)
+        inputs, write, counts = self._inputs, self._session.write, None
+        # A graph takes no more sequences than it was recorded with.
+        inputs.plans.update(batch if self.graph is not None else batch.padded(self._sequences))
         write(inputs.token_ids, batch.token_ids)
         write(inputs.positions, batch.positions)
+        if self._any_rows:
+            counts = {inputs.num_tokens: len(batch.token_ids)}
         if inputs.rows is not None:
             write(inputs.rows, batch.rows)
-        self._run(self._all)
-        return self._logits
+            if counts is not None:
+                counts[inputs.num_rows] = len(batch.rows)
+        self._run(self._all, counts)
+        if self._logits is None or counts is None:
+            return self._logits
+        return self._session.leading(self._logits, len(batch.rows))
 
     def _all(self) -> None:
         self._logits = self._decoder.run(self._inputs)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from opsocket.cache import BlockManager
 from opsocket.operators import Array, ContractError, ResourceError, Session
 from opsocket_engine.batch import assemble, assemble_decode
-from opsocket_engine.captured import CapturedDecoder, captures, captures_full
+from opsocket_engine.captured import CapturedDecoder, captures, captures_mixed
 from opsocket_engine.checkpoint import Checkpoint, open_checkpoint
 from opsocket_engine.locate import locate
 from opsocket_engine.model import Decoder
@@ -83,8 +83,8 @@ class Engine:
         self._decoder = Decoder(session, checkpoint, self.requests)
         self._captured: CapturedDecoder | None = None
         if options.capture and captures(session, self.requests):
-            full = options.max_step_tokens if captures_full(session, self.requests) else None
-            self._captured = CapturedDecoder(session, self._decoder, full)
+            full = options.max_step_tokens if captures_mixed(session, self.requests) else None
+            self._captured = CapturedDecoder(session, self._decoder, full, options.max_batch)
         plans = self._decoder.plans
         self._sampler = Sampler(session, plans[self.requests.argmax], plans[self.requests.sample])
         self.blocks = BlockManager(num_blocks, options.block_size, prefix_sharing=options.prefix_sharing)

@@ -56,8 +56,9 @@ class EngineOptions:
     cache; None takes `memory_fraction` of the device's free memory, but no more than `max_batch` sequences of
     `max_context` tokens fill. max_batch: sequences in one step. max_step_tokens: tokens in one step, decodes and
     prompt chunks together. max_context: tokens of one sequence; None is the model's own limit. prefix_sharing: whether
-    sequences share the blocks of equal beginnings. capture: whether decode steps, and full ones of `max_step_tokens`,
-    are recorded and replayed where the session can. replay_steps: so many decode steps run in one replay, and their
+    sequences share the blocks of equal beginnings. capture: whether steps are recorded and replayed where the
+    session can: decode steps for each number of sequences; all others where graphs run on any number of rows, elsewhere
+    full ones of `max_step_tokens`. replay_steps: so many decode steps run in one replay, and their
     tokens come out together, where all sequences take the most probable token and the steps together 50 ms at most
     (`engine.FLOW_S`). seed: of requests that name none.
     """

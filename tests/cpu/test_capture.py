@@ -10,17 +10,23 @@ import pytest
 import opsocket
 from opsocket.operators import (
     AddSpec,
+    ArgmaxSpec,
     AttentionBatch,
     AttentionSpec,
     CacheSpec,
     CacheWriteSpec,
     ContractError,
+    EmbeddingSpec,
     KVFormat,
     MatmulSpec,
     Request,
     RMSNormSpec,
+    RopeSpec,
+    SiluMulSpec,
     SlotBatch,
+    TakeRowsSpec,
 )
+from opsocket.quantization import get_format, quantize
 
 WIDTH, HEADS, DIM = 48, 4, 12
 
@@ -87,3 +93,61 @@ def test_a_graph_of_a_closed_session_is_not_replayed():
     with pytest.raises(ContractError, match="a closed session"), begun:
         pass
     assert not out.any()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_operators_of_a_graph_run_on_any_number_of_rows(threads: int):
+    """What a replay of some rows gives is what eager runs on them give, and no other row is touched."""
+    rng, rows, width = np.random.default_rng(1), 9, 64
+
+    def weight(request: Request, n: int) -> Any:
+        values = rng.standard_normal((n, width)).astype(np.float32)
+        return session.prepare_weight(request, quantize(get_format(request.spec.weight_format), values))
+
+    with opsocket.open("cpu", threads=threads) as session:
+        requests = [Request(EmbeddingSpec("q8_0", 40, width))]
+        requests += [Request(MatmulSpec(name, width, width)) for name in ("f32", "q8_0", "q4_1_a8")]
+        table, *weights = [weight(request, request.spec.n) for request in requests]
+        embedding, *matmuls = [session.plan(request) for request in requests]
+        norm, added_norm = [session.plan(Request(RMSNormSpec(width, 1e-5, residual=r))) for r in (False, True)]
+        heads_norm = session.plan(Request(RMSNormSpec(16, 1e-5, heads=4)))
+        rope, argmax = session.plan(Request(RopeSpec(4, 16, 16, 1e4))), session.plan(Request(ArgmaxSpec(width)))
+        silu_mul, add, take = [session.plan(Request(spec(width))) for spec in (SiluMulSpec, AddSpec, TakeRowsSpec)]
+        gain, head_gain = [session.upload(rng.standard_normal(n).astype(np.float32)) for n in (width, 16)]
+        ids, positions = [session.upload(rng.integers(0, 40, rows)) for _ in range(2)]
+        picked = session.upload(rng.integers(0, rows, 4))
+        x = session.upload(rng.standard_normal((rows, width)).astype(np.float32))
+
+        def run(count: int, few: int, outs: list[Any]) -> None:
+            given, out = x[:count], iter(outs)
+            embedding.run(ids[:count], table, out=next(out)[:count])
+            for plan, packed in zip(matmuls, weights, strict=True):
+                plan.run(given, packed, out=next(out)[:count])
+            norm.run(given, gain, out=next(out)[:count])
+            added_norm.run(given, gain, given, out=next(out)[:count], residual_out=next(out)[:count])
+            heads = session.view(given, (count, 4, 16))
+            heads_norm.run(heads, head_gain, out=session.view(next(out)[:count], (count, 4, 16)))
+            rope.run(heads, positions[:count], out=session.view(next(out)[:count], (count, 4, 16)))
+            silu_mul.run(given, given, out=next(out)[:count])
+            add.run(given, given, out=next(out)[:count])
+            argmax.run(given, out=next(out)[:count])
+            take.run(x, picked[:few], out=next(out)[:few])
+
+        def poisoned() -> list[Any]:
+            wide = [session.upload(np.full((rows, width), np.nan, np.float32)) for _ in range(11)]
+            taken = session.upload(np.full((4, width), np.nan, np.float32))
+            return [*wide, session.upload(np.full(rows, -7)), taken]
+
+        outs, graph = poisoned(), None
+        for count, few in ((5, 2), (9, 4), (1, 1), (0, 0), (8, 3), (2, 4)):
+            want = poisoned()
+            run(count, few, want)
+            for array, clean in zip(outs, poisoned(), strict=True):
+                array.copy_(clean)
+            if graph is None:
+                with session.capture({rows: count, 4: few}) as graph:
+                    run(rows, 4, outs)
+            else:
+                graph.replay({rows: count, 4: few})
+            for got, expected in zip(outs, want, strict=True):
+                np.testing.assert_array_equal(session.download(got), session.download(expected))

@@ -116,13 +116,47 @@ def test_full_steps_by_graphs_give_the_same(session, tiny, monkeypatch):
     options = replace(OPTIONS, num_blocks=160, max_step_tokens=16)
     eager, _ = steps(session, tiny(num_layers=3), replace(options, capture=False), requests)
     outputs, stats = steps(session, tiny(num_layers=3), options, requests)
-    monkeypatch.setattr(engine_module, "captures_full", lambda *_: False)
+    monkeypatch.setattr(engine_module, "captures_mixed", lambda *_: False)
     others, decode_stats = steps(session, tiny(num_layers=3), options, requests)
     assert outputs == others == eager
     assert stats.captured_steps > decode_stats.captured_steps + 5
 
 
+@pytest.mark.parametrize(("max_step_tokens", "max_batch"), [(16, 6), (64, 6), (9, 2)])
+def test_all_steps_by_graphs_of_any_number_of_rows_give_the_same(session, tiny, max_step_tokens, max_batch):
+    """Chunks of prompts of all lengths, alone and beside others that decode, of which some choose no token."""
+    rng = np.random.default_rng(4)
+    two = replace(GREEDY, n=2, temperature=0.8, seed=5)
+    requests = [(rng.integers(0, 128, n).tolist(), two if n in (31, 2) else GREEDY) for n in (70, 5, 31, 3, 2, 55, 1)]
+    options = replace(OPTIONS, block_size=16, max_step_tokens=max_step_tokens, max_batch=max_batch)
+    model = tiny(num_layers=3, qkv_bias=True, qk_norm=True)
+    eager, _ = steps(session, model, replace(options, capture=False), requests)
+    outputs, stats = steps(session, model, options, requests)
+    assert outputs == eager
+    assert stats.captured_steps == stats.steps
+
+
+def test_a_graph_of_any_number_of_rows_is_recorded_once(session, tiny):
+    options = replace(OPTIONS, block_size=16, max_batch=3)
+    with Engine(session, tiny(), None, options) as engine:
+        for n in (40, 3, 64, 2, 90):
+            engine.generate([list(range(n)), list(range(n // 2))], replace(GREEDY, max_tokens=2))
+        assert [size for size in engine._captured._runs if len(size) == 3] == [(64, 3, 3)]
+        engine.generate([list(range(64)) * 3], replace(GREEDY, max_tokens=2))
+        assert sorted(size for size in engine._captured._runs if len(size) == 3) == [(64, 3, 0), (64, 3, 3)]
+
+
+def test_where_steps_are_no_longer_than_batches_full_ones_are_recorded(session, tiny):
+    options = replace(OPTIONS, block_size=16, max_step_tokens=6)
+    requests = [(list(range(n)), GREEDY) for n in (40, 5, 31, 3)]
+    eager, _ = steps(session, tiny(), replace(options, capture=False), requests)
+    outputs, stats = steps(session, tiny(), options, requests)
+    assert outputs == eager
+    assert 10 < stats.captured_steps < stats.steps
+
+
 def test_full_steps_are_recorded_from_the_second_of_a_size_on(session, tiny):
+    """Blocks of 4 tokens go by kernels that are replayed as they were recorded."""
     options = replace(OPTIONS, max_step_tokens=8, max_batch=2)
     with Engine(session, tiny(), None, options) as engine:
         engine.add_request(list(range(39)), replace(GREEDY, max_tokens=1))
@@ -254,5 +288,5 @@ def test_smollm2(session):
         options = EngineOptions(num_blocks=40, max_batch=3, capture=capture)
         with Engine(session, checkpoint, None, options) as engine:
             texts.append([c.token_ids for c in engine.generate(prompts, replace(GREEDY, max_tokens=10))])
-            assert engine.stats().captured_steps == (9 if capture else 0)
+            assert engine.stats().captured_steps == (10 if capture else 0)
     assert texts[0] == texts[1]

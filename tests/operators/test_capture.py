@@ -490,3 +490,59 @@ def test_a_kind_of_graph_that_can_not_repeat_says_so(open_with):
     assert not graph.repeats
     with _refused("graph"):
         graph.repeated([Exchange()])
+
+
+class FirstRows(AddPlan):
+    """Heeds how many rows of its arrays it is to run on."""
+
+    any_rows = True
+
+    def _run(self, a, b, out):
+        count = (self.session.rows or {}).get(len(a), len(a))
+        np.add(a[:count], b[:count], out=out[:count])
+        return out
+
+
+class AnyRows(NumpyList):
+    any_rows = True
+
+
+def _first_rows(open_with):
+    session = open_with(AnyRows)
+    return session, FirstRows(session, ADD, "test")
+
+
+def test_a_graph_runs_on_the_first_rows_of_its_arrays_as_many_as_it_is_told(open_with):
+    session, plan = _first_rows(open_with)
+    x, out, y, other = _rows(1, 2, 3, 4), _rows(0, 0, 0, 0), _rows(7, 8), _rows(0, 0)
+    with session.capture({4: 2, 2: 1}) as graph:
+        plan.run(x, x, out=out)
+        plan.run(y, y, out=other)
+    assert session.rows is None
+    np.testing.assert_array_equal([*out, *other], _rows(2, 4, 0, 0, 14, 0))
+    out[...], other[...] = 0, 0
+    graph.replay({4: 3, 2: 0})
+    np.testing.assert_array_equal([*out, *other], _rows(2, 4, 6, 0, 0, 0))
+    graph.replay()
+    np.testing.assert_array_equal([*out, *other], _rows(2, 4, 6, 8, 14, 16))
+    out[...] = 0
+    graph.repeated([Exchange()]).replay({4: 1, 2: 2})
+    np.testing.assert_array_equal([*out, *other], _rows(2, 0, 0, 0, 14, 16))
+    assert session.rows is None
+
+
+def test_numbers_of_rows_that_can_not_be_are_refused(open_with):
+    session, plan = _first_rows(open_with)
+    x, out = _rows(1, 2), _rows(0, 0)
+    with _refused("rows"):
+        session.capture({2: 3})
+    with session.capture({2: 1}) as graph:
+        plan.run(x, x, out=out)
+    for rows in ({2: 3}, {2: -1}, {}, {3: 1}, {2: 1, 3: 1}):
+        with _refused("rows"):
+            graph.replay(rows)
+    with pytest.raises(Unsupported, match="any number"), session.capture({2: 1}):
+        session.plan(ADD).run(x, x, out=out)
+    assert session.rows is None
+    with pytest.raises(Unsupported, match="any_rows"):
+        open_with(NumpyList).capture({2: 1})

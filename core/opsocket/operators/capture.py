@@ -86,6 +86,15 @@ class Exchange:
         return Call(plan, kernel, args, call.room, batches.get(plan, call.batch), result)
 
 
+def check_rows(rows: Mapping[int, int], recorded: Mapping[int, int] | None = None) -> None:
+    """ContractError where numbers of rows are none, or not of the same arrays as those recorded with."""
+    if recorded is not None and rows.keys() != recorded.keys():
+        raise ContractError("rows", f"numbers of rows for {sorted(recorded)}", sorted(rows))
+    for most, count in rows.items():
+        if not 0 <= count <= most:
+            raise ContractError("rows", f"0 to {most}", count)
+
+
 def _results(result: Any) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)
 
@@ -97,9 +106,11 @@ class Graph(Checked, ABC):
     writes what the captured runs wrote: their `out=` arrays, the caches they were given, and what they returned.
     """
 
-    _sealed = ("replay", "repeated", "check_run", "limits_of", "record")
+    _sealed = ("replay", "repeated", "check_run", "limits_of", "add_run")
     repeats: ClassVar[bool] = False
     """Whether `repeated` can be asked: whether `_end` makes a graph of `calls` that have not run."""
+    any_rows: ClassVar[bool] = False
+    """Whether it can be recorded and replayed with `rows`, which `session.rows` then has while something runs."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -107,6 +118,7 @@ class Graph(Checked, ABC):
         self._entered = self._recorded = self.broken = False
         self._limits: dict[Plan, list[tuple[tuple[Any, ...], Any]]] = {}
         self._batches: dict[Plan, Any] = {}
+        self.rows: dict[int, int] = {}
 
     @classmethod
     def level(cls, kernel: type[Plan]) -> CaptureLevel:
@@ -124,15 +136,24 @@ class Graph(Checked, ABC):
     def _replay(self) -> None:
         """Hook: run `calls` again, in their order, each plan with the batch that it has now."""
 
-    def replay(self) -> None:
-        """All recorded runs again, into the same arrays, with the batches that the plans have now."""
+    def replay(self, rows: Mapping[int, int] | None = None) -> None:
+        """All recorded runs again, into the same arrays, with the batches that the plans have now.
+
+        rows: as in `session.capture`, with the same keys; None: all rows.
+        """
         if self.session.closed:
             raise self.session._closed_error()
         if not self._recorded:
             raise ContractError("graph", "a capture that ended without an error", "one that did not")
         if self.session.capturing is not None:
             raise ContractError("graph", "a replay outside of every capture", "one inside")
-        self._replay()
+        if rows is not None:
+            check_rows(rows, self.rows)
+        self.session.rows = rows
+        try:
+            self._replay()
+        finally:
+            self.session.rows = None
 
     def repeated(self, exchanges: Sequence[Exchange]) -> Graph:
         """A graph of all recorded runs, once for each exchange, with that exchanged. Nothing runs before its first
@@ -142,7 +163,7 @@ class Graph(Checked, ABC):
         if not self._recorded:
             raise ContractError("graph", "a capture that ended without an error", "one that did not")
         graph = type(self)(self.session)
-        graph._entered = True
+        graph._entered, graph.rows = True, self.rows
         graph._begin()
         for exchange in exchanges:
             exchange.check(self.session, self.calls)
@@ -155,7 +176,7 @@ class Graph(Checked, ABC):
             plan._record_in(graph)
         return graph
 
-    def record(self, plan: Plan, kernel: Callable[..., Any], args: tuple[Any, ...], room: Any, result: Any) -> None:
+    def add_run(self, plan: Plan, kernel: Callable[..., Any], args: tuple[Any, ...], room: Any, result: Any) -> None:
         """Take down a run. All runs of a plan are captured with one batch, of which one copy is kept."""
         if plan not in self._batches:
             self._batches[plan] = deepcopy(plan.batch)
@@ -167,6 +188,9 @@ class Graph(Checked, ABC):
         level = self.level(type(plan))
         if level == "never":
             reason = Reason("capture", f"capture of {plan.request.op}", level, ("decode", "uniform", "any"))
+            raise Unsupported([reason], request=plan.request, backend=str(self.session.device))
+        if self.rows and not plan.any_rows:
+            reason = Reason("capture", f"rows of {plan.request.op} by {plan.provider}", "as recorded", "any number")
             raise Unsupported([reason], request=plan.request, backend=str(self.session.device))
         for name, array in outs.items():
             if array is None:
@@ -196,12 +220,13 @@ class Graph(Checked, ABC):
         except BaseException:
             self.session.capturing = None
             raise
+        self.session.rows = self.rows or None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.broken = kind is not None
+        self.broken, self.session.rows = kind is not None, None
         try:
             self._end()
             self._recorded = not self.broken

@@ -22,12 +22,14 @@ class Plan(Checked, ABC):
 
     A kernel is a subclass of one operator's plan class (`AttentionPlan`, `MatmulPlan`, ...) that implements `_run`,
     and `_update` where the operator takes a batch. Core validates before either is called. spec_type: the operator's.
-    capture_level: the kernel's own, in a native graph; a `CommandList` takes any kernel.
+    capture_level: the kernel's own, in a native graph; a `CommandList` takes any kernel. any_rows: whether it heeds
+    `session.rows`, or runs on as many rows as its batch says.
     """
 
     spec_type: ClassVar[type[Spec] | None] = None
     batch_type: ClassVar[type | None] = None
     capture_level: ClassVar[CaptureLevel] = "never"
+    any_rows: ClassVar[bool] = False
     _sealed = (
         "run", "update", "launch", "spec_type", "batch_type",
         "_call", "_again", "_record_in", "_check_room", "_check_level",
@@ -111,7 +113,7 @@ class Plan(Checked, ABC):
         level = graph.check_run(self, outs or {})
         self._check_level(self.batch, self.batch, level)
         result = self.launch(kernel, args)
-        graph.record(self, kernel, args, room, result)
+        graph.add_run(self, kernel, args, room, result)
         return result
 
     def _record_in(self, graph: Graph) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn
 
 import numpy as np
 
+from opsocket.operators.capture import check_rows
 from opsocket.operators.contract import Checked
 from opsocket.operators.device import Array, ArrayInfo, DeviceInfo, Limit, Memory
 from opsocket.operators.errors import ContractError, Reason, Unsupported
@@ -60,6 +61,7 @@ class Session(Checked, ABC):
     array_type: ClassVar[type]
     in_place: ClassVar[bool] = True
     capturing: Graph | None = None
+    rows: Mapping[int, int] | None = None
     closed: bool = False
     _sealed = ("plan", "supports", "capture", "prepare_weight", "cache_layouts", "close")
 
@@ -83,16 +85,27 @@ class Session(Checked, ABC):
             plan.update(batch)
         return plan
 
-    def capture(self) -> Graph:
+    def capture(self, rows: Mapping[int, int] | None = None) -> Graph:
         """`with session.capture() as graph:` records the runs inside; `Unsupported` where the session can't.
 
         Every output that a run in the block can be given (`out=`) is given, and no plan is updated there.
         `supports(request).capture` says with which batches a request's runs can be captured.
+
+        rows: how many rows to run, by how many the arrays have: with {512: 20} what is run on arrays of 512 rows is run
+        on their first 20, and a replay may be of any other number. Other rows keep what they held. What a plan's batch
+        says stays as it is. `Unsupported` where a kind of graph or a kernel (`any_rows`) can't.
         """
         if self.backend.graph_type is None or not self.in_place:
             reason = Reason("capture", "capture", "never", f"a backend whose sessions capture; {self.device} has none")
             raise Unsupported([reason], backend=str(self.device))
-        return self.backend.graph_type(self)
+        graph = self.backend.graph_type(self)
+        if rows:
+            if not graph.any_rows:
+                reason = Reason("capture", "rows", "as recorded", "a backend whose graphs have `any_rows`")
+                raise Unsupported([reason], backend=str(self.device))
+            check_rows(rows)
+            graph.rows = dict(rows)
+        return graph
 
     def prepare_weight(self, request: Request, tensors: Mapping[str, np.ndarray]) -> PackedWeight:
         """A weight in the layout of the kernel that serves `request` (matmul, grouped_matmul, embedding); at load.
@@ -146,6 +159,10 @@ class Session(Checked, ABC):
     @abstractmethod
     def view(self, array: Array, shape: Sequence[int]) -> Array:
         """The same elements under another shape; moves no bytes."""
+
+    def leading(self, array: Array, rows: int) -> Array:
+        """The first rows of an array; moves no bytes."""
+        return array[:rows]
 
     @abstractmethod
     def split(self, array: Array, sizes: Sequence[int]) -> tuple[Array, ...]:

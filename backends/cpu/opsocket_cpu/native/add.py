@@ -23,6 +23,7 @@ class AddCommand(Command):
 
 
 class NativeAdd(NativePlan, AddPlan):
+    _counted = AddCommand
     _fields = Fields(AddCommand, "a b y", "y")
 
     def _setup(self) -> None:

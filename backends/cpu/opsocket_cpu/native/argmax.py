@@ -22,6 +22,7 @@ class ArgmaxCommand(Command):
 class NativeArgmax(NativePlan, ArgmaxPlan):
     """Maxima of blocks, then the place in the first block that has the largest. The first NaN is above all."""
 
+    _counted = ArgmaxCommand
     _fields = Fields(ArgmaxCommand, "x y", "y")
 
     def _setup(self) -> None:
@@ -34,7 +35,7 @@ class NativeArgmax(NativePlan, ArgmaxPlan):
 
     def _command(self, y: torch.Tensor, logits: torch.Tensor, out: torch.Tensor | None) -> bytes:
         rows = logits.shape[0]
-        workspace = 16 * rows * self._threads if rows < self._threads else 0
+        workspace = 16 * min(rows, self._threads - 1) * self._threads  # of which more rows need none
         return ArgmaxCommand.pack(
             Op.ARGMAX, 1, workspace, rows, self._width, logits.data_ptr(), logits.stride()[0], y.data_ptr(), self._dtype
         )

@@ -54,6 +54,8 @@ class NativeAttention(NativePlan, AttentionPlan):
     `batch.host_exact=False` is Unsupported: work is cut from the host's lengths.
     """
 
+    any_rows = True
+
     def _setup(self) -> None:
         super()._setup()
         spec = self.spec

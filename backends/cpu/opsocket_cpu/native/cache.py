@@ -93,6 +93,8 @@ class CacheCopyBlocksCommand(Command):
 
 
 class NativeCacheWrite(NativePlan, CacheWritePlan):
+    any_rows = True
+
     def _setup(self) -> None:
         super()._setup()
         assert isinstance(self.request.spec, CacheWriteSpec)

@@ -26,6 +26,8 @@ class EmbeddingCommand(Command):
 class NativeEmbedding(NativePlan, weights.OverPanels, EmbeddingPlan):
     """A replay, which runs without Python, gives a row of NaN for an id that is no row of the table."""
 
+    _counted = EmbeddingCommand
+
     def _outputs(self, ids: torch.Tensor, packed: PackedWeight, out: torch.Tensor | None) -> torch.Tensor:
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < packed.n):
             raise ContractError("ids", f"0 to {packed.n - 1}", f"{int(ids.min())} to {int(ids.max())}")

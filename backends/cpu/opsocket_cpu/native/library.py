@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from opsocket.operators import ContractError, ResourceError
 from opsocket_cpu.native.border import border_of
@@ -96,10 +97,15 @@ class CommandArray:
             for command in {id(command): command for command in commands}.values()
         }
         addresses = {key: ctypes.addressof(command) for key, command in self._commands.items()}
-        self._pointers = (ctypes.c_void_p * len(commands))(*[addresses[id(command)] for command in commands])
+        self._addresses = [addresses[id(command)] for command in commands]
+        self._pointers = (ctypes.c_void_p * len(commands))(*self._addresses)
         self.address = ctypes.addressof(self._pointers)
         self.count = len(commands)
         self.workspace = max(map(workspace_of, commands), default=0)
+
+    def field(self, command: int, descriptor: Any) -> ctypes.c_int64:
+        """An i64 field of one command, in place."""
+        return ctypes.c_int64.from_address(self._addresses[command] + descriptor.offset)
 
 
 @cache

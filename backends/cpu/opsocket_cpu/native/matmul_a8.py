@@ -78,6 +78,7 @@ class NativeMatmulA8(_A8Plan, weights.OverPanels, MatmulPlan):
     """The integer sums of a weight with one scale per row go over all of K; other weights' over a group, or 32 columns
     where x has scales of its own for these."""
 
+    _counted = MatmulA8Command
     _fields = Fields(MatmulA8Command, "x _ bias y", "y")
 
     def _outputs(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Final
 
 import torch
 
@@ -25,11 +26,19 @@ class NativePlan(Plan):
     `_fields`: where arrays' addresses stand in the command. Only for operators without a batch, whose `_outputs` looks
     at no content, and whose command is the same, but for these addresses, for all arrays of the same shapes, dtypes and
     strides: such a run is repeated by the library alone.
+
+    `_counted`: the command, where its field `rows` counts the rows of all its arrays that are not weights, so that it
+    can be run on fewer: its workspace is then enough for fewer as well.
     """
 
     _outputs: Callable[..., Any]
     _command: Callable[..., Command | bytes]
     _fields: ClassVar[Fields | None] = None
+    _counted: ClassVar[type[Command] | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.any_rows = cls.any_rows or cls._counted is not None
 
     def _setup(self) -> None:
         found = library()
@@ -41,6 +50,8 @@ class NativePlan(Plan):
     def _run(self, *args: Any) -> Any:
         result = self._outputs(*args)
         command = self._command(result, *args)
+        if self.session.rows is not None and self._counted is not None:
+            command = _of_rows(command, self._counted, self.session.rows)
         self._library.run_one(command, self._threads)
         if self._repeats is not None and self.session.capturing is None:
             self._repeats.learn(args, result, command)
@@ -48,6 +59,20 @@ class NativePlan(Plan):
 
     def _repeat(self, args: tuple[Any, ...]) -> Any:
         return None if self._repeats is None else self._repeats.run(args)
+
+
+def _of_rows(command: Command | bytes, kind: Any, rows: Mapping[int, int]) -> Command | bytes:
+    if not isinstance(command, bytes):
+        counted: Any = command
+        counted.rows = rows.get(counted.rows, counted.rows)
+        return command
+    changed, at = bytearray(command), kind.rows.offset
+    (recorded,) = _ROWS.unpack_from(changed, at)
+    _ROWS.pack_into(changed, at, rows.get(recorded, recorded))
+    return bytes(changed)
+
+
+_ROWS: Final = struct.Struct("@q")
 
 
 def commands(calls: Iterable[Call]) -> list[Command | bytes]:

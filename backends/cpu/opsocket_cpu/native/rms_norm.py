@@ -27,6 +27,7 @@ class RMSNormCommand(Command):
 class NativeRMSNorm(NativePlan, RMSNormPlan):
     """Two passes over a row that is then in the cache: the sum of squares in f32 lanes, and the scaling."""
 
+    _counted = RMSNormCommand
     _fields = Fields(RMSNormCommand, "x weight residual y sum", "y sum")
 
     def _setup(self) -> None:

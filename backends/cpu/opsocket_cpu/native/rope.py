@@ -63,6 +63,7 @@ def turns_of(spec: RopeSpec) -> Turns:
 
 
 class NativeRope(NativePlan, RopePlan):
+    _counted = RopeCommand
     _fields = Fields(RopeCommand, "x positions factors y", "y")
 
     def _setup(self) -> None:

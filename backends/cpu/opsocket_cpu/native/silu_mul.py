@@ -25,6 +25,7 @@ class SiluMulCommand(Command):
 class NativeSiluMul(NativePlan, SiluMulPlan):
     """One pass; the exponential within one unit in the last place."""
 
+    _counted = SiluMulCommand
     _fields = Fields(SiluMulCommand, "gate up y", "y")
 
     def _setup(self) -> None:

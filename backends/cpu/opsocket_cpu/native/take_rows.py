@@ -25,6 +25,7 @@ class TakeRowsCommand(Command):
 class NativeTakeRows(NativePlan, TakeRowsPlan):
     """A row number that is not in x gives a row of NaN."""
 
+    _counted = TakeRowsCommand
     _fields = Fields(TakeRowsCommand, "x ids y", "y")
 
     def _setup(self) -> None:
