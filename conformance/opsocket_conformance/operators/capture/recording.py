@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from opsocket.operators import Cache, ContractError, Graph, Plan, Reason, Unsupported
+from opsocket.operators import Array, Cache, ContractError, Graph, Plan, Reason, Unsupported
 from opsocket_conformance.bench import Bench, Denied
 from opsocket_conformance.guard import kernel_running
 from opsocket_conformance.operators.cache import under_test as caches
@@ -46,11 +46,11 @@ def _suffices(bench: Bench, plan: Plan, batch: str) -> bool:
     return level in LEVELS[batch] if plan.request.op == "attention" else level != "never"
 
 
-def replay(bench: Bench, graph: Graph, written: Any) -> None:
+def replay(bench: Bench, graph: Graph, written: Any, rows: Mapping[int, int] | None = None) -> None:
     """Replay, after every array that it must write has been poisoned."""
     poison(bench, written)
     with kernel_running("a replayed graph"):
-        graph.replay()
+        graph.replay(rows)
 
 
 def poison(bench: Bench, written: Any) -> None:
@@ -73,6 +73,15 @@ def same(bench: Bench, what: str, got: Any, want: Any) -> None:
                 bench.same(f"{what}: {name} of the cache, by slot", mine.view(np.uint64), other.view(np.uint64))
         else:
             bench.same_bits(f"{what}: result {number}", ours, bench.bits(theirs))
+
+
+def same_rows(bench: Bench, what: str, got: Sequence[Array], want: Sequence[Array], rows: int) -> None:
+    """The first rows of two results hold the same bits, and the others of `got` what they were poisoned with."""
+    for number, (ours, theirs) in enumerate(zip(got, want, strict=True)):
+        leading = bench.session.leading(ours, rows)
+        bench.same_bits(f"{what}: result {number}", leading, bench.bits(bench.session.leading(theirs, rows)))
+        if not np.isnan(bench.session.download(ours)[rows:]).all():
+            bench.fail(f"{what}: result {number} was written beyond them")
 
 
 def _flat(result: Any) -> list[Any]:

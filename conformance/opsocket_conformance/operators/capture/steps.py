@@ -17,6 +17,7 @@ from opsocket.operators import (
     Cache,
     CacheSpec,
     CacheWriteSpec,
+    Exchange,
     MatmulSpec,
     Request,
     RMSNormSpec,
@@ -30,7 +31,7 @@ from opsocket_conformance.case import Check
 from opsocket_conformance.floats import round_to
 from opsocket_conformance.operators.cache import under_test as caches
 from opsocket_conformance.operators.cache.formats import cache_spec
-from opsocket_conformance.operators.capture.recording import poison, record, replay, same
+from opsocket_conformance.operators.capture.recording import poison, record, replay, same, same_rows
 from opsocket_conformance.operators.matmul.random_weights import random_weight
 
 _WIDTH = 64
@@ -57,9 +58,12 @@ class CaptureStep(Check):
     """chain: "attention" alone, or a "layer": norm, projection, rotary embedding, cache write, attention, projection.
     batch: a name in `BATCHES`. hq, hkv, d, dv, bs, q, kv, latent: as in `Attention`.
 
+    Where graphs can be repeated, or run on any number of rows, these replays too give the bits of the eager step.
+
     Kills: a batch that stays as it was captured, in attention or in what writes the cache; block tables, lengths or
     slots at other addresses than those captured; launches sized by the captured lengths; rows of a larger batch that a
-    smaller one still writes; positions that were read when captured.
+    smaller one still writes; positions that were read when captured; a number of rows that stays as it was captured, or
+    that reaches rows which it leaves out.
     """
 
     name: ClassVar[str] = "capture_step"
@@ -98,7 +102,7 @@ class CaptureStep(Check):
         spec = cache_spec(self.kv or self.q, blocks, self.bs, self.hkv, self.d, self.dv or self.d, self.latent)
         chain = (_Layer if self.chain == "layer" else _Attention)(bench, self, spec, _rows(steps[0]))
         eager, captured = (chain.side(bench, deepcopy(rng)) for _ in range(2))
-        graph = result = None
+        graph = result = counted = None
         for number, step in enumerate(steps):
             batch, slots, positions = _lengths(rng, step, spec)
             for side in (eager, captured):
@@ -114,6 +118,18 @@ class CaptureStep(Check):
             same(bench, f"step {number}", result, want)
             replay(bench, graph, [captured.outs, result])
             same(bench, f"step {number}, replayed once more", result, want)
+            if graph.repeats:
+                replay(bench, graph.repeated([Exchange(), Exchange()]), [captured.outs, result])
+                same(bench, f"step {number}, repeated", result, want)
+            if graph.any_rows and all(plan.any_rows for plan in captured.plans.values()):
+                rows = {chain.rows: len(slots)}
+                if counted is None:
+                    poison(bench, captured.outs)
+                    with bench.session.capture(rows) as counted:
+                        counted_result = chain.run(bench, captured)
+                else:
+                    replay(bench, counted, [captured.outs, counted_result], rows)
+                same_rows(bench, f"step {number}, {len(slots)} rows", counted_result, want, len(slots))
         same(bench, "after the last step", captured.cache, eager.cache)
 
 
