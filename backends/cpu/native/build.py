@@ -2,7 +2,7 @@
 
     python backends/cpu/native/build.py [--sanitize KIND] [--compiler g++] [--output FILE] [--optional]
 
-Needs a C++20 compiler (g++ or clang++) and nothing else. The build hook of the distribution calls `build`; where that
+Needs a C++20 compiler (g++ 11 or clang++ 12, or a later one) and nothing else. The build hook of the distribution calls `build`; where that
 fails it leaves the reason in a file beside the library's place, for `opsocket doctor`.
 """
 
@@ -30,6 +30,7 @@ LEVELS: dict[str, dict[str, list[str]]] = {
     "x86_64": {
         "avx512_bf16": [*_AVX512, "-mavx512bf16"],
         "avx512_vnni": _AVX512,
+        "avx_vnni": ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"],
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
         "portable": [],
     },

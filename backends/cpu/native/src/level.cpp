@@ -34,6 +34,9 @@ static bool runs_here() {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
            __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c");
 #elif OPSOCKET_AVX2
+#if OPSOCKET_AVX_VNNI
+    if (!__builtin_cpu_supports("avxvnni")) return false;
+#endif
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #elif OPSOCKET_NEON
     return getauxval(AT_HWCAP) & HWCAP_ASIMDDP && getauxval(AT_HWCAP) & HWCAP_ASIMDHP;

@@ -80,8 +80,8 @@ template <class T> inline T element(const unsigned char *p) {
     return v;
 }
 
-// Sums of one slab. On AVX2 in 16 bits, which hold what 32 columns of codes below 16 come to: 8 * 2 * 15 * 127.
-#if OPSOCKET_AVX2
+// Sums of one slab. On AVX2 alone in 16 bits, which hold what 32 columns of codes below 16 come to: 8 * 2 * 15 * 127.
+#if OPSOCKET_AVX2 && !OPSOCKET_AVX_VNNI
 inline I slab_sum(I) { return I{}; }
 inline I add_products(I sum, I w, I a) {
     return (I)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)a));

@@ -16,6 +16,9 @@
 #if defined(__AVX2__) && !OPSOCKET_AVX512
 #define OPSOCKET_AVX2 1
 #endif
+#if defined(__AVXVNNI__) && OPSOCKET_AVX2
+#define OPSOCKET_AVX_VNNI 1
+#endif
 #if OPSOCKET_AVX512 || OPSOCKET_AVX2
 #include <immintrin.h>
 #endif
@@ -382,12 +385,14 @@ inline F exp(F x) {
     return one[0];
 }
 
-// sum of four products in each 32-bit lane, added to acc: unsigned bytes of w times signed bytes of a. On AVX2 two
+// sum of four products in each 32-bit lane, added to acc: unsigned bytes of w times signed bytes of a. On AVX2 alone two
 // neighbouring products are summed in 16 bits first: |sum| <= 32767 has to hold, so codes of w stay below 128 there
 // (dot_u8), or below 16 and anything goes.
 inline I dot_u8s8(I acc, I w, I a) {
 #if OPSOCKET_AVX512
     return (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)a);
+#elif OPSOCKET_AVX_VNNI
+    return (I)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)w, (__m256i)a);
 #elif OPSOCKET_AVX2
     __m256i pairs = _mm256_maddubs_epi16((__m256i)w, (__m256i)a);
     return (I)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
