@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from opsocket.operators import Array, Exchange, Graph, Request, Session
+from opsocket.operators import Array, Exchange, Graph, Request, SampleBatch, Session
 from opsocket_engine.batch import StepBatch
 from opsocket_engine.model import CachePlans, Decoder, Inputs, Outputs
 from opsocket_engine.requests import DecoderRequests
@@ -42,6 +42,11 @@ def captures_mixed(session: Session, requests: DecoderRequests) -> bool:
     return captures(session, requests) and _levels(session, requests.mixed_step()) == {"any"}
 
 
+def captures_sampled(session: Session, requests: DecoderRequests) -> bool:
+    """The same of decode steps that end with the sample operator."""
+    return captures(session, requests) and "never" not in _levels(session, [requests.sample])
+
+
 def _levels(session: Session, requests: Items[Request]) -> set[str]:
     return {session.supports(request).capture for request in requests}
 
@@ -59,18 +64,24 @@ class CapturedDecoder:
         # Arrays of tokens and of chosen ones are told apart by how many rows they have.
         self._any_rows = counts_rows and full != max_batch and all(plan.any_rows for plan in plans)
         self._max_batch = max_batch
-        self._runs: OrderedDict[tuple[int, ...], _Decode | _Mixed] = OrderedDict()
+        self._runs: OrderedDict[tuple[str, *tuple[int, ...]], _Decode | _Mixed] = OrderedDict()
         self._met: set[tuple[int, ...]] = set()
         self._outputs: dict[int, Outputs] = {}
 
-    def decode(self, batches: Items[StepBatch]) -> tuple[Array, Items[Array]]:
-        """Run decode steps, as `assemble_decode` has them: the last one's logits f32[T, V], and for each step the index
-        of the largest of each row, i64[T]. All stay as they are until the next call."""
-        size, steps = len(batches[0].token_ids), len(batches)
-        first = self._runs.get((size, 1)) if steps > 1 else None
-        run = self._run((size, steps), lambda: _Decode(self._session, self._decoder, steps, self._arrays(size), first))
+    def decode(
+        self, batches: Items[StepBatch], samples: Items[SampleBatch] | None = None
+    ) -> tuple[Array, Items[Array]]:
+        """Run decode steps, as `assemble_decode` has them: the last one's logits f32[T, V], and for each step the token
+        that it chooses for each row, i64[T]: by a batch of the sample operator, or the largest. All stay as they are
+        until the next call."""
+        size, steps, kind = len(batches[0].token_ids), len(batches), "largest" if samples is None else "sampled"
+        first: Any = self._runs.get((kind, size, 1)) if steps > 1 else None
+        run = self._run(
+            (kind, size, steps),
+            lambda: _Decode(self._session, self._decoder, steps, self._arrays(size), first, sampled=kind == "sampled"),
+        )
         self._decoder.copy_blocks(batches[0])
-        found: tuple[Array, Items[Array]] = run(batches)
+        found: tuple[Array, Items[Array]] = run(batches, samples or [])
         return found
 
     def takes(self, batch: StepBatch) -> bool:
@@ -95,14 +106,14 @@ class CapturedDecoder:
             tokens, sequences, rows = self._full, self._max_batch, min(rows, 1) * self._max_batch
         outputs = self._arrays(tokens), self._arrays(rows) if rows else None
         run = self._run(
-            (tokens, sequences, rows),
+            ("mixed", tokens, sequences, rows),
             lambda: _Mixed(self._session, self._decoder, sequences, *outputs, any_rows=self._any_rows),
         )
         self._decoder.copy_blocks(batch)
         logits: Array | None = run(batch)
         return logits
 
-    def _run(self, key: tuple[int, ...], make: Callable[[], _Decode | _Mixed]) -> Any:
+    def _run(self, key: tuple[str, *tuple[int, ...]], make: Callable[[], _Decode | _Mixed]) -> Any:
         if key not in self._runs:
             self._runs[key] = make()
             if len(self._runs) > MAX_GRAPHS:
@@ -137,19 +148,28 @@ class _Recording:
 
 
 class _Decode(_Recording):
-    """The graph of one number of sequences and steps, and the arrays that it reads and writes.
+    """The graph of one number of sequences and steps, and the arrays that it reads and writes. sampled: each step ends
+    with the sample operator, not with the argmax.
 
     first: that of one step, whose runs are repeated where its graph can be: they need not be made to be recorded.
     """
 
     def __init__(
-        self, session: Session, decoder: Decoder, steps: int, outputs: Outputs, first: _Decode | None = None
+        self,
+        session: Session,
+        decoder: Decoder,
+        steps: int,
+        outputs: Outputs,
+        first: _Decode | None = None,
+        *,
+        sampled: bool = False,
     ) -> None:
         super().__init__(session)
         requests, size = decoder.requests, outputs.rows
         self._decoder = decoder
-        self._argmax: Any = decoder.plans[requests.argmax]
-        self._largest = [session.empty((size,), "i64") for _ in range(steps)]
+        self._samples: list[Any] = [session.plan(requests.sample) for _ in range(steps * sampled)]
+        self._choose: list[Any] = self._samples or [decoder.plans[requests.argmax]] * steps
+        self._chosen = [session.empty((size,), "i64") for _ in range(steps)]
         self._token_ids = session.upload(np.zeros(size, np.int64))
         self._steps = [
             Inputs(
@@ -161,12 +181,14 @@ class _Decode(_Recording):
                 CachePlans(session.plan, [layer.decode for layer in requests.layers]),
                 outputs,
             )
-            for token_ids in [self._token_ids, *self._largest[:-1]]
+            for token_ids in [self._token_ids, *self._chosen[:-1]]
         ]
         self._logits: Array
         self._first = first if first is not None and first.graph is not None and first.graph.repeats else None
 
-    def __call__(self, batches: Items[StepBatch]) -> tuple[Array, Items[Array]]:
+    def __call__(self, batches: Items[StepBatch], samples: Items[SampleBatch]) -> tuple[Array, Items[Array]]:
+        for plan, sample in zip(self._samples, samples, strict=True):
+            plan.update(sample)
         self._session.write(self._token_ids, batches[0].token_ids)
         for inputs, batch in zip(self._steps, batches, strict=True):
             inputs.plans.update(batch)
@@ -174,23 +196,23 @@ class _Decode(_Recording):
         if self._first is not None:
             self._repeat(self._first)
         self._run(self._all)
-        return self._logits, self._largest
+        return self._logits, self._chosen
 
     def _all(self) -> None:
-        for inputs, largest in zip(self._steps, self._largest, strict=True):
+        for inputs, choose, chosen in zip(self._steps, self._choose, self._chosen, strict=True):
             self._logits = self._decoder.run(inputs)
-            self._argmax.run(self._logits, out=largest)
+            choose.run(self._logits, out=chosen)
 
     def _repeat(self, first: _Decode) -> None:
         """The graph of all steps, from that of `first`, whose arrays and plans are exchanged for each."""
         assert first.graph is not None
-        old, old_largest = first._steps[0], first._largest[0]
+        old, old_choose, old_chosen = first._steps[0], first._choose[0], first._chosen[0]
         exchanges = [
             Exchange(
-                [(old.token_ids, new.token_ids), (old.positions, new.positions), (old_largest, largest)],
-                old.plans.exchanged(new.plans),
+                [(old.token_ids, new.token_ids), (old.positions, new.positions), (old_chosen, chosen)],
+                {**old.plans.exchanged(new.plans), old_choose: choose},
             )
-            for new, largest in zip(self._steps, self._largest, strict=True)
+            for new, choose, chosen in zip(self._steps, self._choose, self._chosen, strict=True)
         ]
         self.graph, self._logits, self._first = first.graph.repeated(exchanges), first._logits, None
 

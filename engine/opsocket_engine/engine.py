@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final, Literal
 from opsocket.cache import BlockManager
 from opsocket.operators import Array, ContractError, ResourceError, Session
 from opsocket_engine.batch import assemble, assemble_decode
-from opsocket_engine.captured import CapturedDecoder, captures, captures_mixed
+from opsocket_engine.captured import CapturedDecoder, captures, captures_mixed, captures_sampled
 from opsocket_engine.checkpoint import Checkpoint, open_checkpoint
 from opsocket_engine.locate import locate
 from opsocket_engine.model import Decoder
 from opsocket_engine.options import EngineOptions
 from opsocket_engine.requests import cache_spec, decoder_requests, max_context
-from opsocket_engine.sampling import Sampler, SamplingParams
+from opsocket_engine.sampling import Sampler, SamplingParams, sample_batch
 from opsocket_engine.scheduler import Scheduler, Step
 from opsocket_engine.sequence import Chunk, Sequence
 from opsocket_engine.stats import EngineStats
@@ -82,6 +82,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._decoder = Decoder(session, checkpoint, self.requests)
         self._captured: CapturedDecoder | None = None
+        self._samples_captured = captures_sampled(session, self.requests)
         if options.capture and captures(session, self.requests):
             full = options.max_step_tokens if captures_mixed(session, self.requests) else None
             self._captured = CapturedDecoder(session, self._decoder, full, options.max_batch)
@@ -161,10 +162,14 @@ class Engine:
             outputs = self._complete(step.chunks, forward(batch))
             self._count(step, 1, len(outputs), is_replayed, time.perf_counter() - start)
             return outputs
-        steps = self._num_replayed(step)
-        logits, largest = self._captured.decode(assemble_decode(step, self.blocks, steps))
-        outputs = self._complete(step.chunks, logits, largest[0])
-        outputs += self._complete_others(step.chunks, outputs, largest[1:])
+        sequences = [chunk.sequence for chunk in step.chunks]
+        greedy = all(sequence.params.is_greedy for sequence in sequences)
+        known = greedy or self._samples_captured  # whether a graph can choose the tokens
+        steps = self._num_replayed(step) if known else 1
+        samples = [sample_batch(sequences, ahead) for ahead in range(steps)] if known and not greedy else None
+        logits, chosen = self._captured.decode(assemble_decode(step, self.blocks, steps), samples)
+        outputs = self._complete(step.chunks, logits, chosen[0] if known else None)
+        outputs += self._complete_others(step.chunks, outputs, chosen[1:])
         seconds = time.perf_counter() - start
         self._step_seconds[len(step.chunks)] = seconds / steps
         self._count(step, steps, len(outputs), True, seconds)
@@ -177,15 +182,18 @@ class Engine:
         allowed = (
             1 < steps <= left
             and steps * self._step_seconds.get(len(sequences), math.inf) <= FLOW_S
-            # Who waits for a first token waits for one step.
-            and all(sequence.params.is_greedy and sequence.num_generated for sequence in sequences)
+            # Who waits for a first token waits for one step; penalties are for the tokens that are chosen meanwhile.
+            and all(sequence.num_generated and not sequence.params.has_penalties for sequence in sequences)
         )
         return steps if allowed and self._scheduler.reserve(step, steps - 1) else 1
 
-    def _complete(self, chunks: Items[Chunk], logits: Array | None, largest: Array | None = None) -> list[Output]:
-        """Take in that a step is computed, and choose its tokens from its logits."""
+    def _complete(self, chunks: Items[Chunk], logits: Array | None, chosen: Array | None = None) -> list[Output]:
+        """Take in that a step is computed, and choose its tokens from its logits, unless they are chosen already."""
         sequences = [sequence for chunk in chunks for sequence in self._scheduler.complete(chunk)]
-        tokens = [] if logits is None else self._sampler(logits, sequences, largest).tolist()
+        if chosen is not None:
+            tokens = self._session.download(chosen).tolist()
+        else:
+            tokens = [] if logits is None else self._sampler(logits, sequences).tolist()
         return [self._accept(sequence, token) for sequence, token in zip(sequences, tokens, strict=True)]
 
     def _complete_others(self, chunks: Items[Chunk], first: Items[Output], tokens: Items[Array]) -> list[Output]:

@@ -59,7 +59,7 @@ class EngineOptions:
     sequences share the blocks of equal beginnings. capture: whether steps are recorded and replayed where the
     session can: decode steps for each number of sequences; all others where graphs run on any number of rows, elsewhere
     full ones of `max_step_tokens`. replay_steps: so many decode steps run in one replay, and their
-    tokens come out together, where all sequences take the most probable token and the steps together 50 ms at most
+    tokens come out together, where no sequence has penalties and the steps together take 50 ms at most
     (`engine.FLOW_S`). seed: of requests that name none.
     """
 

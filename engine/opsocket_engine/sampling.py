@@ -86,17 +86,17 @@ class Sampler:
         self._argmax = argmax
         self._sample = sample
 
-    def __call__(self, logits: Array, sequences: Rows[Sequence], largest: Array | None = None) -> np.ndarray:
-        """Token ids i64[R] for logits f32[R, V]; row i belongs to sequence i. largest i64[R]: each row's argmax, where
-        it is known already."""
+    def __call__(self, logits: Array, sequences: Rows[Sequence]) -> np.ndarray:
+        """Token ids i64[R] for logits f32[R, V]; row i belongs to sequence i."""
         if all(s.params.is_greedy for s in sequences):
-            return self._session.download(self._argmax.run(logits) if largest is None else largest)  # type: ignore[attr-defined]
+            return self._session.download(self._argmax.run(logits))  # type: ignore[attr-defined]
         self._sample.update(sample_batch(sequences))
         return self._session.download(self._sample.run(logits))  # type: ignore[attr-defined]
 
 
-def sample_batch(sequences: Rows[Sequence]) -> SampleBatch:
-    """The sample operator's batch: every sequence's settings, history and number."""
+def sample_batch(sequences: Rows[Sequence], ahead: int = 0) -> SampleBatch:
+    """The sample operator's batch: every sequence's settings, history and number. ahead: of so many tokens later, which
+    none of those that have penalties is."""
     histories = [np.unique(s.tokens, return_counts=True) if s.params.has_penalties else _EMPTY for s in sequences]
     ids, counts = zip(*histories, strict=True)
 
@@ -108,7 +108,7 @@ def sample_batch(sequences: Rows[Sequence]) -> SampleBatch:
         top_k=np.array([s.params.top_k for s in sequences], np.int32),
         top_p=column("top_p"),
         min_p=column("min_p"),
-        uniform=np.array([uniform(s.seed, s.sample, len(s.tokens)) for s in sequences], np.float32),
+        uniform=np.array([uniform(s.seed, s.sample, len(s.tokens) + ahead) for s in sequences], np.float32),
         repetition=column("repetition_penalty"),
         presence=column("presence_penalty"),
         frequency=column("frequency_penalty"),

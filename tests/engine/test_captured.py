@@ -68,7 +68,7 @@ def test_graphs_are_dropped_when_they_are_too_many(session, tiny, monkeypatch):
         for n in (1, 2, 3, 2, 1):
             one = replace(GREEDY, n=n, temperature=1.0, max_tokens=3)
             assert [len(c.token_ids) for c in engine.generate([[5, 6]], one)] == [3] * n
-        assert list(engine._captured._runs) == [(2, 1), (1, 1)]
+        assert list(engine._captured._runs) == [("sampled", 2, 1), ("sampled", 1, 1)]
 
 
 def test_a_capture_that_fails_is_made_again(session, tiny, monkeypatch):
@@ -141,9 +141,9 @@ def test_a_graph_of_any_number_of_rows_is_recorded_once(session, tiny):
     with Engine(session, tiny(), None, options) as engine:
         for n in (40, 3, 64, 2, 90):
             engine.generate([list(range(n)), list(range(n // 2))], replace(GREEDY, max_tokens=2))
-        assert [size for size in engine._captured._runs if len(size) == 3] == [(64, 3, 3)]
+        assert [key for key in engine._captured._runs if key[0] == "mixed"] == [("mixed", 64, 3, 3)]
         engine.generate([list(range(64)) * 3], replace(GREEDY, max_tokens=2))
-        assert sorted(size for size in engine._captured._runs if len(size) == 3) == [(64, 3, 0), (64, 3, 3)]
+        assert sorted(key[2:] for key in engine._captured._runs if key[0] == "mixed") == [(3, 0), (3, 3)]
 
 
 def test_where_steps_are_no_longer_than_batches_full_ones_are_recorded(session, tiny):
@@ -190,6 +190,41 @@ def test_steps_that_run_together_choose_the_same_tokens_and_end_alike(session, t
 
 
 @pytest.mark.usefixtures("unhurried")
+def test_sampled_steps_that_run_together_choose_the_same_tokens(session, tiny):
+    """The number that decides a token depends on nothing but its place: all are known before the first step runs."""
+    rng = np.random.default_rng(3)
+    sampled = [replace(GREEDY, temperature=0.9, top_k=20, n=2, seed=3), replace(GREEDY, temperature=1.3, top_p=0.9)]
+    requests = [
+        (rng.integers(0, 128, length).tolist(), replace(params, max_tokens=30 + length))
+        for length, params in zip((3, 1, 9), [*sampled, GREEDY], strict=True)
+    ]
+    eager, _, _ = texts(session, tiny(), replace(OPTIONS, capture=False), requests)
+    apart, calls_apart, _ = texts(session, tiny(), OPTIONS, requests)
+    together, calls, _ = texts(session, tiny(), replace(OPTIONS, replay_steps=6), requests)
+    assert together == apart == eager
+    assert calls < calls_apart * 0.6
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_steps_with_penalties_run_one_by_one(session, tiny):
+    """What a penalty is taken from is known once the token before is."""
+    requests = [([1, 2, 3], replace(GREEDY, repetition_penalty=1.3, max_tokens=30)), ([5, 6], GREEDY)]
+    eager, _, _ = texts(session, tiny(), replace(OPTIONS, capture=False), requests)
+    together, calls, _ = texts(session, tiny(), replace(OPTIONS, replay_steps=6), requests)
+    assert together == eager
+    assert calls >= 30
+
+
+def test_where_sampling_can_not_be_captured_its_steps_still_are(session, tiny, monkeypatch):
+    requests = [([1, 2, 3], replace(GREEDY, temperature=0.9, seed=2)), ([5, 6], GREEDY)]
+    eager, _ = steps(session, tiny(), replace(OPTIONS, capture=False), requests)
+    monkeypatch.setattr(engine_module, "captures_sampled", lambda *_: False)
+    outputs, stats = steps(session, tiny(), replace(OPTIONS, replay_steps=6), requests)
+    assert outputs == eager
+    assert stats.captured_steps > 8
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_steps_run_one_by_one_where_blocks_are_too_few_for_more(session, tiny):
     """Two sequences of 6 and 7 blocks in the end, of 4 tokens each, in 13 blocks, and in fewer."""
     requests = [([1, 2, 3, 4, 5], replace(GREEDY, max_tokens=18)), ([6, 7, 8], replace(GREEDY, max_tokens=22))]
@@ -199,15 +234,6 @@ def test_steps_run_one_by_one_where_blocks_are_too_few_for_more(session, tiny):
         found, _, stats = texts(session, tiny(), options, requests)
         assert found == eager
         assert stats.captured_steps > 0
-
-
-@pytest.mark.usefixtures("unhurried")
-@pytest.mark.parametrize("params", [{"temperature": 0.8, "seed": 1}, {"repetition_penalty": 1.2}])
-def test_steps_run_one_by_one_where_a_token_is_not_simply_the_most_probable(session, tiny, params):
-    requests = [([1, 2], GREEDY), ([3, 4], replace(GREEDY, **params))]
-    found, calls, _ = texts(session, tiny(), replace(OPTIONS, replay_steps=8), requests)
-    assert calls == GREEDY.max_tokens
-    assert found == texts(session, tiny(), OPTIONS, requests)[0]
 
 
 def test_slow_steps_run_one_by_one(session, tiny, monkeypatch):

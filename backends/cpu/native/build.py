@@ -2,8 +2,8 @@
 
     python backends/cpu/native/build.py [--sanitize KIND] [--compiler g++] [--output FILE] [--optional]
 
-Needs a C++20 compiler (g++ 11 or clang++ 12, or a later one) and nothing else. The build hook of the distribution calls `build`; where that
-fails it leaves the reason in a file beside the library's place, for `opsocket doctor`.
+Needs a C++20 compiler (g++ 11 or clang++ 12, or a later one) and nothing else. The build hook of the distribution calls
+`build`; where that fails it leaves the reason in a file beside the library's place, for `opsocket doctor`.
 """
 
 from __future__ import annotations

@@ -14,15 +14,37 @@ constexpr int64_t BLOCK = 64, FIRST = 256;
 // divided by their sum.
 class Candidates {
    public:
-    // memory: 16 bytes for every logit.
+    // memory: 20 bytes for every logit, and 64.
     Candidates(unsigned char *memory, int64_t width)
         : order(reinterpret_cast<uint64_t *>(memory)), maxima(reinterpret_cast<float *>(order + width)),
-          logits(maxima + width), width(width) {}
+          logits(maxima + width), weights(logits + width), width(width) {}
 
     float *values() { return logits; }
 
-    void begin() {
-        sorted = taken = 0;
+    // Shifted before it is divided, so that no temperature overflows. One way of computing a weight for all purposes:
+    // sums and their parts have to agree.
+    F weights_of(F logit) const { return exp((logit - top) / temperature); }
+
+    // The sum of all weights, of logits of which `largest` is the largest.
+    double begin(float largest_logit, float by_temperature) {
+        sorted = taken = 0, top = largest_logit, temperature = by_temperature;
+        typedef float Half __attribute__((vector_size(W * 2)));
+        typedef double Sums __attribute__((vector_size(W * 4)));
+        Sums sums[2] = {};
+        int64_t i = 0;
+        for (; i + W <= width; i += W) {
+            const F w = weights_of(load(logits + i));
+            Half half[2];
+            __builtin_memcpy(half, &w, sizeof half);
+            for (int j = 0; j < 2; j++) sums[j] += __builtin_convertvector(half[j], Sums);
+        }
+        double total = 0;
+        for (int lane = 0; lane < W / 2; lane++) total += sums[0][lane] + sums[1][lane];
+        for (; i < width; i++) total += double(weights_of(set(logits[i]))[0]);
+        return total;
+    }
+
+    void find_maxima() {
         for (int64_t block = 0; block * BLOCK < width; block++) {
             float most = -INFINITY;
             int64_t end = std::min(width, (block + 1) * BLOCK), i = block * BLOCK;
@@ -34,16 +56,22 @@ class Candidates {
         }
     }
 
-    // The token of a rank in falling order, and the order up to there.
+    // The token of a rank in falling order, and its weight; and the order up to there.
     int64_t token(int64_t rank) {
         while (rank >= sorted) extend();
         return index_of(order[rank]);
+    }
+    double weight(int64_t rank) {
+        while (rank >= sorted) extend();
+        return double(weights[rank]);
     }
 
    private:
     uint64_t *order;  // [0, sorted): in order; [sorted, taken): all that come next, in none
     float *maxima;    // of blocks
     float *logits;
+    float *weights;  // [0, sorted)
+    float top = 0, temperature = 1;
     int64_t width, sorted = 0, taken = 0;
     float threshold = 0;  // what is not below it is in `order`
 
@@ -72,6 +100,11 @@ class Candidates {
         }
         if (next < taken) std::nth_element(order + sorted, order + next, order + taken, std::greater<uint64_t>());
         std::sort(order + sorted, order + next, std::greater<uint64_t>());
+        for (int64_t rank = sorted; rank < next; rank += W) {
+            F some = set(-INFINITY);
+            for (int lane = 0; lane < W && rank + lane < next; lane++) some[lane] = logits[index_of(order[rank + lane])];
+            store(weights + rank, weights_of(some));
+        }
         sorted = next;
     }
 
@@ -87,35 +120,21 @@ static void penalize(const SampleRows &batch, int64_t row, float *logits) {
 }
 
 static int64_t draw(const SampleRows &batch, int64_t row, Candidates &candidates, const Best &best, int64_t width) {
-    const float *logits = candidates.values();
-    float temperature = batch.temperature[row];
-    // Shifted before it is divided, so that no temperature overflows. One way of computing a weight for all purposes:
-    // sums and their parts have to agree.
-    auto weights = [&](F logit) { return exp((logit - best.value) / temperature); };
-    auto weight = [&](int64_t token) { return double(weights(set(logits[token]))[0]); };
-    double total = 0;
-    int64_t i = 0;
-    for (; i + W <= width; i += W) {
-        F w = weights(load(logits + i));
-        double part[4] = {};
-        for (int lane = 0; lane < W; lane++) part[lane & 3] += double(w[lane]);
-        total += (part[0] + part[1]) + (part[2] + part[3]);
-    }
-    for (; i < width; i++) total += weight(i);
+    double total = candidates.begin(best.value, batch.temperature[row]);
     if (!(total >= 1.0)) return best.index;  // an infinite logit or NaN: there are no probabilities
 
-    candidates.begin();
+    candidates.find_maxima();
     int64_t kept = width, top_k = batch.top_k[row];
     if (top_k > 0 && top_k < width) {
         kept = top_k, total = 0;
-        for (int64_t rank = 0; rank < kept; rank++) total += weight(candidates.token(rank));
+        for (int64_t rank = 0; rank < kept; rank++) total += candidates.weight(rank);
     }
     double top_p = batch.top_p[row], min_p = batch.min_p[row];
     if (top_p < 1 || min_p > 0) {
         double mass = 0;
         int64_t rank = 0;
         for (; rank < kept; rank++) {
-            double w = weight(candidates.token(rank));
+            double w = candidates.weight(rank);
             if (rank && (mass >= top_p * total || w < min_p)) break;
             mass += w;
         }
@@ -124,10 +143,9 @@ static int64_t draw(const SampleRows &batch, int64_t row, Candidates &candidates
     double target = double(batch.uniform[row]) * total, mass = 0;
     int64_t token = best.index;
     for (int64_t rank = 0; rank < kept; rank++) {
-        int64_t next = candidates.token(rank);
-        double w = weight(next);
+        double w = candidates.weight(rank);
         if (w == 0) break;  // rounding has eaten what was left
-        token = next;
+        token = candidates.token(rank);
         mass += w;
         if (mass > target) break;
     }

@@ -121,7 +121,7 @@ static void tokens(Random &random) {
         command.logits = logits.data(), command.logits_stride = logits.stride, command.y = y.data(),
         command.dtype = dtype;
         for (int threads : {1, 2}) {
-            command.workspace = (16 * width + 127) / 64 * 64 * threads;  // sample.py
+            command.workspace = (20 * width + 127) / 64 * 64 * threads;  // sample.py
             test::run(command, threads, "sample");
             for (int64_t r = 0; r < rows; r++) {
                 const Settings &s = settings[size_t(r)];
