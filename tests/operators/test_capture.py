@@ -454,6 +454,13 @@ def test_repeated_runs_take_the_batches_of_the_plans_that_they_got(session):
     np.testing.assert_array_equal([out[0, 0], other[0, 0]], [[6, 3, 6], [9, 0, 9]])
     with _refused("q"):
         second.update(_decode([1, 1]))
+    with _refused("q"):
+        graph.repeated([Exchange((), {first: _attention(session, _decode([1, 1]))})])
+    two = session.empty((2, 1, 3), "f32")
+    with session.capture() as wider:
+        first.run(two, cache, out=session.empty((2, 1, 3), "f32"))
+    with _refused("q_indptr"):
+        wider.repeated([Exchange((), {first: _attention(session, _decode([1, 1]))})])
     del chain
     gc.collect()
     second.update(_decode([1, 1]))

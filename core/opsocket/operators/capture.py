@@ -59,10 +59,11 @@ class Exchange:
     arrays: Sequence[tuple[Array, Array]] = ()
     plans: Mapping[Plan, Plan] = field(default_factory=dict)
 
-    def check(self, session: Session, calls: Sequence[Call]) -> None:
-        """ContractError where something is not alike, or does not occur in `calls`."""
+    def check(self, graph: Graph) -> None:
+        """ContractError where something is not alike, or does not occur in a graph's runs, or where these can't be made
+        with the batches that the new plans have."""
         for old, new in self.arrays:
-            want, got = session.describe(old), session.describe(new)
+            want, got = graph.session.describe(old), graph.session.describe(new)
             if want != got:
                 raise ContractError("arrays", f"an array like {want}", got)
         for plan, other in self.plans.items():
@@ -70,9 +71,14 @@ class Exchange:
                 raise ContractError("plans", f"a plan like {plan!r}", repr(other))
             if other.batch_type is not None and other.batch is None:
                 raise ContractError("plans", "plan.update(batch) before", None)
-        taken = {id(one) for call in calls for one in (call.plan, *call.args, *_results(call.result))}
+        taken = {id(one) for call in graph.calls for one in (call.plan, *call.args, *_results(call.result))}
         if not taken.issuperset(map(id, (*self.plans, *(old for old, _ in self.arrays)))):
             raise ContractError("arrays, plans", "what the graph's runs take", "others")
+        for call in graph.calls:
+            found = self.plans.get(call.plan)
+            if found is not None and found.batch_type is not None:
+                found._check_room(found.batch, *call.room)
+                found._check_level(found.batch, call.batch, graph.level(type(found)))
 
     def of(self, call: Call, by_id: Mapping[int, Array], batches: Mapping[Plan, Any]) -> Call:
         """A run with this exchanged; itself where that changes nothing."""
@@ -166,7 +172,7 @@ class Graph(Checked, ABC):
         graph._entered, graph.rows = True, self.rows
         graph._begin()
         for exchange in exchanges:
-            exchange.check(self.session, self.calls)
+            exchange.check(self)
             by_id = {id(old): new for old, new in exchange.arrays}
             batches = {plan: deepcopy(plan.batch) for plan in exchange.plans.values()}
             graph.calls += [exchange.of(call, by_id, batches) for call in self.calls]
