@@ -36,14 +36,14 @@ class NpuGraph(CommandList):
     not happen in a capture has happened. A graph whose plans got a batch that it can't serve is left out of that
     replay: its runs are made again.
 
-    repeated: why runs of the last replay were made again, one reason for each; empty where all was replayed by CANN.
+    made_again: why runs of the last replay were made again, one reason for each; empty where all was replayed by CANN.
     """
 
     repeats = False  # what a run needs in a graph of CANN's has to have happened before
 
     def _begin(self) -> None:
         self._pieces: list[Call | RecordedRuns] = []
-        self.repeated: tuple[Reason, ...] = ()
+        self.made_again: tuple[Reason, ...] = ()
 
     def _end(self) -> None:
         if self.broken:
@@ -78,7 +78,7 @@ class NpuGraph(CommandList):
             for call in runs:
                 self._again(call)
             found += [reason] * len(runs) if reason is not None else []
-        self.repeated = tuple(found)
+        self.made_again = tuple(found)
 
     def _why_again(self, piece: Call | RecordedRuns) -> Reason | None:
         if self.session.observer is not None:

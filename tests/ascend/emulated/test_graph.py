@@ -124,7 +124,7 @@ def test_every_step_is_replayed_by_cann_and_gives_the_eager_bits(session, kind):
             step.capture()
         else:
             step.graph.replay()
-            assert step.graph.repeated == ()
+            assert step.graph.made_again == ()
         step.same()
 
 
@@ -135,11 +135,11 @@ def test_a_batch_of_another_form_is_run_again_and_the_reason_given(session):
     for q_lens, kv_lens, slots in (([1, 0, 1], [5, 0, 9], [1, 2]), ([3], [40], [3, 4, 5])):
         step.update(batch(q_lens, kv_lens), slots)
         step.graph.replay()
-        assert [reason.code for reason in step.graph.repeated] == ["batch"] * 2
+        assert [reason.code for reason in step.graph.made_again] == ["batch"] * 2
         step.same()
     step.update(batch([1, 1, 1], [6, 7, 8]), [7, 8, 9])
     step.graph.replay()
-    assert step.graph.repeated == ()
+    assert step.graph.made_again == ()
     step.same()
 
 
@@ -163,7 +163,7 @@ def test_runs_that_launch_by_their_batch_stand_between_graphs(session):
         session.write(array, np.zeros((2, 64), np.float32))
     graph.replay()
     np.testing.assert_array_equal(session.download(y), want)
-    assert [reason.field for reason in graph.repeated] == ["torch: attention"]
+    assert [reason.field for reason in graph.made_again] == ["torch: attention"]
 
 
 def test_an_observer_sees_every_run_of_a_replay(session):
@@ -180,7 +180,7 @@ def test_an_observer_sees_every_run_of_a_replay(session):
     finally:
         session.observer = None
     assert seen == [norm]
-    assert [reason.code for reason in graph.repeated] == ["observed"]
+    assert [reason.code for reason in graph.made_again] == ["observed"]
 
 
 def captured(session):
@@ -232,7 +232,7 @@ def test_an_array_that_moved_is_noticed_and_would_have_been_stale(session, monke
     step.capture()
     next_step(step)  # more blocks than the table had room for
     step.graph.replay()
-    assert {reason.code for reason in step.graph.repeated} == {"batch"}
+    assert {reason.code for reason in step.graph.made_again} == {"batch"}
     step.same()
     monkeypatch.setattr(RecordedRuns, "misfit", lambda runs: None)
     step.update(batch([1, 1, 1], [5, 100, 7], first=2), [0, 200, 300])
@@ -307,7 +307,7 @@ def test_a_chip_without_documented_task_updates_runs_everything_again(session, m
     step = captured(session)
     next_step(step)
     step.graph.replay()
-    assert [reason.code for reason in step.graph.repeated] == ["chip", "chip"]
+    assert [reason.code for reason in step.graph.made_again] == ["chip", "chip"]
     step.same()
 
 
@@ -318,7 +318,7 @@ def test_without_waits_for_later_events_attention_alone_is_run_again(session, mo
     step = captured(session)
     next_step(step)
     step.graph.replay()
-    assert [reason.field for reason in step.graph.repeated] == ["aclrtValueWait"]
+    assert [reason.field for reason in step.graph.made_again] == ["aclrtValueWait"]
     step.same()
 
 
@@ -357,7 +357,7 @@ def test_what_fails_while_recording_says_so_and_leaves_no_graph(session, monkeyp
     with session.capture() as again:
         norm.run(x, weight, out=out)
     again.replay()
-    assert again.repeated == ()
+    assert again.made_again == ()
 
 
 def test_memory_that_a_graph_needs_and_that_was_given_back_is_noticed(session):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import opsocket
+from opsocket_engine.captured import CapturedDecoder
 from opsocket_engine.engine import Engine
 from opsocket_engine.options import EngineOptions
 from opsocket_engine.sampling import Sampler, SamplingParams
@@ -24,26 +25,32 @@ def generated(session, dtype, monkeypatch):
     decode step why runs were made again."""
     from opsocket_ascend.graph import NpuGraph
 
-    seen, choose = [], Sampler.__call__
-    repeated, replay = [], NpuGraph.replay
+    seen, choose, decode = [], Sampler.__call__, CapturedDecoder.decode
+    made_again, replay = [], NpuGraph.replay
 
-    def replayed(graph):
-        replay(graph)
-        repeated.append(graph.repeated)
+    def replayed(graph, rows):
+        replay(graph, rows)
+        made_again.append(graph.made_again)
 
     def watch(sampler, logits, *args, **kwargs):
         seen.append(session.download(logits))
         return choose(sampler, logits, *args, **kwargs)
+
+    def decoded(captured, *args):
+        logits, chosen = decode(captured, *args)
+        seen.append(session.download(logits))
+        return logits, chosen
 
     options = EngineOptions(
         dtype=dtype, kv_format=dtype, numerics="fast", block_size=128, num_blocks=4, max_batch=1, max_step_tokens=32
     )
     with monkeypatch.context() as patch, Engine.load(session, "smollm2", options) as engine:
         patch.setattr(Sampler, "__call__", watch)
+        patch.setattr(CapturedDecoder, "decode", decoded)
         patch.setattr(NpuGraph, "replay", replayed)
         served = {session.supports(r).provider for r in engine.requests.distinct() if r.op == "attention"}
         (completion,) = engine.generate([PROMPT], SamplingParams(max_tokens=TOKENS, ignore_eos=True))
-    return list(completion.token_ids), np.concatenate(seen), served, repeated
+    return list(completion.token_ids), np.concatenate(seen), served, made_again
 
 
 @pytest.mark.timeout(600)
@@ -51,9 +58,9 @@ def generated(session, dtype, monkeypatch):
 def test_greedy_tokens_equal_those_of_the_cpu(session, monkeypatch, dtype):
     with opsocket.open("cpu") as cpu:
         wanted, logits, *_ = generated(cpu, dtype, monkeypatch)
-    tokens, ours, served, repeated = generated(session, dtype, monkeypatch)
+    tokens, ours, served, made_again = generated(session, dtype, monkeypatch)
     assert served == {"torch_npu"}
-    assert repeated == [()] * (TOKENS - 2), "the first step is no decode step, the second is recorded"
+    assert made_again == [()] * (TOKENS - 2), "the first step is no decode step, the second is recorded"
     assert tokens == wanted
     apart = np.abs(ours - logits).max()
     top = np.sort(logits, axis=1)

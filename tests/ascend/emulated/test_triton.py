@@ -59,7 +59,7 @@ def test_graphs_keep_their_launches_and_replay_them_on_what_memory_holds_then(se
                 step(sides[1], merged[1])
         else:
             graph.replay()
-            assert graph.repeated == ()
+            assert graph.made_again == ()
         step(sides[0], merged[0])
         results = [session.download(out) for out in merged]
         assert np.isfinite(results[0]).all()
