@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,22 @@ def test_a_graph_of_a_closed_session_is_not_replayed():
     with pytest.raises(ContractError, match="a closed session"), begun:
         pass
     assert not out.any()
+
+
+def test_an_eager_run_after_an_observed_replay_of_some_rows_is_of_all():
+    """An observer has runs made one by one: what is taken down of them to be repeated must not be of some rows."""
+    with opsocket.open("cpu", threads=1) as session:
+        add, x, out = session.plan(Request(AddSpec(8))), session.empty((4, 8), "f32"), session.empty((4, 8), "f32")
+        session.write(x, np.ones((4, 8), np.float32))
+        with session.capture({4: 2}) as graph:
+            add.run(x, x, out=out)
+        session.observer = lambda _: contextlib.nullcontext()
+        for _ in range(3):
+            graph.replay({4: 1})
+        session.observer = None
+        out.zero_()
+        add.run(x, x, out=out)
+        assert (out == 2).all()
 
 
 @pytest.mark.parametrize("threads", [1, 3])

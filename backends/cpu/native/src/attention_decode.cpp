@@ -153,10 +153,10 @@ void soften(const KVTiles &v, int32_t dot, const Seen *seen, const unsigned char
     store(state.sum, load(state.sum) * carry + across<R>(sums, [](F a, F b) { return a + b; }));
 }
 
+#if OPSOCKET_DIGITS
 // Makes digits of weights, or returns false where those would not do: where a weight is so much smaller than the row's
 // largest in this chunk that less than bf16's 8 bits would be left of it.
 template <int R> bool weights_to_digits(int32_t code, DecodeWeights &w) {
-#if OPSOCKET_AVX512
     constexpr float most = most_in_digits(V_DIGITS);
     F size[R];
 #pragma GCC unroll 8
@@ -186,11 +186,8 @@ template <int R> bool weights_to_digits(int32_t code, DecodeWeights &w) {
         sums.store(code, w.first[r]);
     }
     return !small;
-#else
-    (void)code, (void)w;
-    return false;
-#endif
 }
+#endif
 
 // Softcap and ALiBi of the logits of some rows, from row `first`.
 void apply_knobs(const Part &part, int64_t first, int rows, int64_t token, float *logits) {
@@ -345,8 +342,10 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
                 with_rows(query.rows, [&](auto rows) {
                     constexpr int R = decltype(rows)::value;
                     soften<R>(kv.v, dot, seen, v, b ? nullptr : v_ahead, state, x);
+#if OPSOCKET_DIGITS
                     if (dot == DOT_DIGITS && !weights_to_digits<R>(kv.v.code, w))
                         add = decode_values(kv.v.code, DOT_F32, R);
+#endif
                 });
                 for (int t = 0; t < chunk.tiles; t++) w.ahead[t] = b ? w.tiles[t] : v_ahead[t];
                 if (broken && together != by_some) add_values_of_each(c, chunk, of_row, query.rows, dot, state, x);

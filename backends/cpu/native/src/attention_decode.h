@@ -9,7 +9,8 @@
 //
 // Products, by what the cache holds:
 // - floats: exact in f32, f32 FMA. Where the query is bf16 already, or probabilities may be rounded to bf16, vdpbf16ps.
-// - codes of 8 bits and less: exact as f32 and as bf16; then as floats. Scales of tokens join the logits and the
+// - integer codes without that instruction: under the same terms, int8 digits of queries and probabilities (digits.h).
+// - other codes of 8 bits and less: exact as f32 and as bf16; then as floats. Scales of tokens join the logits and the
 //   probabilities.
 #pragma once
 #include "attention_part.h"
@@ -96,7 +97,7 @@ DecodeValues decode_values(int32_t code, int32_t dot, int rows);
 constexpr int32_t decode_dot(int32_t code, bool bf16) {
 #if OPSOCKET_AVX512_BF16
     if (bf16 && (code == KV_BF16 || kv_bits(code) <= 8)) return DOT_BF16;
-#elif OPSOCKET_AVX512
+#elif OPSOCKET_DIGITS
     if (bf16 && kv_is_integer(code)) return DOT_DIGITS;
 #endif
     (void)bf16;
@@ -148,7 +149,7 @@ inline Function choose_decode(int32_t code, int32_t dot, int rows) {
             if constexpr (decode_dot(C, true) == DOT_BF16)
                 if (dot == DOT_BF16) return K::bf16;
 #endif
-#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+#if OPSOCKET_DIGITS
             if constexpr (decode_dot(C, true) == DOT_DIGITS)
                 if (dot == DOT_DIGITS) return K::digits;
 #endif

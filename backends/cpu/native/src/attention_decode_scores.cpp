@@ -16,7 +16,7 @@ template <int SIZE> static void spread(const unsigned char *from, int64_t count,
     for (int64_t i = 0; i < count; i++) __builtin_memcpy(to + i * rows * SIZE, from + i * SIZE, SIZE);
 }
 
-#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+#if OPSOCKET_DIGITS
 // Rows as digits, or false where digits would not do: where rounding to them loses more of the sum of a row's elements
 // than one rounding to f32. Numbers of bf16 are exact down to 2^-14 of the row's largest.
 static bool prepare_digits(DecodeQuery &query, const KVTiles &k, int rows, const float *q, float scale) {
@@ -59,7 +59,7 @@ void decode_prepare(
     query.rows = rows;
     query.dot = decode_dot(k.code, bf16 && !channels);
     query.values = memory;
-#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+#if OPSOCKET_DIGITS
     if (query.dot == DOT_DIGITS) {
         if (prepare_digits(query, k, rows, q, scale)) return;
         query.dot = DOT_F32;
@@ -271,7 +271,7 @@ template <int32_t C, int R> static void scores_bf16(const DecodeQuery &query, co
 }
 #endif
 
-#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+#if OPSOCKET_DIGITS
 template <int32_t C, int R> static void scores_digits(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
     constexpr int V = digits_beside(R, K_DIGITS), STEPS = kv_per_dword(C) / 4;
     for (int first = 0; first < DECODE_TILES; first += V) {
@@ -319,7 +319,8 @@ template <int32_t C, int R> struct Scores {
 #endif
 #if OPSOCKET_AVX512_BF16
     static constexpr DecodeScores bf16 = scores_bf16<C, R>;
-#elif OPSOCKET_AVX512
+#endif
+#if OPSOCKET_DIGITS
     static constexpr DecodeScores digits = scores_digits<C, R>;
 #endif
 };

@@ -165,7 +165,7 @@ template <int32_t C, int R, int V> static void sum_bf16(const DecodeWeights &w, 
 }
 #endif
 
-#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+#if OPSOCKET_DIGITS
 // Of R rows from `row` on.
 template <int32_t C, int R, int V> static void sum_digits(const DecodeWeights &w, int row, int64_t d, float *out) {
     constexpr int STEPS = kv_per_dword(C) / 4, ROWS = TILE / kv_per_dword(C);
@@ -240,7 +240,7 @@ template <int32_t C, int R> static void values_bf16(const DecodeWeights &w, floa
 }
 #endif
 
-#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+#if OPSOCKET_DIGITS
 template <int32_t C, int R> static void values_digits(const DecodeWeights &w, float *out) {
     constexpr int rows = R == 8 ? 4 : R, wide = digits_beside(rows, V_DIGITS);  // 8 would take all registers
     for (int row = 0; row < R; row += rows) {
@@ -258,7 +258,8 @@ template <int32_t C, int R> struct Values {
 #endif
 #if OPSOCKET_AVX512_BF16
     static constexpr DecodeValues bf16 = values_bf16<C, R>;
-#elif OPSOCKET_AVX512
+#endif
+#if OPSOCKET_DIGITS
     static constexpr DecodeValues digits = values_digits<C, R>;
 #endif
 };

@@ -7,10 +7,15 @@
 #pragma once
 #include "tiles.h"
 
+// Where bf16 pairs have an instruction of their own, that one takes what may be rounded to bf16.
+#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+#define OPSOCKET_DIGITS 1
+#endif
+
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
-#if OPSOCKET_AVX512
+#if OPSOCKET_DIGITS
 // The largest number of `digits` digits, less what leaves room for a factor and a product that are rounded up.
 constexpr float most_in_digits(int digits) { return digits == 3 ? 0x7f7f7dp0f : 0x7f7f7ep8f; }
 

@@ -53,7 +53,8 @@ class NativePlan(Plan):
         if self.session.rows is not None and self._counted is not None:
             command = _of_rows(command, self._counted, self.session.rows)
         self._library.run_one(command, self._threads)
-        if self._repeats is not None and self.session.capturing is None:
+        # A command of some of the rows is not what these arrays' next run needs.
+        if self._repeats is not None and self.session.capturing is None and self.session.rows is None:
             self._repeats.learn(args, result, command)
         return result
 
