@@ -47,3 +47,15 @@ def test_a_packed_weight_is_the_weight(name: str, n: int) -> None:
     assert np.all(np.abs(values - reference) <= np.spacing(np.abs(reference).astype(np.float32)))
     data = packed.content.data
     assert data.data_ptr() % 64 == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("q4_K", 1.03), ("q6_K", 1.0), ("q2_K", 1.2), ("q5_0", 1.0), ("q4_0_a8", 1.0)]
+)
+def test_a_weight_takes_about_what_it_takes_in_a_file(name: str, most: float) -> None:
+    # Decoding reads all of it for each token.
+    fmt, n, k = get_format(name), 64, 1024
+    tensors = quantize(fmt, np.random.default_rng(1).standard_normal((n, k)).astype(np.float32))
+    with opsocket.open("cpu") as session:
+        packed = weights.prepare(session, SimpleNamespace(weight_format=name, n=n, k=k), tensors)
+    assert packed.nbytes <= most * tensors["blocks"].nbytes

@@ -58,6 +58,15 @@ def test_canonical_form_means_what_it_says(format, random_tensors):
     if weight.minimum is not None:
         assert (weight.minimum.dtype, weight.minimum.shape) == (np.float32, weight.scale.shape)
         value -= weight.minimum.astype(np.float64)[:, per_column]
+    assert (weight.scale_codes is not None) == bool(format.super_block)
+    assert (weight.minimum_codes is not None) == bool(format.super_block and weight.minimum is not None)
+    for coded, floats in ((weight.scale_codes, weight.scale), (weight.minimum_codes, weight.minimum)):
+        if coded is not None:
+            assert (coded.codes.dtype, coded.codes.shape) == (np.int8, floats.shape)
+            assert (coded.unit.dtype, coded.unit.shape) == (np.float32, (n, k // format.super_block))
+            np.testing.assert_array_equal(coded.unit.astype(np.float16).astype(np.float32), coded.unit)
+            units = np.repeat(coded.unit, format.super_block // format.block_k, axis=1)
+            np.testing.assert_array_equal(units * coded.codes, floats)
     reference = format.reference(tensors, n, k)
     if weight.input_permutation is not None:
         assert weight.input_permutation.dtype == np.int64

@@ -19,7 +19,7 @@ from opsocket.quantization.formats import (
     with_activation,
     without_activation,
 )
-from opsocket.quantization.grouped import GroupedWeight
+from opsocket.quantization.grouped import GroupedWeight, ScaleCodes
 from opsocket.quantization.quantize import dequantize, quantize
 from opsocket.quantization.scaled_floats import ScaledFloats
 
@@ -27,6 +27,7 @@ __all__ = [
     "FORMATS",
     "GroupedWeight",
     "QuantFormat",
+    "ScaleCodes",
     "ScaledFloats",
     "WeightTensor",
     "bf16_to_f32",

@@ -26,13 +26,35 @@ _AWQ_NIBBLE_OF_COLUMN = np.array([0, 4, 1, 5, 2, 6, 3, 7], np.uint32)
 
 
 @dataclass(frozen=True, eq=False)
+class ScaleCodes:
+    """Scales that are codes themselves: scale[n, g] = unit[n, g // U] * codes[n, g], exactly, U to a super-block.
+
+    The scales and the minimums of K-quants, which as f32 take a third of a weight's memory. codes: i8 [N, groups].
+    unit: f32 [N, groups / U], each of them an f16.
+    """
+
+    codes: npt.NDArray[np.int8]
+    unit: npt.NDArray[np.float32]
+
+    def of_rows(self, n: int) -> ScaleCodes:
+        """The same with the super-blocks of each of n rows side by side."""
+        return ScaleCodes(self.codes.reshape(n, -1), self.unit.reshape(n, -1))
+
+    def floats(self) -> npt.NDArray[np.float32]:
+        """The scales, f32 [N, groups]."""
+        of_units = self.codes.reshape(*self.unit.shape, -1)
+        return (self.unit[:, :, None] * of_units).reshape(self.codes.shape)
+
+
+@dataclass(frozen=True, eq=False)
 class GroupedWeight:
     """W[n, p] = scale[n, g] * codes[n, j] - minimum[n, g], g = j // group_size, p = input_permutation[j] (or j).
 
     codes: i8 [N, K], an integer zero point already subtracted. scale, minimum: f32 [N, K / group_size], exact.
     input_permutation: i64 [K] or None: column j of codes multiplies x[:, input_permutation[j]].
     group_size == k means one scale per row. bits: width of the stored codes; with a zero point subtracted, or as twice
-    an e2m1, a code may take one bit more.
+    an e2m1, a code may take one bit more. scale_codes, minimum_codes: the same scales and minimums as the format
+    stores them, where it has scales of scales; a backend may do without.
     """
 
     n: int
@@ -43,6 +65,8 @@ class GroupedWeight:
     minimum: npt.NDArray[np.float32] | None
     input_permutation: npt.NDArray[np.int64] | None
     bits: int
+    scale_codes: ScaleCodes | None = None
+    minimum_codes: ScaleCodes | None = None
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weight, f32 [N, K], columns in their original order, rounded once per operation."""
@@ -123,6 +147,8 @@ def _words_along_n(words: Array, nibble_of_column: npt.NDArray[np.uint32]) -> np
 def _unpack_ggml(format: QuantFormat, rows: Bytes, n: int, k: int) -> GroupedWeight:
     blocks = rows.reshape(-1, format.block_bytes)
     minimum: Array | None = None
+    scales: ScaleCodes | None = None  # of blocks
+    minimums: ScaleCodes | None = None
     match format.base.id:
         case "q4_0":
             codes, scale = _halves(blocks[:, 2:18]) - np.int8(8), _f16(blocks, 0)
@@ -135,17 +161,17 @@ def _unpack_ggml(format: QuantFormat, rows: Bytes, n: int, k: int) -> GroupedWei
             codes, scale = blocks[:, 2:34].view(np.int8), _f16(blocks, 0)
         case "q2_K":
             codes = _planes(blocks[:, 16:80].reshape(-1, 2, 1, 32), 2)
-            scale = _f16(blocks, 80) * (blocks[:, :16] & np.uint8(15))
-            minimum = _f16(blocks, 82) * (blocks[:, :16] >> np.uint8(4))
+            scales = _coded(blocks[:, :16] & np.uint8(15), _f16(blocks, 80))
+            minimums = _coded(blocks[:, :16] >> np.uint8(4), _f16(blocks, 82))
         case "q4_K":
             codes = _planes(blocks[:, 16:144].reshape(-1, 4, 1, 32), 4)
-            scales, minimums = _six_bit_pairs(blocks[:, 4:16])
-            scale, minimum = _f16(blocks, 0) * scales, _f16(blocks, 2) * minimums
+            of_scales, of_minimums = _six_bit_pairs(blocks[:, 4:16])
+            scales, minimums = _coded(of_scales, _f16(blocks, 0)), _coded(of_minimums, _f16(blocks, 2))
         case "q6_K":
             low = _planes(blocks[:, :128].reshape(-1, 2, 1, 64), 4)
             high = _planes(blocks[:, 128:192].reshape(-1, 2, 1, 32), 2)
             codes = (low.reshape(high.shape) | high << np.int8(4)) - np.int8(32)
-            scale = _f16(blocks, 208) * blocks[:, 192:208].view(np.int8)
+            scales = _coded(blocks[:, 192:208], _f16(blocks, 208))
         case "mxfp4":
             codes = _TWICE_E2M1[_halves(blocks[:, 1:17])]
             # Halved, as the codes are doubled; 2^-128 is a subnormal number, and exact.
@@ -153,16 +179,19 @@ def _unpack_ggml(format: QuantFormat, rows: Bytes, n: int, k: int) -> GroupedWei
             scale[blocks[:, :1] == 255] = np.nan
         case _:
             raise ContractError("format.id", "a ggml format that opsocket knows", format.id)
-    return GroupedWeight(
-        n,
-        k,
-        format.block_k,
-        np.ascontiguousarray(codes).reshape(n, k),
-        np.ascontiguousarray(scale).reshape(n, -1),
-        None if minimum is None else minimum.reshape(n, -1),
-        None,
-        format.bits,
-    )
+    codes = np.ascontiguousarray(codes).reshape(n, k)
+    if scales is None:
+        scale = np.ascontiguousarray(scale).reshape(n, -1)
+        minimum = None if minimum is None else minimum.reshape(n, -1)
+        return GroupedWeight(n, k, format.block_k, codes, scale, minimum, None, format.bits)
+    scales = scales.of_rows(n)
+    minimums = None if minimums is None else minimums.of_rows(n)
+    minimum = None if minimums is None else minimums.floats()
+    return GroupedWeight(n, k, format.block_k, codes, scales.floats(), minimum, None, format.bits, scales, minimums)
+
+
+def _coded(codes: Bytes, unit: npt.NDArray[np.float32]) -> ScaleCodes:
+    return ScaleCodes(np.ascontiguousarray(codes).view(np.int8), unit)
 
 
 def _f16(blocks: Bytes, offset: int) -> npt.NDArray[np.float32]:

@@ -3,31 +3,43 @@
 // A row lies in its panel as words of four bytes, 128 bytes apart: they are brought together first, and then read as
 // vectors. What a row takes is mostly the wait for its lines, of which other rows want other words.
 #include "elementwise.h"
+#include "panel_codes.h"
 #include "small_floats.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
-static F scale_of(const uint8_t *scales, int64_t lane, bool is_f32) {
-    return set(load_one(scales, lane, is_f32 ? F32 : F16));
-}
-
 // A row's codes, a byte each, as many as the weight has columns. panel: that of the row, which is number `lane` of it.
-template <int BITS> static void gather_codes(const Panels &w, const uint8_t *panel, int64_t lane, uint8_t *codes) {
-    constexpr int FIELDS = 8 / BITS;
-    constexpr uint32_t MASK = 0x01010101u * ((1 << BITS) - 1);
-    const int64_t slab = w.slab(), slabs = w.group / slab, run = slab / FIELDS;
-    for (int64_t group = 0; group < w.k / w.group; group++, panel += w.group_bytes()) {
-        const uint8_t *words = panel + lane * 4;
-        for (int64_t s = 0; s < slabs; s++, words += w.slab_bytes(), codes += slab)
-            for (int64_t i = 0; i < run; i += 4) {
-                uint32_t word;
-                std::memcpy(&word, words + i * PANEL, 4);
+template <int BITS, int SLAB> static void gather_codes(const Panels &w, const uint8_t *panel, int64_t lane, uint8_t *codes) {
+    constexpr int LOW = low_bits(BITS), FIELDS = 8 / LOW, RUN = SLAB / FIELDS;
+    constexpr uint32_t BYTES = 0x01010101u, MASK = BYTES * ((1 << LOW) - 1);
+    auto word_at = [&](const uint8_t *p) {
+        uint32_t word;
+        std::memcpy(&word, p, 4);
+        return word;
+    };
+    for (int64_t group = 0; group < w.k / w.group; group++) {
+        const uint8_t *words = w.group_at(panel, group) + lane * 4;
+        for (int64_t s = 0; s < w.group / SLAB; s++, words += SLAB * PANEL * BITS / 8, codes += SLAB) {
+            for (int i = 0; i < RUN; i += 4) {
+                const uint32_t word = word_at(words + i * PANEL);
                 for (int field = 0; field < FIELDS; field++) {
-                    const uint32_t four = word >> (BITS * field) & MASK;
-                    std::memcpy(codes + field * run + i, &four, 4);
+                    const uint32_t four = word >> (LOW * field) & MASK;
+                    std::memcpy(codes + field * RUN + i, &four, 4);
                 }
             }
+            if constexpr (BITS != LOW) {
+                constexpr int UPPER = BITS - LOW, UPPER_RUN = SLAB * UPPER / 8;
+                for (int i = 0; i < UPPER_RUN; i += 4) {
+                    const uint32_t word = word_at(words + SLAB * PANEL / 2 + i * PANEL);
+                    for (int field = 0; field < 8 / UPPER; field++) {
+                        uint8_t *to = codes + field * UPPER_RUN + i;
+                        const uint32_t four = word_at(to) | (word >> (UPPER * field) & BYTES * ((1 << UPPER) - 1)) << LOW;
+                        std::memcpy(to, &four, 4);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -45,13 +57,12 @@ static void coded_row(const Embedding &c, int64_t id, unsigned char *memory) {
     const uint8_t *panel = w.data + id / PANEL * w.panel_bytes();
     float *row = reinterpret_cast<float *>(memory);
     uint8_t *codes = memory + w.k * 4;
-    if (w.bits == 8) gather_codes<8>(w, panel, lane, codes);
-    else if (w.bits == 4) gather_codes<4>(w, panel, lane, codes);
-    else gather_codes<2>(w, panel, lane, codes);
-    const uint8_t *scales = panel + w.group / w.slab() * w.slab_bytes();
-    for (int64_t first = 0; first < w.k; first += w.group, scales += w.group_bytes()) {
-        const F scale = scale_of(scales, lane, w.scale_f32);
-        const F minimum = w.has_minimum ? scale_of(scales + w.scale_bytes(), lane, w.scale_f32) : set(0.0f);
+    by_form(w, [&](auto bits, auto slab) {
+        gather_codes<decltype(bits)::value, decltype(slab)::value>(w, panel, lane, codes);
+    });
+    for (int64_t first = 0; first < w.k; first += w.group) {
+        const F scale = set(scales_of(w, panel, first / w.group, 0).one(lane));
+        const F minimum = set(w.has_minimum ? scales_of(w, panel, first / w.group, 1).one(lane) : 0.0f);
         for (int64_t i = first; i < first + w.group; i += W) {
             F value = scale * numbers(w, (I)load_bytes(codes + i));
             if (w.has_minimum) value -= minimum;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels.h"
+#include "panel_codes.h"
 #include "small_floats.h"
 
 namespace opsocket {
@@ -19,11 +20,6 @@ constexpr int64_t BLOCK_ROWS = 384;          // rows whose sums are kept at a ti
 constexpr int64_t FEW = 16;                  // rows up to which a panel takes no longer than to agree on who takes it
 constexpr int MOST_IN_REGISTERS = W == 16 ? 8 : W == 8 ? 2 : 1;  // rows for which codes are widened in registers
 constexpr int64_t OWN_ROWS = 48;             // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
-
-// Vector v of the 32 scales or minimums at p.
-inline F factors(const uint8_t *p, int v, bool is_f32) {
-    return is_f32 ? load_as<F>(p + v * W * 4) : load_half(p + v * W * 2);
-}
 
 // What each nibble stands for, as far as a vector holds them.
 inline F nibbles(int32_t zero_offset) {
@@ -44,33 +40,41 @@ template <int CODE, bool NIBBLES> inline F number(I codes, I mask, I offset, [[m
     else return convert((codes & mask) - offset);
 }
 
-// Widen k = 0 .. count - 1 of a group's codes from k `first` on, less the zero offset, times the scales, less the
-// minimums. `stream` is the group's first byte.
-template <int CODE, bool NIBBLES> void widen(const Panels &w, const uint8_t *stream, int64_t first, int64_t count, float *tile) {
-    const int64_t slab = w.slab(), slab_bytes = w.slab_bytes(), steps = slab / 4 / (8 / w.bits);
-    const uint8_t *scales = stream + w.group / slab * slab_bytes, *minimums = scales + w.scale_bytes();
-    const I mask = set(int32_t((1 << w.bits) - 1)), offset = set(int32_t(w.zero_offset));
+// Widen k = first .. first + count - 1 of group g of a panel, less the zero offset, times the scales, less the minimums.
+template <int CODE, int BITS, int SLAB>
+void widen(const Panels &w, const uint8_t *panel, int64_t g, int64_t first, int64_t count, float *tile) {
+    constexpr bool NIBBLES = BITS == 4;
+    const uint8_t *codes = w.group_at(panel, g) + first / SLAB * w.slab_bytes();
+    const Scales scales = scales_of(w, panel, g, 0), minimums = scales_of(w, panel, g, 1);
+    const I mask = set(int32_t((1 << BITS) - 1)), offset = set(int32_t(w.zero_offset));
     const F numbers = nibbles(w.zero_offset);
     F scale[V], minimum[V];
     for (int v = 0; v < V; v++) {
-        scale[v] = factors(scales, v, w.scale_f32);
-        minimum[v] = w.has_minimum ? factors(minimums, v, w.scale_f32) : set(0.0f);
+        scale[v] = scales.vector(v * W);
+        minimum[v] = w.has_minimum ? minimums.vector(v * W) : set(0.0f);
     }
-    for (int64_t at = 0; at < count; at += slab) {
-        const uint8_t *codes = stream + (first + at) / slab * slab_bytes;
-        for (int64_t step = 0; step < slab / 4; step++) {
-            const int field = int(step / steps);
-            const uint8_t *bytes = codes + step % steps * PANEL * 4;
+    for (int64_t at = 0; at < count; at += SLAB, codes += SLAB * PANEL * BITS / 8) {
+        for (int step = 0; step < SLAB / 4; step++, tile += 4 * PANEL) {
             for (int v = 0; v < V; v++) {
-                const I packed = load_as<I>(bytes + v * W * 4);
+                const I four = codes_of_step<BITS, SLAB>(codes, step, v);
                 for (int b = 0; b < 4; b++) {
-                    F value = number<CODE, NIBBLES>(packed >> (8 * b + field * w.bits), mask, offset, numbers) * scale[v];
+                    F value = number<CODE, NIBBLES>(four >> (8 * b), mask, offset, numbers) * scale[v];
                     if (w.has_minimum) value = value - minimum[v];
-                    store(tile + (at + step * 4 + b) * PANEL + v * W, value);
+                    store(tile + b * PANEL + v * W, value);
                 }
             }
         }
     }
+}
+
+using Widen = void (*)(const Panels &, const uint8_t *, int64_t, int64_t, int64_t, float *);
+
+Widen widen_of(const Panels &w) {
+    Widen found = nullptr;
+    if (w.code == E4M3FN) return w.slab() == 32 ? widen<E4M3FN, 8, 32> : widen<E4M3FN, 8, 16>;
+    if (w.code == E2M1) return w.slab() == 32 ? widen<E2M1, 4, 32> : widen<E2M1, 4, 16>;
+    by_form(w, [&](auto bits, auto slab) { found = widen<INTEGERS, decltype(bits)::value, decltype(slab)::value>; });
+    return found;
 }
 
 // sums[r][32] += x[r][0 .. count) tile[count][32], R rows. A tile's sum is its own: in one chain through all of k roundings
@@ -101,18 +105,27 @@ void multiply_rows(int rows, const float *x, int64_t x_stride, const float *tile
 // R rows, for which codes are widened in registers. Group by group: sums += scale (x . stored - offset total) - minimum
 // total, where total is the sum of a row's part; totals of [R][groups], sums of [R][32].
 template <int R, int BITS, int CODE, int SLAB>
-void rows_by_groups(const Panels &w, const uint8_t *codes, const float *x, int64_t x_stride, const float *totals,
+void rows_by_groups(const Panels &w, const uint8_t *panel, const float *x, int64_t x_stride, const float *totals,
                     float *sums) {
-    constexpr int FIELDS = 8 / BITS, STEPS = SLAB / 4 / FIELDS;
+    constexpr int FIELDS = 8 / low_bits(BITS), STEPS = SLAB / 4 / FIELDS;
     constexpr int CHAINS = R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;  // of a sum, which would wait for itself
     constexpr int64_t SLAB_BYTES = SLAB * PANEL * BITS / 8, RUN = 256 / SLAB;  // slabs of a sum: no longer chains than about a tile's
-    const int64_t groups = w.k / w.group, slabs = w.group / SLAB;
-    const int64_t scale_bytes = w.scale_bytes(), tail_bytes = scale_bytes * (w.has_minimum ? 2 : 1);
+    const int64_t groups = w.k / w.group, block_groups = w.block() / w.group, slabs = w.group / SLAB;
+    const int64_t head_bytes = w.head_bytes(), tail_bytes = w.tail_bytes();
+    const int64_t code_bytes = w.code_bytes(), scale_bytes = w.scale_bytes();
     const bool has_minimum = w.has_minimum, scale_f32 = w.scale_f32;
     const float zero = float(w.zero_offset);
     const I mask = set(int32_t((1 << BITS) - 1));
     const F numbers = nibbles(0);
-    for (int64_t g = 0; g < groups; g++) {
+    const uint8_t *codes = panel, *head = panel;
+    for (int64_t g = 0, in_block = 0; g < groups; g++, in_block = in_block + 1 < block_groups ? in_block + 1 : 0) {
+        if (head_bytes && in_block == 0) {
+            ask_ahead(codes, head_bytes);
+            head = codes, codes += head_bytes;
+        }
+        Scales scales{codes + code_bytes, nullptr, scale_f32}, minimums{scales.values + scale_bytes, nullptr, scale_f32};
+        if (head_bytes)
+            scales = scales_at(w, codes, head, in_block, 0), minimums = scales_at(w, codes, head, in_block, 1);
         for (int64_t left = slabs; left;) {
             const int64_t run = left < RUN ? left : RUN;
             F dot[R][V][CHAINS];
@@ -123,27 +136,31 @@ void rows_by_groups(const Panels &w, const uint8_t *codes, const float *x, int64
                 ask_ahead(codes, SLAB_BYTES);
 #pragma GCC unroll 2
                 for (int step = 0; step < STEPS; step++)
-                    for (int f = 0; f < FIELDS; f++) {
-                        I packed[V];
-                        for (int v = 0; v < V; v++) packed[v] = load_as<I>(codes + step * PANEL * 4 + v * W * 4);
+#pragma GCC unroll 4
+                    for (int field = 0; field < FIELDS; field++) {
+                        constexpr bool WHOLE = low_bits(BITS) == BITS;  // codes lie in one place, from bit `from` on
+                        const int from = WHOLE ? field * BITS : 0;
+                        I four[V];
+                        for (int v = 0; v < V; v++)
+                            four[v] = WHOLE ? load_as<I>(codes + step * PANEL * 4 + v * W * 4)
+                                            : codes_of_step<BITS, SLAB>(codes, field * STEPS + step, v);
 #pragma GCC unroll 4
                         for (int b = 0; b < 4; b++) {
                             F value[V];
                             for (int v = 0; v < V; v++)
-                                value[v] = number<CODE, BITS == 4>(packed[v] >> (8 * b + f * BITS), mask, I{}, numbers);
+                                value[v] = number<CODE, BITS == 4>(four[v] >> (8 * b + from), mask, I{}, numbers);
 #pragma GCC unroll 8
                             for (int r = 0; r < R; r++) {
-                                const F factor = set(x[r * x_stride + (f * STEPS + step) * 4 + b]);
+                                const F factor = set(x[r * x_stride + (field * STEPS + step) * 4 + b]);
                                 for (int v = 0; v < V; v++) dot[r][v][b % CHAINS] += value[v] * factor;
                             }
                         }
                     }
             }
             left -= run;
-            const uint8_t *scales = codes + left * SLAB_BYTES;
             for (int v = 0; v < V; v++) {
-                const F scale = factors(scales, v, scale_f32);
-                const F minimum = has_minimum ? factors(scales + scale_bytes, v, scale_f32) : set(0.0f);
+                const F scale = scales.vector(v * W);
+                const F minimum = has_minimum ? minimums.vector(v * W) : set(0.0f);
                 for (int r = 0; r < R; r++) {
                     F sum = dot[r][v][0];
                     for (int chain = 1; chain < CHAINS; chain++) sum += dot[r][v][chain];
@@ -162,19 +179,21 @@ void rows_by_groups(const Panels &w, const uint8_t *codes, const float *x, int64
 
 using FewRows = void (*)(const Panels &, const uint8_t *, const float *, int64_t, const float *, float *);
 
-template <int BITS, int CODE, size_t... R> FewRows by_rows(const Panels &w, int64_t rows, std::index_sequence<R...>) {
-    constexpr FewRows of_32[] = {rows_by_groups<int(R) + 1, BITS, CODE, 32>...};
-    constexpr FewRows of_16[] = {rows_by_groups<int(R) + 1, BITS, CODE, 16>...};
-    return (w.slab() == 32 ? of_32 : of_16)[rows - 1];
+template <int BITS, int CODE, int SLAB, size_t... R> FewRows by_rows(int64_t rows, std::index_sequence<R...>) {
+    constexpr FewRows all[] = {rows_by_groups<int(R) + 1, BITS, CODE, SLAB>...};
+    return all[rows - 1];
 }
 
 FewRows few_rows(const Panels &w, int64_t rows) {
     constexpr auto counts = std::make_index_sequence<MOST_IN_REGISTERS>();
-    if (w.code == E4M3FN) return by_rows<8, E4M3FN>(w, rows, counts);
-    if (w.code == E2M1) return by_rows<4, E2M1>(w, rows, counts);
-    return w.bits == 4   ? by_rows<4, INTEGERS>(w, rows, counts)
-           : w.bits == 8 ? by_rows<8, INTEGERS>(w, rows, counts)
-                         : by_rows<2, INTEGERS>(w, rows, counts);
+    if (w.code == E4M3FN)
+        return w.slab() == 32 ? by_rows<8, E4M3FN, 32>(rows, counts) : by_rows<8, E4M3FN, 16>(rows, counts);
+    if (w.code == E2M1) return w.slab() == 32 ? by_rows<4, E2M1, 32>(rows, counts) : by_rows<4, E2M1, 16>(rows, counts);
+    FewRows found = nullptr;
+    by_form(w, [&](auto bits, auto slab) {
+        found = by_rows<decltype(bits)::value, INTEGERS, decltype(slab)::value>(rows, counts);
+    });
+    return found;
 }
 
 // A piece [first, first + count) of a panel of floats as f32.
@@ -219,10 +238,7 @@ void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x
         return;
     }
     const Panels &w = c.weight;
-    const auto widened = w.code == E4M3FN ? widen<E4M3FN, false>
-                         : w.code == E2M1 ? widen<E2M1, true>
-                         : w.bits == 4    ? widen<INTEGERS, true>
-                                          : widen<INTEGERS, false>;
+    const Widen widened = widen_of(w);
     const uint8_t *panel = w.data + number * w.panel_bytes();
     if (totals) return few_rows(w, rows)(w, panel, x, x_stride, totals, sums);
     // Whole groups at a time where they are small, pieces of one where they are large.
@@ -233,9 +249,9 @@ void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x
         for (int64_t g = 0; g < groups && first + count < w.k; g++) {
             const int64_t at = first + count, in_group = at % w.group, left = w.group - in_group;
             const int64_t part = left < piece ? left : piece;
-            if (rows <= FEW) ask_ahead(panel + at / w.group * w.group_bytes() + in_group * PANEL * w.bits / 8,
+            if (rows <= FEW) ask_ahead(w.group_at(panel, at / w.group) + in_group * PANEL * w.bits / 8,
                                        part == w.group ? w.group_bytes() : part * PANEL * w.bits / 8);
-            widened(w, panel + at / w.group * w.group_bytes(), in_group, part, tile + count * PANEL);
+            widened(w, panel, at / w.group, in_group, part, tile + count * PANEL);
             count += part;
         }
         for (int64_t r = 0; r < rows; r += ROWS)

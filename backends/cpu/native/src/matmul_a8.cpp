@@ -129,34 +129,67 @@ static void quantize_rows(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts
 
 using Rows = void (*)(const Cuts &, const Units &, const unsigned char *, int64_t, Fetch &, Sink &);
 
-template <int SUMS, int BITS, int SLAB, bool IN_TILE, size_t... R>
+template <int SUMS, int BITS, int SLAB, int PLACE, size_t... R>
 static Rows by_units(int64_t rows, std::index_sequence<R...>) {
-    constexpr Rows all[] = {rows_by_units<int(R) + 1, SUMS, BITS, SLAB, IN_TILE>...};
+    constexpr Rows all[] = {rows_by_units<int(R) + 1, SUMS, BITS, SLAB, PLACE>...};
     return all[rows - 1];
 }
-template <int BITS, bool IN_TILE, size_t... R> static Rows by_codes(int64_t rows, std::index_sequence<R...>) {
-    constexpr Rows all[] = {rows_by_codes<int(R) + 1, BITS, IN_TILE>...};
+template <int BITS, bool TILE, size_t... R> static Rows by_codes(int64_t rows, std::index_sequence<R...>) {
+    constexpr Rows all[] = {rows_by_codes<int(R) + 1, BITS, TILE>...};
     return all[rows - 1];
 }
 
-template <int SUMS, int BITS, bool IN_TILE> static Rows by_slab(const Cuts &c, int64_t rows) {
+// What there are loops for: `FORMS` of weights.py, which packs nothing else.
+constexpr bool is_form(int bits, bool minimums, int slab, int place) {
+    if (place == IN_TILE) return true;
+    if (place == IN_HEAD) return minimums ? (bits == 2 && slab == 16) || ((bits == 4 || bits == 5) && slab == 32)
+                                          : (bits == 4 || bits == 6) && slab == 16;
+    return bits == 5 ? slab == 32 && !minimums : bits != 6;
+}
+
+template <int SUMS, int BITS, int PLACE> static Rows by_slab(const Cuts &c, int64_t rows) {
     constexpr auto sizes = std::make_index_sequence<MOST>();
-    return c.slab == 32 ? by_units<SUMS, BITS, 32, IN_TILE>(rows, sizes) : by_units<SUMS, BITS, 16, IN_TILE>(rows, sizes);
+    constexpr bool minimums = SUMS & SUM_MINIMUMS;
+    if constexpr (is_form(BITS, minimums, 32, PLACE))
+        if (c.slab == 32) return by_units<SUMS, BITS, 32, PLACE>(rows, sizes);
+    if constexpr (is_form(BITS, minimums, 16, PLACE))
+        if (c.slab == 16) return by_units<SUMS, BITS, 16, PLACE>(rows, sizes);
+    return nullptr;
 }
 
-template <int BITS, bool IN_TILE> static Rows by_sums(const Cuts &c, int64_t rows) {
-    if (c.one_sum) return by_codes<BITS, IN_TILE>(rows, std::make_index_sequence<MOST>());
+template <int BITS, int PLACE> static Rows by_sums(const Cuts &c, int64_t rows) {
     switch ((c.minimums ? SUM_MINIMUMS : 0) | (c.x_scales ? SUM_X_SCALES : 0)) {
-        case SUM_PLAIN: return by_slab<SUM_PLAIN, BITS, IN_TILE>(c, rows);
-        case SUM_MINIMUMS: return by_slab<SUM_MINIMUMS, BITS, IN_TILE>(c, rows);
-        case SUM_X_SCALES: return by_slab<SUM_X_SCALES, BITS, IN_TILE>(c, rows);
-        default: return by_slab<SUM_BOTH, BITS, IN_TILE>(c, rows);
+        case SUM_PLAIN: return by_slab<SUM_PLAIN, BITS, PLACE>(c, rows);
+        case SUM_MINIMUMS: return by_slab<SUM_MINIMUMS, BITS, PLACE>(c, rows);
+        case SUM_X_SCALES: return by_slab<SUM_X_SCALES, BITS, PLACE>(c, rows);
+        default: return by_slab<SUM_BOTH, BITS, PLACE>(c, rows);
     }
 }
 
+template <int BITS> static Rows by_place(const Cuts &c, int64_t rows) {
+    if (c.is_headed) return by_sums<BITS, IN_HEAD>(c, rows);
+    if constexpr (low_bits(BITS) == BITS)
+        if (c.one_sum) return by_codes<BITS, false>(rows, std::make_index_sequence<MOST>());
+    return by_sums<BITS, AT_GROUP>(c, rows);
+}
+
+template <int BITS> static Rows in_tile_of(const Cuts &c, int64_t rows) {
+    return c.one_sum ? by_codes<BITS, true>(rows, std::make_index_sequence<MOST>()) : by_sums<BITS, IN_TILE>(c, rows);
+}
+
 static Rows rows_for(const Cuts &c, bool in_tile, int64_t rows) {
-    if (in_tile) return by_sums<8, true>(c, rows);
-    return c.bits == 4 ? by_sums<4, false>(c, rows) : c.bits == 2 ? by_sums<2, false>(c, rows) : by_sums<8, false>(c, rows);
+    if (in_tile) {
+        if constexpr (NIBBLES_OF_BYTE == 2)
+            if (c.bits > 4) return in_tile_of<8>(c, rows);
+        return in_tile_of<4>(c, rows);
+    }
+    switch (c.bits) {
+        case 2: return by_place<2>(c, rows);
+        case 4: return by_place<4>(c, rows);
+        case 5: return by_place<5>(c, rows);
+        case 6: return by_place<6>(c, rows);
+        default: return by_place<8>(c, rows);
+    }
 }
 
 // ---- a block of rows times a panel
@@ -173,13 +206,14 @@ static Units units_of(const Cuts &c, const unsigned char *panel, int64_t first, 
     u.count = columns / c.unit, u.group_units = c.group / c.unit, u.left = u.group_units - 1 - unit % u.group_units;
     u.bytes = c.unit * PANEL * c.bits / 8, u.scale_bytes = c.scale_bytes, u.tail_bytes = c.group_bytes - c.code_bytes;
     u.codes = panel + group * c.group_bytes + unit % u.group_units * u.bytes, u.scale_dtype = c.scale_dtype;
+    if (c.is_headed) u.codes = panel + first / c.block * c.block_bytes, u.block_units = c.block / c.unit;
     u.start = c.starts + piece * 4, u.weight = c.weights + unit * 4, u.scale = c.scales + piece * 4;
     return u;
 }
 
 // Columns that are multiplied at a time: as many parts as there have to be, all about as long.
 static int64_t step_of(const Cuts &c) {
-    const int64_t unit = c.one_sum ? 32 : c.unit, units = c.k / unit;
+    const int64_t unit = c.one_sum ? 32 : c.is_headed ? c.block : c.unit, units = c.k / unit;
     const int64_t parts = (units + TILE_K / unit - 1) / (TILE_K / unit);
     return (units + parts - 1) / parts * unit;
 }
@@ -230,11 +264,11 @@ static void block_of_panel(const MatmulA8 &c, const A8Weight &w, const Cuts &cut
         Units units = units_of(cuts, from, k, columns);
         // While some columns are multiplied memory is asked for those that come about as far on as these are long, in
         // equal shares between the rows.
-        const int64_t bytes = columns * PANEL * cuts.bits / 8 * cuts.group_bytes / cuts.code_bytes;
+        const int64_t bytes = columns * cuts.panel_bytes / cuts.k;
         const int64_t share = parts == 1 ? bytes : bytes / parts / 64 * 64 + 64, slabs = columns / cuts.slab * PARTS;
         Fetch fetch{units.codes + (at_once ? AHEAD : bytes), nullptr, share, (share / 64 + slabs - 1) / slabs, rows > FEW};
         if (!at_once && is_last) fetch.next = w.panels.data + following * cuts.panel_bytes;
-        if (in_tile) units = unpack(cuts, units, *scratch.tile);
+        if (in_tile) units = unpack(w.panels, cuts, units, *scratch.tile);
         sink.sums = scratch.y;
         if (is_last && at_y) sink.y = static_cast<unsigned char *>(at(c.y, first_row * c.y_stride + n, c.y_dtype));
         if (smaller) of_smaller(cuts, units, codes, smaller, fetch, sink);

@@ -4,13 +4,15 @@
 // scale * (code - zero) - minimum. Per group and row of x: the sum of code products in int32, begun at -zero * (the sum
 // of the row's codes), then f32 += scale * sum, and f32 -= minimum * (the sum of the row's codes).
 //
-// K is cut three ways. slab: what packing cuts, 32 or 16. piece: what one integer sum covers: a group, or where x has a
+// K is cut four ways. block: what packing repeats, a group, or a super-block where its scales have units. slab: what
+// packing cuts, 32 or 16. piece: what one integer sum covers: a group, or where x has a
 // scale per 32 columns what shares both scales. unit: what one weight scale covers, but no more than fits the tile that
 // codes are unpacked into.
 #pragma once
 #include <type_traits>
 
 #include "matmul_a8_rows.h"
+#include "panel_codes.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
@@ -27,8 +29,10 @@ struct Cuts {
     int64_t code_bytes;    // of one group of a panel
     int64_t scale_bytes;   // of one group's 32 scales
     int64_t group_bytes;   // codes, scales, minimums
+    int64_t block, block_bytes, head_bytes;
     int64_t panel_bytes;
     int32_t bits, slab, scale_dtype, zero;
+    bool is_headed;  // scales are in heads of super-blocks
     bool minimums, x_scales;  // x_scales: x has a scale per 32 columns, not per row
     bool one_sum;             // one group, one integer sum over all of K
 
@@ -45,7 +49,7 @@ inline Cuts cuts_of(const Panels &w, int32_t x_group) {
     c.k = w.k, c.group = w.group, c.groups = w.k / w.group;
     c.bits = w.bits, c.slab = int32_t(w.slab()), c.scale_dtype = w.scale_f32 ? F32 : F16, c.zero = w.zero_offset;
     c.minimums = w.has_minimum, c.x_scales = x_group != 0;
-    c.one_sum = c.groups == 1 && !c.minimums && !c.x_scales && c.slab == 32;
+    c.one_sum = c.groups == 1 && !c.minimums && !c.x_scales && c.slab == 32 && low_bits(c.bits) == c.bits;
     c.unit = c.group;
     if (c.group > TILE_K && !c.one_sum) {
         int64_t step = c.x_scales ? common_divisor(c.group, 32) : c.slab;
@@ -53,8 +57,9 @@ inline Cuts cuts_of(const Panels &w, int32_t x_group) {
     }
     c.piece = c.x_scales ? common_divisor(c.group, 32) : c.unit;
     c.pieces = c.k / c.piece, c.units = c.k / c.unit;
-    c.code_bytes = c.group / c.slab * w.slab_bytes();
-    c.scale_bytes = w.scale_bytes(), c.group_bytes = w.group_bytes(), c.panel_bytes = w.panel_bytes();
+    c.code_bytes = w.code_bytes(), c.scale_bytes = w.scale_bytes(), c.group_bytes = w.group_bytes();
+    c.block = w.block(), c.block_bytes = w.block_bytes(), c.head_bytes = w.head_bytes(), c.panel_bytes = w.panel_bytes();
+    c.is_headed = w.super != 0;
     // Arrays that are written 16 elements at a time, hence the room; a row's beginning is not at the same place of a
     // page as the next one's.
     c.starts = whole_blocks(c.k);
@@ -89,7 +94,7 @@ inline I add_products(I sum, I w, I a) {
 template <int FACTOR> inline I with_slab(I acc, I sum) {
     return acc + (I)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(FACTOR));
 }
-constexpr int NIBBLES_OF_BYTE = 2;  // codes of 8 bits are two of 4
+constexpr int NIBBLES_OF_BYTE = 2;  // codes of more than 4 bits are two
 #else
 inline I slab_sum(I acc) { return acc; }
 inline I add_products(I sum, I w, I a) { return dot_u8s8(sum, w, a); }
@@ -102,11 +107,13 @@ inline const unsigned char *of_row(const unsigned char *p, int r, int64_t row_by
     return r < 3 ? p + r * row_bytes : p + 3 * row_bytes + (r - 3) * row_bytes;
 }
 
-// acc += codes of one slab of a panel, from `part` vectors on, times the rows' codes from x on.
-template <int MR, int BITS, int SLAB, int CHAINS, int NIBBLES>
+// acc += codes of one slab of a panel, from `part` vectors on, times the rows' codes from x on. TILE: codes are bytes that
+// hold BITS or fewer.
+template <int MR, int BITS, int SLAB, int CHAINS, bool TILE>
 inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], const unsigned char *w,
                                                     const unsigned char *x, int64_t row_bytes) {
-    constexpr int FIELDS = 8 / BITS, STEPS = SLAB / 4 / FIELDS;
+    constexpr int LOW = TILE ? 8 : low_bits(BITS), FIELDS = 8 / LOW, STEPS = SLAB / 4 / FIELDS;
+    constexpr int NIBBLES = BITS > 4 ? NIBBLES_OF_BYTE : 1;
     const unsigned char *row[MR];
     for (int r = 0; r < MR; r++) row[r] = of_row(x, r, row_bytes);
 #pragma GCC unroll 2
@@ -123,8 +130,13 @@ inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], 
             for (int field = 0; field < FIELDS; field++) {
                 I codes[PART];
                 for (int v = 0; v < PART; v++) {
-                    codes[v] = BITS == 8 ? packed[v] : (packed[v] >> (BITS * field)) & (BITS == 4 ? 0x0f0f0f0f : 0x03030303);
-                    if (NIBBLES == 2) codes[v] = (packed[v] >> (4 * nibble)) & 0x0f0f0f0f;
+                    codes[v] = LOW == 8 ? packed[v] : (packed[v] >> (LOW * field)) & (LOW == 4 ? 0x0f0f0f0f : 0x03030303);
+                    if constexpr (!TILE && BITS != LOW) {
+                        const I upper = upper_bits<BITS, SLAB>(w, field * STEPS + s, v);
+                        codes[v] = NIBBLES == 1 ? codes[v] | upper : nibble ? upper >> 4 : codes[v];
+                    } else if constexpr (NIBBLES == 2) {
+                        codes[v] = (packed[v] >> (4 * nibble)) & 0x0f0f0f0f;
+                    }
                 }
 #pragma GCC unroll 8
                 for (int r = 0; r < MR; r++) {
@@ -167,11 +179,12 @@ struct Fetch {
 
 // Units of a panel that stand one behind the other, as they are packed or in a tile.
 struct Units {
-    const unsigned char *codes;        // of the first
+    const unsigned char *codes;        // of the first; where there are heads, the first's block
     int64_t count, group_units, left;  // units; of one scale; of the first one's scale, after it
     int64_t scale_bytes, tail_bytes;   // a group's scales; these and its minimums
     int64_t bytes;                     // of a unit's codes
     int32_t scale_dtype;
+    int64_t block_units;               // that share a head
     int64_t column, start, weight, scale;  // where in a row of x their codes, starts, weights and scales begin, in bytes
 };
 
@@ -192,8 +205,17 @@ struct Sink {
 
 enum Sums { SUM_PLAIN, SUM_MINIMUMS, SUM_X_SCALES, SUM_BOTH };
 
+// Where scales are: behind their group, in the head of their super-block, or as floats behind each unit of a tile.
+enum Place { AT_GROUP, IN_HEAD, IN_TILE };
+
 constexpr int chains_of(int rows) { return rows <= 2 ? 2 : 1; }
-constexpr int nibbles_of(int bits, bool in_tile) { return bits == 8 && !in_tile ? NIBBLES_OF_BYTE : 1; }
+constexpr int MOST_GROUPS = 16;  // of a super-block
+
+// Its scales and minimums as floats.
+struct Head {
+    alignas(64) float scales[MOST_GROUPS * 2 * PANEL];
+};
+struct Nothing {};
 
 // Sums of `part` vectors of MR rows, as y has them.
 template <int MR, bool X_SCALES>
@@ -213,17 +235,20 @@ inline __attribute__((always_inline)) void give(const Cuts &c, const Sink &to, i
     else as(std::integral_constant<int32_t, BF16>{});
 }
 
-// `count` times MR rows times some units. IN_TILE: each unit has scales of its own, in f32.
-template <int MR, int SUMS, int BITS, int SLAB, bool IN_TILE>
+// `count` times MR rows times some units. In a tile each of these has scales of its own, in f32.
+template <int MR, int SUMS, int BITS, int SLAB, int PLACE>
 void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows, int64_t count, Fetch &fetch, Sink &to) {
     constexpr bool minimums = SUMS & SUM_MINIMUMS, x_scales = SUMS & SUM_X_SCALES;
-    constexpr int CHAINS = chains_of(MR), SLAB_BYTES = SLAB * PANEL * BITS / 8, NIBBLES = nibbles_of(BITS, IN_TILE);
-    constexpr bool FROM_ZERO = minimums && IN_TILE;  // such codes have no offset: panel.h
+    constexpr bool in_tile = PLACE == IN_TILE, as_floats = PLACE != AT_GROUP;
+    constexpr int CHAINS = chains_of(MR), SLAB_BYTES = SLAB * PANEL * (in_tile ? 8 : BITS) / 8;
+    constexpr bool FROM_ZERO = minimums && as_floats;  // such codes have no offset: panel.h
+    constexpr int SCALES = PANEL * (minimums ? 2 : 1);
+    std::conditional_t<PLACE == IN_HEAD, Head, Nothing> head;
     const int64_t piece_slabs = c.piece / SLAB, unit_pieces = x_scales ? c.unit / c.piece : 1;
-    const int64_t unit_bytes = units.bytes, group_units = IN_TILE ? 1 : units.group_units, row_bytes = c.row_bytes;
-    const int64_t scale_bytes = IN_TILE ? PANEL * 4 : units.scale_bytes;
-    const int64_t tail_bytes = IN_TILE ? PANEL * (minimums ? 8 : 4) : units.tail_bytes;
-    const int32_t dtype = IN_TILE ? F32 : units.scale_dtype;
+    const int64_t unit_bytes = units.bytes, group_units = as_floats ? 1 : units.group_units, row_bytes = c.row_bytes;
+    const int64_t scale_bytes = as_floats ? PANEL * 4 : units.scale_bytes;
+    const int64_t tail_bytes = in_tile ? SCALES * 4 : units.tail_bytes;
+    const int32_t dtype = as_floats ? F32 : units.scale_dtype;
     for (; count; count--, rows += MR * row_bytes, to.pass(MR), fetch.end()) {
         fetch.begin();
 #pragma GCC unroll 1
@@ -235,9 +260,19 @@ void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows,
             const unsigned char *w = units.codes + part * PART * W * 4;
             const unsigned char *x = rows + units.column, *start = rows + units.start;
             const unsigned char *weight = rows + units.weight, *own = rows + units.scale;
-            int64_t left = IN_TILE ? 0 : units.left;
+            int64_t left = as_floats ? 0 : units.left;
             for (int64_t u = units.count; u; u--) {
-                const unsigned char *at = w + left * unit_bytes + unit_bytes - part * PART * W * 4;  // of the scales
+                const unsigned char *at;  // of the scales
+                if constexpr (PLACE == IN_HEAD) {
+                    if (left-- == 0) {
+                        if (MR == 1 && part == 0) ask_ahead(w, c.head_bytes);
+                        expand_head<minimums, PART>(w - part * PART * W * 4, units.block_units, part * PART, head.scales, SCALES);
+                        left = units.block_units - 1, w += c.head_bytes;
+                    }
+                    at = reinterpret_cast<const unsigned char *>(head.scales + (units.block_units - 1 - left) * SCALES);
+                } else {
+                    at = w + left * unit_bytes + unit_bytes - part * PART * W * 4;
+                }
                 if (minimums) {
                     F minimum[PART];
                     for (int v = 0; v < PART; v++) minimum[v] = load_scale(at + scale_bytes, (part * PART + v) * W, dtype);
@@ -255,8 +290,8 @@ void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows,
 #pragma GCC unroll 1
                     for (int64_t s = piece_slabs; s; s--, w += SLAB_BYTES, x += SLAB) {
                         if (MR == 1 && part == 0) ask_ahead(w, SLAB_BYTES);
-                        if (MR > 1 && !IN_TILE) fetch.some();
-                        add_slab<MR, BITS, SLAB, CHAINS, NIBBLES>(acc, w, x, row_bytes);
+                        if (MR > 1 && !in_tile) fetch.some();
+                        add_slab<MR, BITS, SLAB, CHAINS, in_tile>(acc, w, x, row_bytes);
                     }
                     F scale[PART];
                     for (int v = 0; v < PART; v++) scale[v] = load_scale(at, (part * PART + v) * W, dtype);
@@ -269,13 +304,16 @@ void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows,
                         }
                     own += 4;
                 }
-                if (IN_TILE || left-- == 0) {
+                if (PLACE != IN_HEAD && (in_tile || left-- == 0)) {
                     if (MR == 1 && part == 0) ask_ahead(w, tail_bytes);
                     left = group_units - 1, w += tail_bytes;
                 }
             }
-            if (IN_TILE && to.y) {
-                give<MR, x_scales>(c, to, part, rows, f);
+            if (in_tile && to.y) {
+                F all[MR][PART];  // f itself would be written for every unit, if it had to be in memory after them
+                for (int r = 0; r < MR; r++)
+                    for (int v = 0; v < PART; v++) all[r][v] = f[r][v];
+                give<MR, x_scales>(c, to, part, rows, all);
                 continue;
             }
             for (int r = 0; r < MR; r++)
@@ -285,9 +323,9 @@ void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows,
 }
 
 // The same in integers, for one sum over all of K: sums i32 [MR, 32].
-template <int MR, int BITS, bool IN_TILE>
+template <int MR, int BITS, bool TILE>
 void rows_by_codes(const Cuts &c, const Units &units, const unsigned char *rows, int64_t count, Fetch &fetch, Sink &to) {
-    constexpr int CHAINS = chains_of(MR), NIBBLES = nibbles_of(BITS, IN_TILE);
+    constexpr int CHAINS = chains_of(MR), SLAB_BYTES = 32 * PANEL * (TILE ? 8 : BITS) / 8;
     for (; count; count--, rows += MR * c.row_bytes, to.pass(MR), fetch.end()) {
         fetch.begin();
 #pragma GCC unroll 1
@@ -302,10 +340,10 @@ void rows_by_codes(const Cuts &c, const Units &units, const unsigned char *rows,
                                                           : broadcast(of_row(rows + c.starts, r, c.row_bytes));
             const unsigned char *x = rows + units.column;
 #pragma GCC unroll 1
-            for (int64_t u = units.count; u; u--, x += 32, w += 32 * PANEL * BITS / 8) {
-                if (MR == 1 && part == 0) ask_ahead(w, 32 * PANEL * BITS / 8);
-                if (MR > 1 && !IN_TILE) fetch.some();
-                add_slab<MR, BITS, 32, CHAINS, NIBBLES>(acc, w, x, c.row_bytes);
+            for (int64_t u = units.count; u; u--, x += 32, w += SLAB_BYTES) {
+                if (MR == 1 && part == 0) ask_ahead(w, SLAB_BYTES);
+                if (MR > 1 && !TILE) fetch.some();
+                add_slab<MR, BITS, 32, CHAINS, TILE>(acc, w, x, c.row_bytes);
             }
             for (int r = 0; r < MR; r++)
                 for (int v = 0; v < PART; v++) {
@@ -322,38 +360,43 @@ struct Tile {
     alignas(64) unsigned char bytes[TILE_K * PANEL + TILE_K / 16 * 2 * PANEL * 4];
 };
 
-template <int BITS> inline void unpack_codes(const unsigned char *w, int64_t k, int slab, unsigned char *to) {
-    constexpr int FIELDS = 8 / BITS;
-    const int64_t field_bytes = slab / FIELDS * PANEL;
-    for (int64_t column = 0; column < k; column += slab, to += slab * PANEL)
-        for (int64_t i = 0; i < field_bytes; i += W * 4, w += W * 4) {
-            I packed = load_as<I>(w);
-            for (int field = 0; field < FIELDS; field++) {
-                I codes = BITS == 8 ? packed : (packed >> (BITS * field)) & (BITS == 4 ? 0x0f0f0f0f : 0x03030303);
-                std::memcpy(to + field * field_bytes + i, &codes, sizeof codes);
-            }
+template <int BITS, int SLAB> inline void unpack_slab(const unsigned char *w, unsigned char *to) {
+#pragma GCC unroll 8
+    for (int t = 0; t < SLAB / 4; t++)
+        for (int v = 0; v < VECTORS; v++) {
+            const I codes = codes_of_step<BITS, SLAB>(w, t, v);
+            std::memcpy(to + t * PANEL * 4 + v * W * 4, &codes, sizeof codes);
         }
 }
 
 // Units in a tile, each with scales of its own.
-inline Units unpack(const Cuts &c, const Units &from, Tile &tile) {
+template <int BITS, int SLAB> void unpack_as(const Cuts &c, const Units &from, Tile &tile) {
+    constexpr int SLAB_BYTES = SLAB * PANEL * BITS / 8;
     const int64_t columns = c.one_sum ? from.count * 32 : c.unit;
     const unsigned char *w = from.codes;
     unsigned char *to = tile.bytes;
-    int64_t left = from.left;
+    int64_t left = from.left, until_head = 0;
     for (int64_t u = c.one_sum ? 1 : from.count; u; u--) {
-        if (c.bits == 4) unpack_codes<4>(w, columns, c.slab, to);
-        else if (c.bits == 2) unpack_codes<2>(w, columns, c.slab, to);
-        else unpack_codes<8>(w, columns, c.slab, to);
-        to += columns * PANEL;
-        if (c.one_sum) break;
+        if (c.is_headed && until_head-- == 0) {
+            float *scales = reinterpret_cast<float *>(to + columns * PANEL);
+            const int64_t stride = (c.minimums ? 2 : 1) * PANEL + columns * PANEL / 4;
+            if (c.minimums) expand_head<true, VECTORS>(w, from.block_units, 0, scales, stride);
+            else expand_head<false, VECTORS>(w, from.block_units, 0, scales, stride);
+            until_head = from.block_units - 1, w += c.head_bytes;
+        }
         const unsigned char *scales = w + (left + 1) * from.bytes;
+        for (int64_t column = 0; column < columns; column += SLAB, w += SLAB_BYTES, to += SLAB * PANEL)
+            unpack_slab<BITS, SLAB>(w, to);
+        if (c.one_sum) break;
         for (int all = c.minimums ? 2 : 1; all; all--, scales += from.scale_bytes, to += PANEL * 4)
-            for (int v = 0; v < VECTORS; v++)
+            for (int v = 0; v < VECTORS && !c.is_headed; v++)
                 store(reinterpret_cast<float *>(to) + v * W, load_scale(scales, v * W, from.scale_dtype));
-        w += from.bytes;
-        if (left-- == 0) left = from.group_units - 1, w += from.tail_bytes;
+        if (!c.is_headed && left-- == 0) left = from.group_units - 1, w += from.tail_bytes;
     }
+}
+
+inline Units unpack(const Panels &w, const Cuts &c, const Units &from, Tile &tile) {
+    by_form(w, [&](auto bits, auto slab) { unpack_as<decltype(bits)::value, decltype(slab)::value>(c, from, tile); });
     Units units = from;
     units.codes = tile.bytes, units.bytes = c.unit * PANEL;
     return units;

@@ -8,6 +8,11 @@
 //   8 bits: step i is vectors 2 i, 2 i + 1 of 64 bytes.
 //   4 bits: vectors 2 i, 2 i + 1 hold step i in the low nibbles and step i + s / 8 in the high ones, i < s / 8.
 //   2 bits: vectors 2 i, 2 i + 1 hold step i + f s / 16 in bits 2 f and 2 f + 1, f = 0 .. 3, i < s / 16.
+//   5 bits, slabs of 32 alone: the low four as those of 4 bits, then of step i the fifth in bits i of vectors 8 and 9.
+//   6 bits, slabs of 16 alone: the low four as those of 4 bits, then the upper two as those of 2 bits.
+// Scales that are codes themselves (super > 0): a panel goes through k by super-blocks of so many. One begins with its
+// head: 32 units, f16, and 32 of the minimums, where there are any; then for each of its groups 32 scales, i8, and 32
+// minimums, each to be multiplied with its row's unit. Its groups are slabs and nothing else then.
 // Floats: [k][32] of f32 or f16; bf16 as [k / 2][32][2].
 #pragma once
 #include <cstdint>
@@ -28,12 +33,24 @@ struct Panels {
     int64_t group;  // k that share a scale
     int32_t bits, zero_offset, has_minimum, scale_f32;
     int32_t code;  // of Code
+    int64_t super;  // k that share a unit of their scales, a multiple of group; 0: scales are floats
 
     int64_t slab() const { return group % 32 ? 16 : 32; }
     int64_t slab_bytes() const { return slab() * PANEL * bits / 8; }
     int64_t scale_bytes() const { return PANEL * (scale_f32 ? 4 : 2); }
-    int64_t group_bytes() const { return group / slab() * slab_bytes() + scale_bytes() * (has_minimum ? 2 : 1); }
-    int64_t panel_bytes() const { return k / group * group_bytes(); }
+    int64_t code_bytes() const { return group * PANEL * bits / 8; }  // of a group
+    int64_t kinds() const { return has_minimum ? 2 : 1; }                  // of scales
+    int64_t head_bytes() const { return super ? kinds() * PANEL * (2 + super / group) : 0; }
+    int64_t tail_bytes() const { return super ? 0 : scale_bytes() * kinds(); }  // of a group, behind its codes
+    int64_t group_bytes() const { return code_bytes() + tail_bytes(); }
+    int64_t block() const { return super ? super : group; }
+    int64_t block_bytes() const { return head_bytes() + block() / group * group_bytes(); }
+    int64_t panel_bytes() const { return k / block() * block_bytes(); }
+    const uint8_t *group_at(const uint8_t *panel, int64_t g) const {
+        if (!super) return panel + g * group_bytes();
+        const int64_t groups = super / group;
+        return panel + g / groups * block_bytes() + head_bytes() + g % groups * group_bytes();
+    }
     int64_t count() const { return (n + PANEL - 1) / PANEL; }
 };
 

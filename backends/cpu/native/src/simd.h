@@ -274,6 +274,16 @@ inline U load_bytes(const void *p) {
 #endif
 }
 
+inline I load_signed_bytes(const void *p) {
+#if OPSOCKET_AVX512
+    return (I)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif OPSOCKET_AVX2
+    return (I)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
+    return __builtin_convertvector(load_as<B>(p), I);
+#endif
+}
+
 // Elements of any float type as f32 and back; index in elements. `count`: of the last, partial vector.
 inline float load_one(const void *base, int64_t i, int32_t dtype) {
     if (dtype == F32) return static_cast<const float *>(base)[i];

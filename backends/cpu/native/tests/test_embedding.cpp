@@ -40,8 +40,9 @@ int main() {
     for (int i = 0; i < 60; i++) {
         CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(2) != 0, groups[i % 5]};
         if (i % 3 == 0) format.code = i % 2 ? E4M3FN : E2M1, format.bits = i % 2 ? 8 : 4, format.minimum = false;
+        if (i % 4 == 1) format = test::some_k_quant(random);
         const int64_t n = 1 + random.below(80),
-                      k = format.group ? format.group * (1 + random.below(4)) : 1 + random.below(150);
+                      k = format.super ? format.super * (1 + random.below(3)) : format.group ? format.group * (1 + random.below(4)) : 1 + random.below(150);
         const CodedWeight w(random, format, n, k, random.below(2) != 0);
         std::vector<int64_t> place(static_cast<size_t>(k));
         for (int64_t j = 0; j < k; j++) place[size_t(w.column(j))] = j;

@@ -57,23 +57,24 @@ static Shape some_shape(Random &random, int64_t rows) {
 
 static void codes(Random &random) {
     const int64_t rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 25}, groups[] = {16, 32, 48, 64, 128, 256, 0};
-    for (int i = 0; i < 120; i++) {
+    for (int i = 0; i < 160; i++) {
         CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(3) == 0, groups[random.below(7)]};
         if (i % 3 == 0) format.code = i % 2 ? E4M3FN : E2M1, format.bits = i % 2 ? 8 : 4, format.minimum = false;
+        if (i % 4 == 2) format = test::some_k_quant(random);
         Shape s = some_shape(random, rows[random.below(12)]);
-        if (format.group) s.k = format.group * (1 + random.below(5));
+        if (format.group) s.k = (format.super ? format.super : format.group) * (1 + random.below(5));
         const CodedWeight w(random, format, s.n, s.k, random.below(3) == 0);
         MatmulA16 command{};
         command.weight = w.panels, command.permutation = w.order(), command.float_dtype = -1;
         char what[100];
-        std::snprintf(what, sizeof what, "%d bits, groups of %d%s%s%s", format.bits, int(format.group),
+        std::snprintf(what, sizeof what, "%d bits, groups of %d in %d%s%s%s", format.bits, int(format.group), int(format.super),
                       format.minimum ? ", minimums" : "", format.scale_f32 ? ", f32 scales" : "",
                       w.order() ? ", permuted" : "");
         check_product(
             random, command, s, what, [&](int64_t r, int64_t j) { return w.value(r, j); },
             [&](int64_t r, int64_t j) {
                 const double code = w.panels.code ? std::fabs(w.code(r, j)) : w.code(r, j) + 2 * w.panels.zero_offset;
-                return w.scale(r, j) * code + std::fabs(w.minimum(r, j));
+                return std::fabs(w.scale(r, j)) * code + std::fabs(w.minimum(r, j));
             },
             [&](int64_t j) { return w.column(j); });
     }

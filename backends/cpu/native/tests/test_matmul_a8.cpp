@@ -40,8 +40,8 @@ struct Case {
 
     const char *text() const {
         static char buffer[200];
-        std::snprintf(buffer, sizeof buffer, "%d bits, groups of %d%s%s, x %d by %d, %d of %d x %d%s%s, passes of %d",
-                      format.bits, int(format.group), format.minimum ? " with minimums" : "",
+        std::snprintf(buffer, sizeof buffer, "%d bits, groups of %d in %d%s%s, x %d by %d, %d of %d x %d%s%s, passes of %d",
+                      format.bits, int(format.group), int(format.super), format.minimum ? " with minimums" : "",
                       format.scale_f32 ? ", f32 scales" : "", x_dtype, x_group, int(rows), int(n), int(k),
                       permuted ? ", permuted" : "", bias ? ", bias" : "", int(pass));
         return buffer;
@@ -75,7 +75,7 @@ static void check_case(Random &random, const Case &c, const std::vector<int64_t>
     offsets[0] = 0;
     for (int64_t e = 0; e < experts; e++) {
         CodeFormat format = c.format;
-        if (e % 3 == 1 && format.minimum) format.bits = 8;  // packing picks what the values fit
+        if (e % 3 == 1 && format.minimum && !format.super) format.bits = 8;  // packing picks what the values fit
         weights.emplace_back(random, format, c.n, c.k, c.permuted);
         offsets[e + 1] = offsets[e] + counts[size_t(e)];
     }
@@ -122,6 +122,7 @@ static void check_case(Random &random, const Case &c, const std::vector<int64_t>
 }
 
 static CodeFormat some_format(Random &random) {
+    if (random.below(3) == 0) return test::some_k_quant(random);
     const int64_t groups[] = {16, 32, 48, 64, 128, 544, 1024, 0};
     CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(3) == 0, groups[random.below(8)]};
     return format;
@@ -129,12 +130,13 @@ static CodeFormat some_format(Random &random) {
 
 static int64_t some_k(Random &random, const CodeFormat &format) {
     if (!format.group) return 1 + random.below(random.below(3) ? 200 : 1200);
+    if (format.super) return format.super * (1 + random.below(5));
     return format.group * (1 + random.below(format.group > 512 ? 2 : 5));
 }
 
 static void products(Random &random) {
     const int64_t rows[] = {1, 2, 3, 4, 6, 8, 11, 16, 17, 50}, ns[] = {1, 31, 32, 33, 70};
-    for (int i = 0; i < 120; i++) {
+    for (int i = 0; i < 180; i++) {
         Case c{some_format(random),
                random.below(2) ? 32 : 0,
                int32_t(random.below(3)),
@@ -171,7 +173,7 @@ static void longest_rows(Random &random) {
 }
 
 static void grouped_products(Random &random) {
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < 45; i++) {
         Case c{some_format(random),
                random.below(2) ? 32 : 0,
                int32_t(random.below(3)),

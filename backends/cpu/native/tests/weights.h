@@ -5,13 +5,27 @@
 
 namespace test {
 
-// group 0: a row has one scale, and its columns are padded to whole slabs.
+// group 0: a row has one scale, and its columns are padded to whole slabs. super: k that share a unit of scales that are
+// codes; 0: scales are floats.
 struct CodeFormat {
     int bits;
     bool minimum, scale_f32;
     int64_t group;
     int32_t code = opsocket::INTEGERS;
+    int64_t super = 0;
 };
+
+// What packing leaves as scales that are codes, or has in 5 or 6 bits: weights.py.
+inline CodeFormat some_k_quant(Random &random) {
+    static constexpr struct {
+        int bits;
+        bool minimum;
+        int64_t group;
+    } forms[] = {{2, true, 16}, {4, true, 32}, {5, true, 32}, {4, false, 16}, {6, false, 16}, {5, false, 32}};
+    const int64_t i = random.below(6);
+    const int64_t super = i == 5 ? 0 : forms[i].group << (1 + random.below(4));
+    return {forms[i].bits, forms[i].minimum, false, forms[i].group, opsocket::INTEGERS, super};
+}
 
 // What a small float stands for; of an e2m1, twice that.
 inline double small_float(int32_t code, int stored) {
@@ -37,7 +51,7 @@ class CodedWeight {
         const int64_t padded = format.group ? k : (k + 31) / 32 * 32;
         panels.n = n, panels.k = padded, panels.group = format.group ? format.group : padded;
         panels.bits = format.bits, panels.has_minimum = format.minimum, panels.scale_f32 = format.scale_f32;
-        panels.code = format.code;
+        panels.code = format.code, panels.super = format.super;
         panels.zero_offset = format.code || (format.minimum && (format.bits < 8 || random.below(2))) ? 0 : 1 << (format.bits - 1);
         data_ = Bytes(panels.count() * panels.panel_bytes(), 0);
         panels.data = data_.data();
@@ -49,8 +63,8 @@ class CodedWeight {
             for (int64_t g = 0; g < groups_; g++) {
                 double scale = 0, minimum = 0;
                 if (row < n) {
-                    scale = put_float(row, g, 0, 0.01 + 0.05 * random.uniform());
-                    if (format.minimum) minimum = put_float(row, g, panels.scale_bytes(), 0.3 * random.normal());
+                    scale = put_scale(random, row, g, 0, 0.01 + 0.05 * random.uniform());
+                    if (format.minimum) minimum = put_scale(random, row, g, 1, 0.3 * random.normal());
                     scales_[size_t(row * groups_ + g)] = scale, minimums_[size_t(row * groups_ + g)] = minimum;
                 }
                 for (int64_t j = g * panels.group; j < (g + 1) * panels.group; j++) {
@@ -80,22 +94,52 @@ class CodedWeight {
     int64_t groups_ = 0;
     std::vector<double> codes_, scales_, minimums_;
 
+    unsigned char *block_of(int64_t row, int64_t g) const {
+        const int64_t block = panels.super ? panels.super : panels.group;
+        const int64_t head = panels.super ? opsocket::PANEL * (panels.has_minimum ? 2 : 1) * (2 + panels.super / panels.group) : 0;
+        CHECK(panels.block_bytes() == head + block / panels.group * panels.group_bytes(), "a block's bytes");
+        return data_.data() + row / opsocket::PANEL * panels.panel_bytes() + g * panels.group / block * panels.block_bytes();
+    }
+
     unsigned char *group_of(int64_t row, int64_t g) const {
-        return data_.data() + row / opsocket::PANEL * panels.panel_bytes() + g * panels.group_bytes();
+        if (!panels.super) return block_of(row, g);
+        const int64_t groups = panels.super / panels.group;
+        return block_of(row, g) + panels.head_bytes() + g % groups * panels.group_bytes();
     }
 
     void put_code(int64_t row, int64_t j, int stored) {
-        const int64_t slab = panels.slab(), within = j % panels.group, step = within % slab / 4;
-        const int64_t steps = slab / 4 * panels.bits / 8, lane = row % opsocket::PANEL;  // steps: of a field
+        const int64_t within = j % panels.group, slab = panels.slab();
         unsigned char *at = group_of(row, j / panels.group) + within / slab * panels.slab_bytes();
-        at[(step % steps * opsocket::PANEL + lane) * 4 + within % 4] |= uint8_t(stored << (step / steps * panels.bits));
+        if (panels.bits == 5 || panels.bits == 6) {
+            put_bits(at, row, within, stored & 15, 4);
+            put_bits(at + slab * opsocket::PANEL / 2, row, within, stored >> 4, panels.bits - 4);
+        } else {
+            put_bits(at, row, within, stored, panels.bits);
+        }
     }
 
-    double put_float(int64_t row, int64_t g, int64_t offset, double x) {
-        unsigned char *at = group_of(row, g) + panels.group / panels.slab() * panels.slab_bytes() + offset;
-        const int32_t dtype = panels.scale_f32 ? opsocket::F32 : opsocket::F16;
-        opsocket::OPSOCKET_LEVEL::store_one(at, row % opsocket::PANEL, dtype, float(x));
-        return double(opsocket::OPSOCKET_LEVEL::load_one(at, row % opsocket::PANEL, dtype));
+    void put_bits(unsigned char *slab, int64_t row, int64_t within, int value, int bits) const {
+        const int64_t step = within % panels.slab() / 4, lane = row % opsocket::PANEL;
+        const int64_t steps = panels.slab() / 4 * bits / 8;  // of a field
+        slab[(step % steps * opsocket::PANEL + lane) * 4 + within % 4] |= uint8_t(value << (step / steps * bits));
+    }
+
+    // kind 0: a scale, 1: a minimum. What is there then, about x.
+    double put_scale(Random &random, int64_t row, int64_t g, int64_t kind, double x) {
+        using namespace opsocket::OPSOCKET_LEVEL;
+        const int64_t lane = row % opsocket::PANEL;
+        if (!panels.super) {
+            unsigned char *at = group_of(row, g) + panels.group / panels.slab() * panels.slab_bytes() + kind * panels.scale_bytes();
+            const int32_t dtype = panels.scale_f32 ? opsocket::F32 : opsocket::F16;
+            store_one(at, lane, dtype, float(x));
+            return double(load_one(at, lane, dtype));
+        }
+        const int64_t groups = panels.super / panels.group, kinds = panels.has_minimum ? 2 : 1;
+        unsigned char *unit = block_of(row, g) + kind * opsocket::PANEL * 2;
+        if (g % groups == 0) store_one(unit, lane, opsocket::F16, float(x / 40));
+        const int8_t code = int8_t(random.below(256) - 128);
+        block_of(row, g)[(kinds * (2 + g % groups) + kind) * opsocket::PANEL + lane] = uint8_t(code);
+        return double(code) * double(load_one(unit, lane, opsocket::F16));
     }
 };
 

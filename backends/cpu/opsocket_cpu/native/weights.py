@@ -15,7 +15,7 @@ import torch
 
 from opsocket.operators import PackedWeight, Request, Session
 from opsocket.operators.torch_session import storage_bytes
-from opsocket.quantization import GroupedWeight, f8e4m3fn_to_f32, get_format
+from opsocket.quantization import GroupedWeight, ScaleCodes, f8e4m3fn_to_f32, get_format
 from opsocket_cpu.arena import Arena
 
 LAYOUTS = ("panels",)
@@ -38,11 +38,18 @@ class Panels(ctypes.Structure):
         ("has_minimum", ctypes.c_int32),
         ("scale_f32", ctypes.c_int32),
         ("code", ctypes.c_int32),
+        ("super", ctypes.c_int64),
     )
 
 
 INTEGERS, E4M3FN, E2M1 = range(3)
 """`enum Code`."""
+
+CODED_SCALES = {(2, True, 16), (4, True, 32), (5, True, 32), (4, False, 16), (6, False, 16)}
+"""Bits, whether there are minimums, and slabs of weights whose scales stay codes: `is_form` of matmul_a8.cpp."""
+
+MOST_GROUPS = 16
+"""Of a super-block: `matmul_a8.h`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,23 +134,38 @@ def unpack(content: CodedPanels) -> tuple[np.ndarray, np.ndarray, np.ndarray | N
     """codes i16 [N, K] less their offset, scale f32 [N, groups], minimum or None; n and k with their padding."""
     facts = content.facts
     slab, panels = _slab(facts.group), -(-facts.n // PANEL)
-    groups, slabs = facts.k // facts.group, facts.group // slab
-    rows = content.data.numpy().reshape(panels, groups, -1)
+    groups, slabs, kinds = facts.k // facts.group, facts.group // slab, 2 if facts.has_minimum else 1
     coded = slabs * slab * PANEL * facts.bits // 8
-    width = 4 if facts.scale_f32 else 2
-    kind = np.float32 if facts.scale_f32 else np.float16
+    data = content.data.numpy()
+    if facts.super:
+        in_block = facts.super // facts.group
+        blocks = data.reshape(panels, facts.k // facts.super, -1)
+        units = blocks[:, :, : kinds * PANEL * 2].reshape(panels, -1, kinds, PANEL * 2)
+        multiples = blocks[:, :, kinds * PANEL * 2 : kinds * PANEL * (2 + in_block)].view(np.int8)
+        rows = blocks[:, :, kinds * PANEL * (2 + in_block) :].reshape(panels, groups, coded)
+        of_groups = np.repeat(np.ascontiguousarray(units).view(np.float16).astype(np.float32), in_block, axis=1)
+        scales = of_groups * multiples.reshape(panels, groups, kinds, PANEL)
+    else:
+        rows = data.reshape(panels, groups, -1)
+        kind = np.float32 if facts.scale_f32 else np.float16
+        scales = np.ascontiguousarray(rows[:, :, coded:]).view(kind).astype(np.float32)
+        scales = scales.reshape(panels, groups, kinds, PANEL)
+    scales = scales.transpose(2, 0, 3, 1).reshape(kinds, panels * PANEL, groups)
+    codes, first = np.zeros((panels, groups, slabs, slab // 4, PANEL, 4), np.uint8), 0
+    of_slabs = rows[:, :, :coded].reshape(panels, groups, slabs, -1)
+    for bits, place in _planes(facts.bits):
+        fields, size = 8 // bits, slab * PANEL * bits // 8
+        packed = of_slabs[..., first : first + size].reshape(panels, groups, slabs, 1, -1, PANEL, 4)
+        shifts = (np.arange(fields) * bits).astype(np.uint8).reshape(1, 1, 1, -1, 1, 1, 1)
+        codes |= ((packed >> shifts & np.uint8((1 << bits) - 1)) << np.uint8(place)).reshape(codes.shape)
+        first += size
+    in_order = codes.transpose(0, 4, 1, 2, 3, 5).reshape(panels * PANEL, facts.k).astype(np.int16)
+    return in_order - np.int16(facts.zero_offset), scales[0], scales[1] if facts.has_minimum else None
 
-    def floats(start: int) -> np.ndarray:
-        part = np.ascontiguousarray(rows[:, :, start : start + PANEL * width]).view(kind).astype(np.float32)
-        return part.transpose(0, 2, 1).reshape(panels * PANEL, groups)
 
-    steps, fields = slab // 4, 8 // facts.bits
-    packed = rows[:, :, :coded].reshape(panels, groups, slabs, 1, steps // fields, PANEL, 4)
-    shifts = (np.arange(fields) * facts.bits).astype(np.uint8).reshape(1, 1, 1, -1, 1, 1, 1)
-    unpacked = (packed >> shifts) & np.uint8((1 << facts.bits) - 1)
-    codes = unpacked.transpose(0, 5, 1, 2, 3, 4, 6).reshape(panels * PANEL, facts.k).astype(np.int16)
-    minimum = floats(coded + PANEL * width) if facts.has_minimum else None
-    return codes - np.int16(facts.zero_offset), floats(coded), minimum
+def _planes(bits: int) -> tuple[tuple[int, int], ...]:
+    """How codes of so many bits are cut: (bits, from which on) of each part, which lies packed in bytes by itself."""
+    return ((4, 0), (bits - 4, 4)) if bits in (5, 6) else ((bits, 0),)
 
 
 def _slab(group: int) -> int:
@@ -159,7 +181,8 @@ def _numbers(code: int, codes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Unsigned:
-    """codes u8 [N, K] as stored, integers plus `offset` or small floats; scale, minimum f32 [N, groups]."""
+    """codes u8 [N, K] as stored, integers plus `offset` or small floats; scale, minimum f32 [N, groups]. scale_codes:
+    the scales as codes, and the minimums where there are any; empty: they are not to be stored so."""
 
     codes: np.ndarray
     scale: np.ndarray
@@ -167,43 +190,63 @@ class _Unsigned:
     bits: int
     offset: int
     code: int = INTEGERS
+    scale_codes: tuple[ScaleCodes, ...] = ()
 
 
 def _coded(grouped: GroupedWeight, as_floats: bool) -> CodedPanels:
-    """Panels of a canonical weight: unsigned codes of 2, 4 or 8 bits, whichever the values fit; as_floats: in e2m1."""
+    """Panels of a canonical weight: unsigned codes of the least bits that values fit and loops exist for; as_floats: in
+    e2m1."""
     unsigned = _as_e2m1(grouped) if as_floats else _unsigned(grouped)
     return _packed(unsigned, grouped.n, grouped.k, grouped.group_size, grouped.input_permutation)
 
 
 def _packed(unsigned: _Unsigned, n: int, k: int, group: int, permutation: np.ndarray | None) -> CodedPanels:
-    codes, scale, minimum = unsigned.codes, unsigned.scale, unsigned.minimum
-    bits, offset, columns = unsigned.bits, unsigned.offset, k
+    codes, bits, offset, columns = unsigned.codes, unsigned.bits, unsigned.offset, k
     if n % PANEL:
-        more = -n % PANEL
-        codes = np.pad(codes, ((0, more), (0, 0)), constant_values=offset)
-        scale = np.pad(scale, ((0, more), (0, 0)))
-        minimum = None if minimum is None else np.pad(minimum, ((0, more), (0, 0)))
+        codes = np.pad(codes, ((0, -n % PANEL), (0, 0)), constant_values=offset)
     if k % _slab(group):  # only where one scale serves a whole row
         codes = np.pad(codes, ((0, 0), (0, -k % 32)), constant_values=offset)
         group = k = codes.shape[1]
     panels, slab = len(codes) // PANEL, _slab(group)
-    steps, fields = slab // 4, 8 // bits
-    # [panel, row, group, slab, field, step in the field, 4 bytes] -> [panel, group, slab, step, row, 4 bytes]
-    shaped = codes.reshape(panels, PANEL, k // group, group // slab, fields, steps // fields, 4)
-    shaped = shaped.transpose(4, 0, 2, 3, 5, 1, 6)
-    joined = np.ascontiguousarray(shaped[0])
-    for field in range(1, fields):
-        joined |= shaped[field] << np.uint8(field * bits)
-    parts = [joined.reshape(panels, k // group, -1)]
-    floats = [scale] if minimum is None else [scale, minimum]
-    halves = [_as_half(values) for values in floats]
-    exact = all(half is not None for half in halves)
-    for values, half in zip(floats, halves, strict=True):
-        stored = np.ascontiguousarray((half if exact else values).reshape(panels, PANEL, -1).transpose(0, 2, 1))
-        parts.append(stored.view(np.uint8).reshape(panels, k // group, -1))
-    data = _aligned(np.concatenate(parts, axis=2))
-    facts = Panels(data.data_ptr(), n, k, group, bits, offset, minimum is not None, not exact, unsigned.code)
+    groups, kinds = k // group, 1 if unsigned.minimum is None else 2
+    parts = []
+    for width, place in _planes(bits):
+        fields = 8 // width
+        # [panel, row, group, slab, field, step in the field, 4 bytes] -> [panel, group, slab, step, row, 4 bytes]
+        shaped = codes.reshape(panels, PANEL, groups, group // slab, fields, slab // 4 // fields, 4)
+        shaped = shaped.transpose(4, 0, 2, 3, 5, 1, 6) >> np.uint8(place) & np.uint8((1 << width) - 1)
+        joined = np.ascontiguousarray(shaped[0])
+        for field in range(1, fields):
+            joined |= shaped[field] << np.uint8(field * width)
+        parts.append(joined.reshape(panels, groups, group // slab, -1))
+    packed = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=3)
+    packed = packed.reshape(panels, groups, -1)
+    in_block, exact = 0, True
+    if unsigned.scale_codes:
+        blocks = unsigned.scale_codes[0].unit.shape[1]
+        in_block = groups // blocks
+        units = [_of_panels(coded.unit.astype(np.float16)) for coded in unsigned.scale_codes]
+        multiples = [_of_panels(coded.codes) for coded in unsigned.scale_codes]
+        head = [
+            np.stack(units, axis=2).view(np.uint8).reshape(panels, blocks, -1),
+            np.stack(multiples, axis=2).view(np.uint8).reshape(panels, blocks, -1),
+        ]
+        data = _aligned(np.concatenate([*head, packed.reshape(panels, blocks, -1)], axis=2))
+    else:
+        floats = [unsigned.scale] if unsigned.minimum is None else [unsigned.scale, unsigned.minimum]
+        halves = [_as_half(values) for values in floats]
+        exact = all(half is not None for half in halves)
+        chosen = halves if exact else floats
+        stored = np.stack([_of_panels(values) for values in chosen], axis=2)  # type: ignore[arg-type]
+        data = _aligned(np.concatenate([packed, stored.view(np.uint8).reshape(panels, groups, -1)], axis=2))
+    facts = Panels(data.data_ptr(), n, k, group, bits, offset, kinds == 2, not exact, unsigned.code, in_block * group)
     return CodedPanels(data, facts, columns, None if permutation is None else torch.from_numpy(permutation.copy()))
+
+
+def _of_panels(values: np.ndarray) -> np.ndarray:
+    """[N, columns] -> [panels, columns, 32], zeros beyond N."""
+    padded = np.pad(values, ((0, -len(values) % PANEL), (0, 0)))
+    return np.ascontiguousarray(padded.reshape(-1, PANEL, values.shape[1]).transpose(0, 2, 1))
 
 
 def _as_e2m1(grouped: GroupedWeight) -> _Unsigned:
@@ -213,14 +256,15 @@ def _as_e2m1(grouped: GroupedWeight) -> _Unsigned:
 
 def _unsigned(grouped: GroupedWeight) -> _Unsigned:
     codes, scale, minimum = grouped.codes, grouped.scale, grouped.minimum
-    bits = grouped.bits if grouped.bits in (2, 4) else 8
     low, high = int(codes.min()), int(codes.max())
+    bits = _bits(grouped)
     if minimum is not None and low >= 0 and high < 1 << bits:
-        return _Unsigned(codes.view(np.uint8), scale, minimum, bits, 0)
+        return _Unsigned(codes.view(np.uint8), scale, minimum, bits, 0, INTEGERS, _scale_codes(grouped, bits))
     if minimum is None and low >= -(1 << bits - 1) and high < 1 << bits - 1:
         offset = 1 << bits - 1
-        return _Unsigned(codes.view(np.uint8) + np.uint8(offset), scale, None, bits, offset)
-    if bits < 8 and minimum is None:
+        stored = codes.view(np.uint8) + np.uint8(offset)
+        return _Unsigned(stored, scale, None, bits, offset, INTEGERS, _scale_codes(grouped, bits))
+    if bits in (2, 4) and minimum is None:
         # A zero point was subtracted: unsigned fields from the lowest code of each group up; what that takes away joins
         # the minimum, exactly: the product of an f16 scale and a small integer.
         lowest = codes.reshape(grouped.n, -1, grouped.group_size).min(-1)
@@ -228,6 +272,28 @@ def _unsigned(grouped: GroupedWeight) -> _Unsigned:
         if int(fields.max()) < 1 << bits:
             return _Unsigned(fields.view(np.uint8), scale, -scale * lowest, bits, 0)
     return _Unsigned(codes.view(np.uint8) + np.uint8(128), scale, minimum, 8, 128)
+
+
+def _bits(grouped: GroupedWeight) -> int:
+    """The least that these codes can be stored in, of what there are loops for."""
+    slab, has_minimum = _slab(grouped.group_size), grouped.minimum is not None
+    for bits in (2, 4, 5, 6):
+        with_floats = bits in (2, 4) or (bits == 5 and slab == 32 and not has_minimum)
+        with_codes = grouped.scale_codes is not None and (bits, has_minimum, slab) in CODED_SCALES
+        if bits >= grouped.bits and (with_floats or with_codes):
+            return bits
+    return 8
+
+
+def _scale_codes(grouped: GroupedWeight, bits: int) -> tuple[ScaleCodes, ...]:
+    """A weight's scales as codes, and its minimums, where these are and there are loops for such."""
+    scales, minimums, has_minimum = grouped.scale_codes, grouped.minimum_codes, grouped.minimum is not None
+    if scales is None or (has_minimum and minimums is None):
+        return ()
+    in_block = scales.codes.shape[1] // scales.unit.shape[1]
+    if in_block > MOST_GROUPS or (bits, has_minimum, _slab(grouped.group_size)) not in CODED_SCALES:
+        return ()
+    return (scales, minimums) if minimums is not None else (scales,)
 
 
 def _as_half(values: np.ndarray) -> np.ndarray | None:
