@@ -13,7 +13,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from opsocket.operators import RopeScaling
 from opsocket.operators.errors import ContractError, FormatError
-from opsocket.quantization import WeightTensor, dequantize
+from opsocket.quantization import WeightTensor, dequantize, get_format, quantize
 from opsocket_engine.canonical import matrix_shapes, vector_lengths
 from opsocket_engine.checkpoint import Checkpoint, open_checkpoint
 from opsocket_engine.config import ModelConfig, RopeConfig
@@ -187,6 +187,39 @@ def test_matrices_may_be_quantized_and_vectors_may_not(tmp_path, tensors):
     broken = tensors | {"blk.1.ffn_norm.weight": (np.zeros(68, "u1"), gguf.GGMLQuantizationType.Q8_0)}
     with pytest.raises(FormatError, match=r"blk\.1\.ffn_norm\.weight: wanted floats\[64\], got a quantized tensor"):
         open_file(save(tmp_path / "b.gguf", "llama", broken))
+
+
+def test_a_file_of_k_quants_gives_the_logits_of_their_weights(
+    tmp_path, session, engine_logits, transformers_llama, transformers_logits
+):
+    """Several formats in one file, as llama.cpp mixes them; projections of one input then are several products."""
+    formats = {"attn_v": "q5_K", "attn_output": "q5_K", "ffn_down": "q4_K", "token_embd": "q6_K", "output": "q6_K"}
+    wide = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY | wide))
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.06 if parameter.ndim == 2 else 1.0)
+    quantized = {}
+    for name, array in converted(model, "llama").items():
+        if array.ndim == 2:
+            weight_format = get_format(formats.get(name.split(".")[-2], "q3_K"))
+            blocks = quantize(weight_format, array)["blocks"]
+            quantized[name] = blocks, gguf.GGMLQuantizationType[weight_format.id.upper()]
+        else:
+            quantized[name] = array
+    keys = {"block_count": 1, "embedding_length": 256, "feed_forward_length": 512}
+    checkpoint = open_file(save(tmp_path / "m.gguf", "llama", quantized, keys))
+    stored = [checkpoint.weight(f"layers.0.{name}").format.id for name in ("q_proj", "v_proj", "up_proj", "down_proj")]
+    assert stored == ["q3_K", "q5_K", "q3_K", "q4_K"]
+    for name in matrix_shapes(checkpoint.config):
+        blocks, kind = quantized[gguf_name(name)]
+        np.testing.assert_array_equal(values(checkpoint.weight(name)), gguf.quants.dequantize(blocks, kind))
+    prompts = [np.random.default_rng(4).integers(0, 96, length).tolist() for length in (1, 19)]
+    want = transformers_llama(checkpoint)
+    for prompt, logits in zip(prompts, engine_logits(session, checkpoint, prompts), strict=True):
+        theirs = transformers_logits(want, prompt)
+        assert theirs.std() > 0.3
+        assert np.abs(logits - theirs).max() < 5e-5 * max(1.0, theirs.std())
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_packed_weights(format):
     expected = by_gguf(format, tensors["blocks"])
     np.testing.assert_array_max_ulp(dequantize(format, tensors, 24, 768), expected, maxulp=1)
     # The packed bytes mean the weight to ggml too: a misplaced field would leave no correlation.
-    least = 0.99 if format.code == "e2m1" else {2: 0.9, 4: 0.995, 5: 0.999}.get(format.bits, 0.9995)
+    least = 0.99 if format.code == "e2m1" else {2: 0.9, 3: 0.98, 4: 0.995, 5: 0.999}.get(format.bits, 0.9995)
     assert np.corrcoef(expected.ravel(), weight.ravel())[0, 1] > least
 
 

@@ -223,16 +223,40 @@ def _q2_k(block: Tensor) -> _Terms:
     return _Terms(scale.unsqueeze(3), codes.cast("f64"), minimum=minimum.unsqueeze(3))
 
 
-def _q4_k(block: Tensor) -> _Terms:
-    """Six-bit scales and minimums of each 32 from three times four bytes: scales, minimums and the low halves of the
-    last four of both, whose high halves lie on top of the first two."""
+def _q3_k(block: Tensor) -> _Terms:
+    """Bit b of byte i on top of the code b * 32 + i of bit pairs; six-bit scales of each 16, the nibbles of eight bytes
+    and the bit pairs of four on top of those, of which 32 is 0."""
+    low = _fields(block.part(2, 32, 96).reshape(0, 0, 2, 32), 2, (0, 2, 4, 6), inner=1).reshape(0, 0, -1)
+    third = _fields(block.part(2, 0, 32), 1, range(8), inner=1).reshape(0, 0, -1)
+    codes = (low | (third << 2)).cast("f64").reshape(0, 0, 16, 16)
+    nibbles = _fields(block.part(2, 96, 104), 4, (0, 4), inner=1).reshape(0, 0, -1)
+    pairs = _fields(block.part(2, 104, 108), 2, (0, 2, 4, 6), inner=1).reshape(0, 0, -1)
+    scale = _half(block, 108) * ((nibbles | (pairs << 4)).cast("f64") - 32.0)
+    return _Terms(scale.unsqueeze(3), codes, zero=4.0)
+
+
+def _k_scales(block: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and minimums of each 32, [N, blocks, 8, 1]: six bits of both from three times four bytes, scales, minimums
+    and the low halves of the last four of both, whose high halves lie on top of the first two."""
     join = block.writer
     scales, minimums, low = (block.part(2, at, at + 4) for at in (4, 8, 12))
     scale = join("Concat", scales & 63, (low & 15) | ((scales >> 6) << 4), axis=2).cast("f64")
     minimum = join("Concat", minimums & 63, (low >> 4) | ((minimums >> 6) << 4), axis=2).cast("f64")
+    return (_half(block, 0) * scale).unsqueeze(3), (_half(block, 2) * minimum).unsqueeze(3)
+
+
+def _q4_k(block: Tensor) -> _Terms:
     codes = _fields(block.part(2, 16, 144).reshape(0, 0, 4, 32), 4, (0, 4), inner=1).reshape(0, 0, 8, 32)
-    scale, minimum = _half(block, 0) * scale, _half(block, 2) * minimum
-    return _Terms(scale.unsqueeze(3), codes.cast("f64"), minimum=minimum.unsqueeze(3))
+    scale, minimum = _k_scales(block)
+    return _Terms(scale, codes.cast("f64"), minimum=minimum)
+
+
+def _q5_k(block: Tensor) -> _Terms:
+    """Bit b of byte i of 32 on top of the nibble b * 32 + i."""
+    low = _fields(block.part(2, 48, 176).reshape(0, 0, 4, 32), 4, (0, 4), inner=1).reshape(0, 0, 8, 32)
+    fifth = _fields(block.part(2, 16, 48), 1, range(8), inner=1)
+    scale, minimum = _k_scales(block)
+    return _Terms(scale, (low | (fifth << 4)).cast("f64"), minimum=minimum)
 
 
 def _q6_k(block: Tensor) -> _Terms:
@@ -259,7 +283,9 @@ _BLOCKS: Final[Mapping[str, Callable[[Tensor], _Terms]]] = {
     "q5_0": _q5_0,
     "q8_0": _q8_0,
     "q2_K": _q2_k,
+    "q3_K": _q3_k,
     "q4_K": _q4_k,
+    "q5_K": _q5_k,
     "q6_K": _q6_k,
     "mxfp4": _mxfp4,
 }

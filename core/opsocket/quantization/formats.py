@@ -4,8 +4,9 @@ A `QuantFormat` is a hashable record; everything that computes dispatches on its
 
 - ``dense``: one array element per weight. ``f32 f16 bf16``; ``i8_channel`` (one scale per row); and
   ``f8e4m3fn_tensor f8e4m3fn_channel f8e4m3fn_128x128`` (one scale for all, per row, per 128 rows by 128 columns).
-- ``ggml``: rows of self-contained blocks, scales inside, as llama.cpp has them. ``q4_0 q4_1 q5_0 q8_0 q2_K q4_K q6_K``,
-  and ``mxfp4``: 4-bit floats (e2m1) with a power of two (e8m0) per 32, as OCP Microscaling has them.
+- ``ggml``: rows of self-contained blocks, scales inside, as llama.cpp has them. ``q4_0 q4_1 q5_0 q8_0``; its
+  K-quants ``q2_K q3_K q4_K q5_K q6_K``; and ``mxfp4``: 4-bit floats (e2m1) with a power of two (e8m0) per 32, as OCP
+  Microscaling has them.
 - ``nibble_lo``: codes packed along K, lowest bits first. ``i4_g{G} i2_g{G}``, with ``_z`` for a zero point per group.
 - ``gptq_v1``, ``gptq_v2``: codes packed along K into i32 words, lowest bits first, stored [K, N]. The two differ by one
   in the zero point: v1 stores ``zero - 1``, v2 stores ``zero``. ``_act``: column k belongs to group ``g_idx[k]``.
@@ -239,7 +240,9 @@ _FIXED = (
     _ggml("q5_0", 5, 32, 22),
     _ggml("q8_0", 8, 32, 34),
     _ggml("q2_K", 2, 16, 84, "float_min", 256),
+    _ggml("q3_K", 3, 16, 110, "none", 256),
     _ggml("q4_K", 4, 32, 144, "float_min", 256),
+    _ggml("q5_K", 5, 32, 176, "float_min", 256),
     _ggml("q6_K", 6, 16, 210, "none", 256),
     QuantFormat("mxfp4", 4, "e2m1", 32, 0, "e8m0", "none", "ggml", block_bytes=17),
 )

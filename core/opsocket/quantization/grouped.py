@@ -163,8 +163,19 @@ def _unpack_ggml(format: QuantFormat, rows: Bytes, n: int, k: int) -> GroupedWei
             codes = _planes(blocks[:, 16:80].reshape(-1, 2, 1, 32), 2)
             scales = _coded(blocks[:, :16] & np.uint8(15), _f16(blocks, 80))
             minimums = _coded(blocks[:, :16] >> np.uint8(4), _f16(blocks, 82))
+        case "q3_K":
+            low = _planes(blocks[:, 32:96].reshape(-1, 2, 1, 32), 2)
+            high = _planes(blocks[:, None, :32], 1)
+            codes = (low.reshape(high.shape) | high << np.int8(2)) - np.int8(4)
+            scales = _coded(_six_bit_scales(blocks[:, 96:108]), _f16(blocks, 108))
         case "q4_K":
             codes = _planes(blocks[:, 16:144].reshape(-1, 4, 1, 32), 4)
+            of_scales, of_minimums = _six_bit_pairs(blocks[:, 4:16])
+            scales, minimums = _coded(of_scales, _f16(blocks, 0)), _coded(of_minimums, _f16(blocks, 2))
+        case "q5_K":
+            low = _planes(blocks[:, 48:176].reshape(-1, 4, 1, 32), 4)
+            fifth = _planes(blocks[:, None, 16:48], 1)
+            codes = low.reshape(fifth.shape) | fifth << np.int8(4)
             of_scales, of_minimums = _six_bit_pairs(blocks[:, 4:16])
             scales, minimums = _coded(of_scales, _f16(blocks, 0)), _coded(of_minimums, _f16(blocks, 2))
         case "q6_K":
@@ -209,6 +220,15 @@ def _planes(packed: Bytes, bits: int) -> npt.NDArray[np.int8]:
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     planes: npt.NDArray[np.uint8] = packed >> shifts & np.uint8((1 << bits) - 1)
     return planes.view(np.int8)
+
+
+def _six_bit_scales(packed: Bytes) -> npt.NDArray[np.int8]:
+    """u8 [blocks, 12] -> i8 [blocks, 16], as q3_K has them: the low nibbles of bytes 0-7, then the high ones, and on
+    top of those the pairs of bits of bytes 8-11, the lowest pair of all four first; less 32."""
+    low = _planes(packed[:, None, :8], 4).reshape(-1, 16)
+    top = _planes(packed[:, None, 8:], 2).reshape(-1, 16)
+    scales: npt.NDArray[np.int8] = (low | top << np.int8(4)) - np.int8(32)
+    return scales
 
 
 def _six_bit_pairs(packed: Bytes) -> tuple[Bytes, Bytes]:

@@ -24,15 +24,18 @@ def _as_bytes(values: Array) -> Bytes:
     return np.ascontiguousarray(values)[:, None].view(np.uint8)
 
 
-def _signed_scale(blocks: Float32, middle: int) -> npt.NDArray[np.float16]:
-    """Scale of codes -middle..middle-1, negative where the weight of largest magnitude is positive: it gets -middle."""
-    above, below = np.maximum(blocks.max(axis=1), 0), np.maximum(-blocks.min(axis=1), 0)
-    scale = f16_at_least(np.maximum(np.maximum(above, below) / middle, np.minimum(above, below) / (middle - 1)))
-    return np.where(above > below, -scale, scale)
+def _signed_step(blocks: Float32, middle: int) -> tuple[Float32, npt.NDArray[np.bool_]]:
+    """Least step of codes -middle..middle-1 over the last axis, and where their scale is negative: where the weight of
+    largest magnitude is positive, which gets -middle."""
+    above, below = np.maximum(blocks.max(axis=-1), 0), np.maximum(-blocks.min(axis=-1), 0)
+    step = np.maximum(np.maximum(above, below) / middle, np.minimum(above, below) / (middle - 1))
+    return step, above > below
 
 
 def _signed_codes(blocks: Float32, middle: int) -> tuple[npt.NDArray[np.float16], Bytes]:
-    scale = _signed_scale(blocks, middle)
+    step, is_negative = _signed_step(blocks, middle)
+    scale = f16_at_least(step)
+    scale = np.where(is_negative, -scale, scale)
     codes = np.rint(divide(blocks, scale[:, None])) + middle
     return scale, codes.clip(0, 2 * middle - 1).astype(np.uint8)
 
@@ -49,6 +52,11 @@ def _bit_pairs(codes: Bytes) -> Bytes:
     first, second, third, fourth = np.split(codes & np.uint8(3), 4, axis=-1)
     packed: Bytes = first | second << np.uint8(2) | third << np.uint8(4) | fourth << np.uint8(6)
     return packed
+
+
+def _bit_planes(bits: Bytes) -> Bytes:
+    """u8 [blocks, 256] of 0 and 1 -> u8 [blocks, 32]: each eighth in its bit, the first in the lowest."""
+    return np.packbits(bits.reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
 
 
 def _q4_0(blocks: Float32) -> Bytes:
@@ -101,15 +109,41 @@ def _q2_K(blocks: Float32) -> Bytes:  # noqa: N802
     return np.concatenate((scales | minimums << np.uint8(4), pairs, d, dmin), axis=1)
 
 
-def _q4_K(blocks: Float32) -> Bytes:  # noqa: N802
-    d, dmin, scales, minimums, codes = _with_minimum(blocks, 32, 15, 63)
+def _q3_K(blocks: Float32) -> Bytes:  # noqa: N802
+    subs = blocks.reshape(len(blocks), 16, 16)
+    step, is_negative = _signed_step(subs, 4)
+    d, scales, scale = _units(step, 31)
+    # The larger side of zero has four codes and the other three, whichever it is: the step may be three quarters.
+    scale = np.where(is_negative, -scale, scale)
+    codes = (np.rint(divide(subs, scale[:, :, None])) + 4).clip(0, 7).astype(np.uint8).reshape(blocks.shape)
+    offset = np.uint8(32)
+    scales = np.where(is_negative, offset - scales, offset + scales)
+    low, third = _bit_pairs(codes.reshape(-1, 2, 128)).reshape(-1, 64), _bit_planes(codes >> np.uint8(2))
+    return np.concatenate((third, low, _nibbles(scales), _bit_pairs(scales >> np.uint8(4)), _as_bytes(d)), axis=1)
+
+
+def _six_bit_pairs(scales: Bytes, minimums: Bytes) -> Bytes:
+    """u8 [blocks, 8] each -> u8 [blocks, 12]: the first four of both, on top of these the upper bits of the last four,
+    whose low nibbles follow."""
     top_bits = np.uint8(0x30)
     packed = (
         scales[:, :4] | (scales[:, 4:] & top_bits) << np.uint8(2),
         minimums[:, :4] | (minimums[:, 4:] & top_bits) << np.uint8(2),
         scales[:, 4:] & np.uint8(15) | minimums[:, 4:] << np.uint8(4),
     )
-    return np.concatenate((d, dmin, *packed, _nibbles(codes.reshape(-1, 4, 64)).reshape(-1, 128)), axis=1)
+    return np.concatenate(packed, axis=1)
+
+
+def _q4_K(blocks: Float32) -> Bytes:  # noqa: N802
+    d, dmin, scales, minimums, codes = _with_minimum(blocks, 32, 15, 63)
+    low = _nibbles(codes.reshape(-1, 4, 64)).reshape(-1, 128)
+    return np.concatenate((d, dmin, _six_bit_pairs(scales, minimums), low), axis=1)
+
+
+def _q5_K(blocks: Float32) -> Bytes:  # noqa: N802
+    d, dmin, scales, minimums, codes = _with_minimum(blocks, 32, 31, 63)
+    fifth, low = _bit_planes(codes >> np.uint8(4)), _nibbles(codes.reshape(-1, 4, 64)).reshape(-1, 128)
+    return np.concatenate((d, dmin, _six_bit_pairs(scales, minimums), fifth, low), axis=1)
 
 
 def _q6_K(blocks: Float32) -> Bytes:  # noqa: N802
@@ -149,7 +183,9 @@ PACKERS: Mapping[str, Callable[[Float32], Bytes]] = {
     "q5_0": _q5_0,
     "q8_0": _q8_0,
     "q2_K": _q2_K,
+    "q3_K": _q3_K,
     "q4_K": _q4_K,
+    "q5_K": _q5_K,
     "q6_K": _q6_K,
     "mxfp4": _mxfp4,
 }

@@ -182,23 +182,58 @@ def _q2_K(block: Array, j: int) -> Float64:  # noqa: N802
     return scale * code - minimum
 
 
+def _q3_K(block: Array, j: int) -> Float64:  # noqa: N802
+    """Third bits: 32 bytes @0. Low bit pairs as q2_K @32. Sixteen six-bit sub-block scales: 12 bytes @96. d: half @108.
+
+    Weight j has its third bit in byte j % 32, and there in bit j // 32. Sub-block s has the low nibble of its scale in
+    nibble s // 8 of byte s % 8 of the twelve, and the two bits above in pair s // 4 of byte 8 + s % 4.
+    d * (scale - 32) * (q - 4).
+    """
+    half, within = divmod(j, 128)
+    quarter, byte = divmod(within, 32)
+    code = _bits(block, 32 + 32 * half + byte, 2 * quarter, 2) + 4 * _bits(block, byte, j // 32, 1)
+    sub = j // 16
+    scale = _bits(block, 96 + sub % 8, 4 * (sub // 8), 4) + 16 * _bits(block, 104 + sub % 4, 2 * (sub // 4), 2)
+    return _half(block, 108) * (scale - 32) * (code - 4)
+
+
 def _q4_K(block: Array, j: int) -> Float64:  # noqa: N802
-    """d: half @0. dmin: half @2. Six-bit scales and minimums of eight sub-blocks of 32: 12 bytes @4. Codes @16.
+    """d: half @0. dmin: half @2. Scales and minimums: see `_scale_and_minimum`. Codes @16.
 
     Each quarter of the block (64) has 32 code bytes: its first 32 weights in the low nibbles, the rest in the high.
-    Sub-blocks 0-3 have their scale in byte 4 + s and their minimum in byte 8 + s. Sub-blocks 4-7 have the low nibbles
-    of both in byte 8 + s, and the two bits above on top of those earlier bytes.
     """
     quarter, within = divmod(j, 64)
     high, byte = divmod(within, 32)
     code = _bits(block, 16 + 32 * quarter + byte, 4 * high, 4)
-    sub = j // 32
+    scale, minimum = _scale_and_minimum(block, j // 32)
+    return scale * code - minimum
+
+
+def _scale_and_minimum(block: Array, sub: int) -> tuple[Float64, Float64]:
+    """d * scale and dmin * minimum of sub-block `sub` of eight of 32: d: half @0, dmin: half @2, six bits each in 12
+    bytes @4.
+
+    Sub-blocks 0-3 have their scale in byte 4 + s and their minimum in byte 8 + s. Sub-blocks 4-7 have the low nibbles
+    of both in byte 8 + s, and the two bits above on top of those earlier bytes.
+    """
     if sub < 4:
         scale, minimum = _bits(block, 4 + sub, 0, 6), _bits(block, 8 + sub, 0, 6)
     else:
         scale = _bits(block, 8 + sub, 0, 4) + 16 * _bits(block, sub, 6, 2)
         minimum = _bits(block, 8 + sub, 4, 4) + 16 * _bits(block, 4 + sub, 6, 2)
-    return _half(block, 0) * scale * code - _half(block, 2) * minimum
+    return _half(block, 0) * scale, _half(block, 2) * minimum
+
+
+def _q5_K(block: Array, j: int) -> Float64:  # noqa: N802
+    """d, dmin, scales and minimums as q4_K. Fifth bits: 32 bytes @16. Low nibbles as q4_K @48.
+
+    Weight j has its fifth bit in byte j % 32, and there in the bit of its sub-block.
+    """
+    quarter, within = divmod(j, 64)
+    high, byte = divmod(within, 32)
+    code = _bits(block, 48 + 32 * quarter + byte, 4 * high, 4) + 16 * _bits(block, 16 + byte, j // 32, 1)
+    scale, minimum = _scale_and_minimum(block, j // 32)
+    return scale * code - minimum
 
 
 def _q6_K(block: Array, j: int) -> Float64:  # noqa: N802
@@ -235,7 +270,9 @@ _GGML_BLOCKS: Mapping[str, Callable[[Array, int], Float64]] = {
     "q5_0": _q5_0,
     "q8_0": _q8_0,
     "q2_K": _q2_K,
+    "q3_K": _q3_K,
     "q4_K": _q4_K,
+    "q5_K": _q5_K,
     "q6_K": _q6_K,
     "mxfp4": _mxfp4,
 }

@@ -13,8 +13,11 @@ from opsocket_conformance.floats import round_to
 Tensors = dict[str, npt.NDArray[np.generic]]
 
 # Byte offsets of the f16 scales (and minimums) in one ggml block.
-_HALVES = {"q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q8_0": (0,), "q2_K": (80, 82), "q4_K": (0, 2), "q6_K": (208,)}
-_SMALLER = {"q2_K": 1 / 8, "q4_K": 1 / 32, "q6_K": 1 / 64}
+_HALVES = {
+    "q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q8_0": (0,),
+    "q2_K": (80, 82), "q3_K": (108,), "q4_K": (0, 2), "q5_K": (0, 2), "q6_K": (208,),
+}  # fmt: skip
+_SMALLER = {"q2_K": 1 / 8, "q3_K": 1 / 16, "q4_K": 1 / 32, "q5_K": 1 / 32, "q6_K": 1 / 64}
 
 
 def random_weight(

@@ -183,8 +183,16 @@ def _q2_k(blocks: Int, j: Int) -> Weight:
     return _with_minimum(scale, codes, _half(blocks, 82) * _field(blocks, j // 16, 4, 4))
 
 
-def _q4_k(blocks: Int, j: Int) -> Weight:
-    codes = _field(blocks, 16 + 32 * (j // 64) + j % 32, 4 * (j % 64 // 32), 4)
+def _q3_k(blocks: Int, j: Int) -> Weight:
+    codes = _field(blocks, 32 + 32 * (j // 128) + j % 32, 2 * (j % 128 // 32), 2)
+    codes = codes | _field(blocks, j % 32, j // 32, 1) << 2
+    sub = j // 16
+    six_bits = _field(blocks, 96 + sub % 8, 4 * (sub // 8), 4) | _field(blocks, 104 + sub % 4, 2 * (sub // 4), 2) << 4
+    return _signed(_half(blocks, 108) * (six_bits - 32), codes, 4)
+
+
+def _k_scales(blocks: Int, j: Int) -> tuple[Float64, Float64]:
+    """Scale and minimum of each weight of q4_K and q5_K."""
     sub = np.arange(8)
     late, four = sub >= 4, sub % 4
     six_bits = []
@@ -192,7 +200,19 @@ def _q4_k(blocks: Int, j: Int) -> Weight:
         early = _field(blocks, base + four, 0, 6)
         joined = _field(blocks, 12 + four, shift, 4) | _field(blocks, base + four, 6, 2) << 4
         six_bits.append(np.where(late, joined, early)[..., j // 32])
-    return _with_minimum(_half(blocks, 0) * six_bits[0], codes, _half(blocks, 2) * six_bits[1])
+    return _half(blocks, 0) * six_bits[0], _half(blocks, 2) * six_bits[1]
+
+
+def _q4_k(blocks: Int, j: Int) -> Weight:
+    codes = _field(blocks, 16 + 32 * (j // 64) + j % 32, 4 * (j % 64 // 32), 4)
+    scale, minimum = _k_scales(blocks, j)
+    return _with_minimum(scale, codes, minimum)
+
+
+def _q5_k(blocks: Int, j: Int) -> Weight:
+    codes = _field(blocks, 48 + 32 * (j // 64) + j % 32, 4 * (j % 64 // 32), 4)
+    scale, minimum = _k_scales(blocks, j)
+    return _with_minimum(scale, codes | _field(blocks, 16 + j % 32, j // 32, 1) << 4, minimum)
 
 
 def _q6_k(blocks: Int, j: Int) -> Weight:
@@ -218,7 +238,9 @@ _BLOCKS: Mapping[str, Callable[[Int, Int], Weight]] = {
     "q5_0": _q5_0,
     "q8_0": _q8_0,
     "q2_K": _q2_k,
+    "q3_K": _q3_k,
     "q4_K": _q4_k,
+    "q5_K": _q5_k,
     "q6_K": _q6_k,
     "mxfp4": _mxfp4,
 }
