@@ -63,6 +63,14 @@ A8 = (
     ("i4_g128_a8", 4, 128, False),
     ("i8_channel_a8", 8, 0, False),
 )
+K_QUANTS = (
+    ("q2_K_a8", 2, 16, True),
+    ("q3_K_a8", 3, 16, False),
+    ("q4_K_a8", 4, 32, True),
+    ("q5_K_a8", 5, 32, True),
+    ("q6_K_a8", 6, 16, False),
+)
+"""What most files hold."""
 OTHERS = (("q4_0", 4, 32, False), ("q4_1", 4, 32, True), ("i2_g64_a8", 2, 64, False))
 CONTEXTS = ((1024, 1), (4096, 1), (16384, 1), (1024, 8), (4096, 8))
 CURVES = {
@@ -86,6 +94,7 @@ def divides(group: int, k: int) -> bool:
 MEASURED = [
     *(matmul(*fmt, *shape, m) for shape in SHAPES for fmt in A8 if divides(fmt[2], shape[1]) for m in (1, 8, 128, 512)),
     *(matmul(*fmt, 3584, 3584, m) for fmt in OTHERS for m in (1, 128)),
+    *(matmul(*fmt, 3584, 3584, m) for fmt in K_QUANTS for m in (1, 8, 128)),
     *(attention(cache, *context) for cache in ("bf16", "f8e4m3fn", "i8", "i4") for context in CONTEXTS),
     *(attention(cache, *context, fast=True) for cache in ("bf16", "f8e4m3fn", "i8", "i4") for context in CONTEXTS),
     *(attention("bf16", 1024, batch, heads=SMOLLM2) for batch in (1, 8)),

@@ -1,5 +1,5 @@
-"""ggml's CPU backend, by the libraries that llama-cpp-python compiled: mul_mat with q4_0 weights (repacked by ggml for
-this processor where it can) and q4_1 weights, flash attention over f16, q8_0 and q4_0 caches."""
+"""ggml's CPU backend, by the libraries that llama-cpp-python compiled: mul_mat with q4_0 and K-quant weights (repacked by
+ggml for this processor where it can) and q4_1 weights, flash attention over f16, q8_0 and q4_0 caches."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ import llama_cpp
 import numpy as np
 from protocol import STREAMED_ROWS, Prepared, arguments, copies, serve_operators
 
-TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 8}
-BLOCK = {"f16": (1, 2), "q4_0": (32, 18), "q4_1": (32, 20), "q8_0": (32, 34)}
+TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 8, "q2_K": 10, "q3_K": 11, "q4_K": 12, "q5_K": 13, "q6_K": 14}
+BLOCK = {
+    "f16": (1, 2), "q4_0": (32, 18), "q4_1": (32, 20), "q8_0": (32, 34),
+    "q2_K": (256, 84), "q3_K": (256, 110), "q4_K": (256, 144), "q5_K": (256, 176), "q6_K": (256, 210),
+}  # fmt: skip
+SCALES_AT = {"q4_1": (0, 2), "q2_K": (80, 82), "q3_K": (108,), "q4_K": (0, 2), "q5_K": (0, 2), "q6_K": (208,)}
+WEIGHTS = ("q4_0", "q4_1", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K")
+REPACKED = ("q4_0", "q2_K", "q4_K")
+"""By ggml on x86 with AVX-512; tensors of other types can't be put into such a buffer."""
 
 folder = Path(llama_cpp.__file__).parent / "lib"
 base = ctypes.CDLL(str(folder / "libggml-base.so"), ctypes.RTLD_GLOBAL)
@@ -74,9 +81,8 @@ def quantized(kind: str, count: int) -> np.ndarray:
     if kind == "f16":
         return generator.standard_normal(count).astype(np.float16).view(np.uint8)
     scale = (generator.random((len(blocks), 1)) * 0.01).astype(np.float16)
-    blocks[:, :2] = scale.view(np.uint8)
-    if kind == "q4_1":
-        blocks[:, 2:4] = scale.view(np.uint8)
+    for at in SCALES_AT.get(kind, (0,)):
+        blocks[:, at : at + 2] = scale.view(np.uint8)
     return blocks.reshape(-1)
 
 
@@ -112,14 +118,14 @@ def graph_of(make: Any) -> Any:
 
 def matmul(case: dict[str, Any]) -> Prepared | str:
     kind = case["format"].removesuffix("_a8")
-    if kind not in ("q4_0", "q4_1"):
+    if kind not in WEIGHTS:
         return "no such kernel"
     m, n, k = case["m"], case["n"], case["k"]
     data = quantized(kind, n * k)
     count = copies(data.nbytes) if m <= STREAMED_ROWS else 2
     if count > MOST_GRAPHS:
         return "too many graphs for weights that together are larger than any cache"
-    where = repacked_type() if kind == "q4_0" else None
+    where = repacked_type() if kind in REPACKED else None
     weights = [tensors([(kind, (k, n))], where)[0] for _ in range(count)]
     for weight in weights:
         fill(weight, data)

@@ -201,7 +201,7 @@ def _unpack_ggml(format: QuantFormat, rows: Bytes, n: int, k: int) -> GroupedWei
     return GroupedWeight(n, k, format.block_k, codes, scales.floats(), minimum, None, format.bits, scales, minimums)
 
 
-def _coded(codes: Bytes, unit: npt.NDArray[np.float32]) -> ScaleCodes:
+def _coded(codes: Array, unit: npt.NDArray[np.float32]) -> ScaleCodes:
     return ScaleCodes(np.ascontiguousarray(codes).view(np.int8), unit)
 
 
