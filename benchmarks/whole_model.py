@@ -235,6 +235,7 @@ def main() -> None:
     parser.add_argument(
         "--systems", help=f"of {', '.join(SYSTEMS)}, separated by commas; default: all that are installed"
     )
+    parser.add_argument("--model", default="smollm2", help="a GGUF file, or the name of one; default: %(default)s")
     parser.add_argument("--cases", help="as BATCHxPROMPT, separated by commas; default: all")
     parser.add_argument("--json", type=Path)
     parser.add_argument(
@@ -245,8 +246,9 @@ def main() -> None:
     from opsocket_cpu import host
     from opsocket_engine.locate import GGUFModel, locate
 
-    files = locate("smollm2")
-    assert isinstance(files, GGUFModel)
+    files = locate(args.model)
+    if not isinstance(files, GGUFModel):
+        parser.error(f"--model: a GGUF file, or a name of one, not {args.model}")
     names = args.systems.split(",") if args.systems else list(SYSTEMS)
     cases = [c for c in CASES if not args.cases or f"{c.batch}x{c.prompt}" in args.cases.split(",")]
     if not cases:

@@ -11,19 +11,14 @@ from pathlib import Path
 import llama_cpp as llama
 import numpy as np
 from protocol import arguments, serve
+from requantize import requantize
 
 
 def requantized(path: str) -> str:
     """The same model with Q4_0 matrices, made once beside this machine's temporary files."""
     target = Path(tempfile.gettempdir()) / f"{Path(path).stem}.requantized.q4_0.gguf"
     if not target.exists():
-        params = llama.llama_model_quantize_default_params()
-        params.ftype = llama.LLAMA_FTYPE_MOSTLY_Q4_0
-        params.allow_requantize = True
-        partial = target.with_suffix(".partial")
-        if llama.llama_model_quantize(path.encode(), str(partial).encode(), ctypes.byref(params)):
-            raise SystemExit("llama.cpp could not requantize the model")
-        partial.rename(target)
+        requantize(path, "Q4_0", target)
     return str(target)
 
 

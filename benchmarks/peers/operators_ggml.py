@@ -1,5 +1,5 @@
-"""ggml's CPU backend, by the libraries that llama-cpp-python compiled: mul_mat with q4_0 and K-quant weights (repacked by
-ggml for this processor where it can) and q4_1 weights, flash attention over f16, q8_0 and q4_0 caches."""
+"""ggml's CPU backend, by the libraries that llama-cpp-python compiled: mul_mat with q4_0, q4_1 and K-quant weights
+(repacked by ggml for this processor where it can), flash attention over f16, q8_0 and q4_0 caches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ import llama_cpp
 import numpy as np
 from protocol import STREAMED_ROWS, Prepared, arguments, copies, serve_operators
 
-TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 8, "q2_K": 10, "q3_K": 11, "q4_K": 12, "q5_K": 13, "q6_K": 14}
+TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 8,
+    "q2_K": 10,
+    "q3_K": 11,
+    "q4_K": 12,
+    "q5_K": 13,
+    "q6_K": 14,
+}
 BLOCK = {
     "f16": (1, 2), "q4_0": (32, 18), "q4_1": (32, 20), "q8_0": (32, 34),
     "q2_K": (256, 84), "q3_K": (256, 110), "q4_K": (256, 144), "q5_K": (256, 176), "q6_K": (256, 210),

@@ -21,19 +21,23 @@ constexpr int64_t FEW = 16;                  // rows up to which a panel takes n
 constexpr int MOST_IN_REGISTERS = W == 16 ? 8 : W == 8 ? 2 : 1;  // rows for which codes are widened in registers
 constexpr int64_t OWN_ROWS = 48;             // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
 
-// What each nibble stands for, as far as a vector holds them.
-inline F nibbles(int32_t zero_offset) {
-    F v;
-    for (int i = 0; i < W; i++) v[i] = float(i - zero_offset);
-    return v;
-}
+// What each integer of up to five bits stands for, as far as two vectors hold them.
+struct Numbers {
+    F low, high;
 
-// What codes in the lowest bits of each element stand for: integers less an offset, or small floats. NIBBLES: the codes
-// have four bits, and `numbers` is what each stands for.
-template <int CODE, bool NIBBLES> inline F number(I codes, I mask, I offset, [[maybe_unused]] F numbers) {
+    explicit Numbers(int32_t zero_offset) {
+        for (int i = 0; i < W; i++) low[i] = float(i - zero_offset), high[i] = float(W + i - zero_offset);
+    }
+};
+
+// What codes in the lowest bits of each element stand for: integers less an offset, or small floats.
+template <int CODE, int BITS> inline F number(I codes, I mask, I offset, [[maybe_unused]] const Numbers &numbers) {
 #if OPSOCKET_AVX512
-    if constexpr (CODE == INTEGERS && NIBBLES)
-        return (F)_mm512_permutexvar_ps((__m512i)codes, (__m512)numbers);  // looks at four bits alone
+    // Permutes look at four bits of an index, or at five.
+    if constexpr (CODE == INTEGERS && BITS == 4)
+        return (F)_mm512_permutexvar_ps((__m512i)codes, (__m512)numbers.low);
+    if constexpr (CODE == INTEGERS && BITS == 5)
+        return (F)_mm512_permutex2var_ps((__m512)numbers.low, (__m512i)codes, (__m512)numbers.high);
 #endif
     if constexpr (CODE == E4M3FN) return e4m3fn(codes & mask);
     else if constexpr (CODE == E2M1) return twice_e2m1(codes);
@@ -43,11 +47,10 @@ template <int CODE, bool NIBBLES> inline F number(I codes, I mask, I offset, [[m
 // Widen k = first .. first + count - 1 of group g of a panel, less the zero offset, times the scales, less the minimums.
 template <int CODE, int BITS, int SLAB>
 void widen(const Panels &w, const uint8_t *panel, int64_t g, int64_t first, int64_t count, float *tile) {
-    constexpr bool NIBBLES = BITS == 4;
     const uint8_t *codes = w.group_at(panel, g) + first / SLAB * w.slab_bytes();
     const Scales scales = scales_of(w, panel, g, 0), minimums = scales_of(w, panel, g, 1);
     const I mask = set(int32_t((1 << BITS) - 1)), offset = set(int32_t(w.zero_offset));
-    const F numbers = nibbles(w.zero_offset);
+    const Numbers numbers(w.zero_offset);
     F scale[V], minimum[V];
     for (int v = 0; v < V; v++) {
         scale[v] = scales.vector(v * W);
@@ -58,7 +61,7 @@ void widen(const Panels &w, const uint8_t *panel, int64_t g, int64_t first, int6
             for (int v = 0; v < V; v++) {
                 const I four = codes_of_step<BITS, SLAB>(codes, step, v);
                 for (int b = 0; b < 4; b++) {
-                    F value = number<CODE, NIBBLES>(four >> (8 * b), mask, offset, numbers) * scale[v];
+                    F value = number<CODE, BITS>(four >> (8 * b), mask, offset, numbers) * scale[v];
                     if (w.has_minimum) value = value - minimum[v];
                     store(tile + b * PANEL + v * W, value);
                 }
@@ -116,7 +119,7 @@ void rows_by_groups(const Panels &w, const uint8_t *panel, const float *x, int64
     const bool has_minimum = w.has_minimum, scale_f32 = w.scale_f32;
     const float zero = float(w.zero_offset);
     const I mask = set(int32_t((1 << BITS) - 1));
-    const F numbers = nibbles(0);
+    const Numbers numbers(0);
     const uint8_t *codes = panel, *head = panel;
     for (int64_t g = 0, in_block = 0; g < groups; g++, in_block = in_block + 1 < block_groups ? in_block + 1 : 0) {
         if (head_bytes && in_block == 0) {
@@ -148,7 +151,7 @@ void rows_by_groups(const Panels &w, const uint8_t *panel, const float *x, int64
                         for (int b = 0; b < 4; b++) {
                             F value[V];
                             for (int v = 0; v < V; v++)
-                                value[v] = number<CODE, BITS == 4>(four[v] >> (8 * b + from), mask, I{}, numbers);
+                                value[v] = number<CODE, BITS>(four[v] >> (8 * b + from), mask, I{}, numbers);
 #pragma GCC unroll 8
                             for (int r = 0; r < R; r++) {
                                 const F factor = set(x[r * x_stride + (field * STEPS + step) * 4 + b]);

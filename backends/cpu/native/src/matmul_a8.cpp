@@ -139,12 +139,12 @@ template <int BITS, bool TILE, size_t... R> static Rows by_codes(int64_t rows, s
     return all[rows - 1];
 }
 
-// What there are loops for: `FORMS` of weights.py, which packs nothing else.
+// What there are loops for. weights.py packs nothing else: `CODED_SCALES` and `_bits`.
 constexpr bool is_form(int bits, bool minimums, int slab, int place) {
     if (place == IN_TILE) return true;
     if (place == IN_HEAD) return minimums ? (bits == 2 && slab == 16) || ((bits == 4 || bits == 5) && slab == 32)
                                           : (bits == 4 || bits == 6) && slab == 16;
-    return bits == 5 ? slab == 32 && !minimums : bits != 6;
+    return bits == 5 ? slab == 32 : bits != 6;
 }
 
 template <int SUMS, int BITS, int PLACE> static Rows by_slab(const Cuts &c, int64_t rows) {

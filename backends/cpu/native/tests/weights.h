@@ -21,9 +21,9 @@ inline CodeFormat some_k_quant(Random &random) {
         int bits;
         bool minimum;
         int64_t group;
-    } forms[] = {{2, true, 16}, {4, true, 32}, {5, true, 32}, {4, false, 16}, {6, false, 16}, {5, false, 32}};
-    const int64_t i = random.below(6);
-    const int64_t super = i == 5 ? 0 : forms[i].group << (1 + random.below(4));
+    } forms[] = {{2, true, 16}, {4, true, 32}, {5, true, 32}, {4, false, 16}, {6, false, 16}, {5, false, 32}, {5, true, 32}};
+    const int64_t i = random.below(7);
+    const int64_t super = i >= 5 ? 0 : forms[i].group << (1 + random.below(4));
     return {forms[i].bits, forms[i].minimum, false, forms[i].group, opsocket::INTEGERS, super};
 }
 

@@ -264,7 +264,7 @@ def _unsigned(grouped: GroupedWeight) -> _Unsigned:
         offset = 1 << bits - 1
         stored = codes.view(np.uint8) + np.uint8(offset)
         return _Unsigned(stored, scale, None, bits, offset, INTEGERS, _scale_codes(grouped, bits))
-    if bits in (2, 4) and minimum is None:
+    if bits < 6 and minimum is None:
         # A zero point was subtracted: unsigned fields from the lowest code of each group up; what that takes away joins
         # the minimum, exactly: the product of an f16 scale and a small integer.
         lowest = codes.reshape(grouped.n, -1, grouped.group_size).min(-1)
@@ -276,24 +276,21 @@ def _unsigned(grouped: GroupedWeight) -> _Unsigned:
 
 def _bits(grouped: GroupedWeight) -> int:
     """The least that these codes can be stored in, of what there are loops for."""
-    slab, has_minimum = _slab(grouped.group_size), grouped.minimum is not None
     for bits in (2, 4, 5, 6):
-        with_floats = bits in (2, 4) or (bits == 5 and slab == 32 and not has_minimum)
-        with_codes = grouped.scale_codes is not None and (bits, has_minimum, slab) in CODED_SCALES
-        if bits >= grouped.bits and (with_floats or with_codes):
+        with_floats = bits in (2, 4) or (bits == 5 and _slab(grouped.group_size) == 32)
+        if bits >= grouped.bits and (with_floats or _scale_codes(grouped, bits)):
             return bits
     return 8
 
 
 def _scale_codes(grouped: GroupedWeight, bits: int) -> tuple[ScaleCodes, ...]:
-    """A weight's scales as codes, and its minimums, where these are and there are loops for such."""
-    scales, minimums, has_minimum = grouped.scale_codes, grouped.minimum_codes, grouped.minimum is not None
-    if scales is None or (has_minimum and minimums is None):
+    """A weight's scales as codes, and its minimums, where these are codes and there are loops for such."""
+    codes = [grouped.scale_codes] if grouped.minimum is None else [grouped.scale_codes, grouped.minimum_codes]
+    kept = tuple(coded for coded in codes if coded is not None)
+    fits = (bits, grouped.minimum is not None, _slab(grouped.group_size)) in CODED_SCALES
+    if len(kept) < len(codes) or not fits or kept[0].codes.shape[1] > kept[0].unit.shape[1] * MOST_GROUPS:
         return ()
-    in_block = scales.codes.shape[1] // scales.unit.shape[1]
-    if in_block > MOST_GROUPS or (bits, has_minimum, _slab(grouped.group_size)) not in CODED_SCALES:
-        return ()
-    return (scales, minimums) if minimums is not None else (scales,)
+    return kept
 
 
 def _as_half(values: np.ndarray) -> np.ndarray | None:
