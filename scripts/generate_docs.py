@@ -58,6 +58,8 @@ WHOLE_MODEL = tuple((f"{run}/whole_model.json", f"{run}/whole_model-long.json") 
 """Results of whole_model.py of one machine, for the README."""
 REACHED = tuple((f"{run}/operators-attention.json", f"{run}/operators-matmul.json") for run in _RUNS)
 """Results of operators.py, one group for each machine; the last counts where several measured the same."""
+K_QUANTS = f"{_RUNS[1]}/k-quants"
+"""Folder of both benchmarks' results over K-quants."""
 DTYPES = ("f32", "bf16", "f16")
 KV_FORMATS = (
     KVFormat("f32"),
@@ -251,8 +253,27 @@ def whole_model_elsewhere() -> str:
     return "\n\n".join(map(_whole_model, WHOLE_MODEL[1:]))
 
 
+def k_quants() -> str:
+    """Products with K-quants beside the fastest other system's, then a whole model."""
+    import statistics
+
+    from measurements import LIMITS, compared, load
+
+    folder = ROOT / "benchmarks" / "results" / K_QUANTS
+    lines = ["| product | us | reached | beside it |", "| --- | ---: | ---: | --- |"]
+    for row in compared(load([folder / "operators.json"]).operators):
+        microseconds = 1e6 * statistics.median(row.ours.seconds)
+        times = statistics.median(row.best.seconds) * 1e6 / microseconds if row.best else 0.0
+        lines.append(
+            f"| {row.ours.label} | {microseconds:.0f} | {100 * row.reached:.0f} % of {LIMITS[row.ours.limit]} "
+            f"| {f'{times:.1f}x {row.best.system}' if row.best else ''} |"
+        )
+    return "\n".join(lines) + "\n\n" + _whole_model((f"{K_QUANTS}/whole_model.json",))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "goals": goals,
+    "k-quants": k_quants,
     "support-matrix": support_matrix,
     "kills-interpreted": kills_interpreted,
     "whole-model": whole_model,
