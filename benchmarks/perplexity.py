@@ -55,8 +55,10 @@ SETTINGS = (
 )
 """ACTIVATIONS/DTYPE/KV FORMAT: activations by dtype, then cache formats on top of two of them."""
 WEIGHT_FORMATS = (
-    "f16", "bf16", "i8_channel", "q8_0", "q5_0", "q4_1", "q4_0", "i4_g32", "i4_g32_z", "i4_g64", "i4_g64_z", "i2_g32_z",
-    "q6_K", "q5_K", "q4_K", "q3_K", "q2_K", "f8e4m3fn_channel", "f8e4m3fn_tensor", "f8e4m3fn_128x128", "mxfp4",
+    "f16", "bf16", "i8_channel", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
+    "i4_g32", "i4_g32_z", "i4_g64", "i4_g64_z", "i2_g32_z",
+    "q6_K", "q5_K", "q4_K", "q3_K", "q2_K", "iq4_nl", "iq4_xs",
+    "f8e4m3fn_channel", "f8e4m3fn_tensor", "f8e4m3fn_128x128", "mxfp4",
 )  # fmt: skip
 """With --weights: of the matrices of the layers, in f32 and with a cache in f32. Others are the same numbers in another
 order (AWQ and GPTQ are i4_gN_z)."""

@@ -280,7 +280,7 @@ def test_a_relative_error_is_found(agreement, rng, relative):
     assert "matmul, by reference: y[" in str(agreement.disagreements[0])
 
 
-@pytest.mark.parametrize("id", ["q4_0", "q4_K", "q5_K", "gptq_v2_i4_g32", "awq_i4_g32", "i4_g32_z"])
+@pytest.mark.parametrize("id", ["q4_0", "q4_K", "q5_K", "iq4_nl", "iq4_xs", "gptq_v2_i4_g32", "awq_i4_g32", "i4_g32_z"])
 def test_swapped_nibbles_are_found(agreement, rng, id):
     format = get_format(id)
     tensors = quantize(format, rng.standard_normal((8, 256)).astype(F32))

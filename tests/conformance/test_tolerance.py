@@ -121,11 +121,13 @@ FORMATS = [
     "bf16",
     "q4_0",
     "q4_1",
+    "q5_1",
     "q4_K",
     "q2_K",
     "q3_K",
     "q5_K",
     "q6_K",
+    "iq4_xs",
     "i4_g64",
     "i4_g32_z",
     "i2_g64_z",
@@ -228,7 +230,7 @@ def test_matmul_of_integer_codes_stays_under_half_of_the_bound():
 @pytest.mark.parametrize(
     "format_id",
     ["q4_0_a8", "q4_1_a8", "q4_1_a8g32", "q8_0_a8", "q2_K_a8g32", "q3_K_a8", "q4_K_a8", "q5_K_a8g32", "q6_K_a8g32",
-     "i4_g128_a8g32", "i2_g64_z_a8", "gptq_v1_i4_g64_act_a8g32", "i8_channel_a8g32"],
+     "q5_1_a8", "iq4_nl_a8g32", "i4_g128_a8g32", "i2_g64_z_a8", "gptq_v1_i4_g64_act_a8g32", "i8_channel_a8g32"],
 )  # fmt: skip
 def test_int8_products_by_groups_stay_under_half_of_the_bound(format_id, kind):
     rng, fmt = np.random.default_rng(10), get_format(format_id)

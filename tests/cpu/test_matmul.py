@@ -229,8 +229,8 @@ def _dequantized_codes(x: np.ndarray, group: int) -> np.ndarray:
 @pytest.mark.parametrize("suffix", ["_a8", "_a8g32"])
 @pytest.mark.parametrize(
     "base",
-    ["q4_0", "q4_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "i4_g48", "i2_g64_z", "gptq_v1_i4_g32_act",
-     "awq_i4_g128"],
+    ["q4_0", "q4_1", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs", "i4_g48", "i2_g64_z",
+     "gptq_v1_i4_g32_act", "awq_i4_g128"],
 )  # fmt: skip
 @pytest.mark.parametrize("provider", ["native", "torch"])
 def test_int8_activations_meet_every_grouped_format(provider: str, base: str, suffix: str):

@@ -59,7 +59,9 @@ def test_activation_precision_is_part_of_the_format(base, suffix, activation):
     assert get_format(with_activation(format.id, other)).activation == other
 
 
-@pytest.mark.parametrize("id", ["q4_1", "q4_K", "i2_g32_z", "gptq_v1_i4_g64_act", "awq_i4_g32", "i8_channel", "mxfp4"])
+@pytest.mark.parametrize(
+    "id", ["q4_1", "q4_K", "i2_g32_z", "gptq_v1_i4_g64_act", "awq_i4_g32", "i8_channel", "iq4_xs", "mxfp4"]
+)
 def test_the_stored_weight_is_the_same_whatever_the_activations(id):
     weight = np.random.default_rng(0).standard_normal((8, 256)).astype(np.float32)
     base, format = get_format(id), get_format(id + "_a8g32")
@@ -128,6 +130,7 @@ def test_validate_names_the_tensor_at_fault(format):
         ("awq_i4_g32", 12, 64, "n"),
         ("f32", 0, 4, "n"),
         ("i8_channel", 4, 0, "k"),
+        ("iq4_xs", 4, 128, "k"),
         ("mxfp4", 4, 48, "k"),
         ("f8e4m3fn_128x128", 4, 136, "k"),
         ("f8e4m3fn_tensor", 0, 16, "n"),

@@ -37,7 +37,7 @@ def test_packed_weights(format):
 
 
 @pytest.mark.parametrize(
-    "format", [f for f in GGML if f.id in ("q4_0", "q4_1", "q5_0", "q8_0", "mxfp4")], ids=lambda f: f.id
+    "format", [f for f in GGML if f.id in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4")], ids=lambda f: f.id
 )
 def test_bytes_packed_by_gguf(format):
     weight = np.random.default_rng(8).standard_normal((5, 320)).astype(np.float32)

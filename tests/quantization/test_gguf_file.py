@@ -40,7 +40,7 @@ def written(tmp_path_factory):
         getattr(writer, f"add_{kind}")(key, value)
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((3, 512)).astype(np.float32)
-    ids = ("q4_0", "q4_1", "q5_0", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "mxfp4")
+    ids = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs", "mxfp4")
     tensors = {id: quantize(get_format(id), weight) for id in ids}
     for id, tensor in tensors.items():
         writer.add_tensor(id, tensor["blocks"], raw_dtype=gguf.GGMLQuantizationType[id.upper()])

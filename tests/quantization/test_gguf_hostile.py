@@ -20,7 +20,7 @@ from opsocket.quantization.gguf_file import open_gguf
 MUTATIONS = 3000
 PEAK_BYTES = 4 << 20
 U8, U32, STRING, ARRAY = 0, 4, 8, 9
-F32, Q4_0, Q5_1, MXFP4 = 0, 2, 7, 39
+F32, Q4_0, IQ3_S, MXFP4 = 0, 2, 21, 39
 HUGE = 1 << 60
 
 
@@ -111,7 +111,7 @@ HOSTILE = {
     "2^40 rows of MXFP4": (header(tensors=(tensor(dims=(32, 1 << 40), type_id=MXFP4),)), "data ends at"),
     "type 4, which was removed": (header(tensors=(tensor(type_id=4),)), "ggml type 4"),
     "type 2^32 - 1": (header(tensors=(tensor(type_id=0xFFFFFFFF),)), "does not exist"),
-    "a type without a format here": (header(tensors=(tensor(dims=(256,), type_id=Q5_1),)), "Q5_1"),
+    "a type without a format here": (header(tensors=(tensor(dims=(256,), type_id=IQ3_S),)), "IQ3_S"),
     "offset off the alignment": (header(tensors=(tensor(offset=4),)), "alignment"),
     "offset 2^63": (header(tensors=(tensor(offset=1 << 63),)), "data ends at"),
     "offset that wraps": (header(tensors=(tensor(offset=(1 << 64) - 32),)), "data ends at"),

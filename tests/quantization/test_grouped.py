@@ -47,7 +47,7 @@ def test_canonical_form_means_what_it_says(format, random_tensors):
     n, k = 16, 512
     tensors = random_tensors(format, n, k, np.random.default_rng(11))
     weight = format.group(tensors, n, k)
-    assert (weight.n, weight.k, weight.bits) == (n, k, format.bits)
+    assert (weight.n, weight.k, weight.bits) == (n, k, format.integer_bits)
     assert weight.group_size == (format.block_k or k)
     assert (weight.codes.dtype, weight.codes.shape) == (np.int8, (n, k))
     assert (weight.scale.dtype, weight.scale.shape) == (np.float32, (n, k // weight.group_size))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from opsocket.operators.errors import ContractError
 from opsocket.quantization import FORMATS, dequantize, get_format, quantize
+from opsocket.quantization.grouped import IQ4
 
 QUANTIZED = [format for format in FORMATS if not format.is_float]
 
@@ -31,6 +32,11 @@ def half_step(format, tensors, weight):
         return np.maximum(np.abs(weight) * 2.0**-4, unit * 2.0**-10)
     grouped = format.group(tensors, n, k)
     unit = np.repeat(np.abs(grouped.scale.astype(np.float64)), grouped.group_size, axis=1)
+    if format.code == "iq4":
+        negative = np.repeat(np.signbit(grouped.scale), grouped.group_size, axis=1)
+        of_unit = np.divide(np.where(negative, -weight, weight), unit, out=np.zeros_like(unit), where=unit != 0)
+        gap = np.searchsorted(IQ4[1:-1], of_unit)
+        return unit * np.diff(IQ4.astype(np.float64))[gap] / 2
     if format.code == "e2m1":  # 0, 1, 2, 3, 4, 6, 8, 12 halves
         return unit * np.select([np.abs(weight) > 8 * unit, np.abs(weight) > 4 * unit], [2, 1], 0.5)
     if grouped.input_permutation is not None:

@@ -210,6 +210,13 @@ def _q5_0(block: Tensor) -> _Terms:
     return _Terms(_half(block, 0), (_nibbles(block, 6) | (fifth << 4)).cast("f64"), zero=16.0)
 
 
+def _q5_1(block: Tensor) -> _Terms:
+    """As q5_0 two bytes later, without its zero point; d * q + m."""
+    fifth = _fields(block.part(2, 4, 8), 1, range(8)).reshape(0, 0, -1)
+    codes = (_nibbles(block, 8) | (fifth << 4)).cast("f64")
+    return _Terms(_half(block, 0), codes, minimum=-_half(block, 2))
+
+
 def _q8_0(block: Tensor) -> _Terms:
     return _Terms(_half(block, 0), block.part(2, 2, 34).bits_as("i8").cast("f64"))
 
@@ -268,6 +275,28 @@ def _q6_k(block: Tensor) -> _Terms:
     return _Terms(scale.unsqueeze(3), codes, zero=32.0)
 
 
+_IQ4: Final = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+def _of_iq4(codes: Tensor) -> Tensor:
+    g = codes.writer
+    return g("Gather", g.constant(_IQ4, "f64"), codes.cast("i64"), axis=0)
+
+
+def _iq4_nl(block: Tensor) -> _Terms:
+    return _Terms(_half(block, 0), _of_iq4(_nibbles(block, 2)))
+
+
+def _iq4_xs(block: Tensor) -> _Terms:
+    """Eight times the nibbles of iq4_nl; six-bit scales of each 32, the nibbles of four bytes in their order, and the
+    bit pairs of the two before on top of those, of which 32 is 0."""
+    codes = _fields(block.part(2, 8, 136).reshape(0, 0, 8, 16), 4, (0, 4), inner=1).reshape(0, 0, 8, 32)
+    low = _fields(block.part(2, 4, 8), 4, (0, 4)).reshape(0, 0, -1)
+    top = _fields(block.part(2, 2, 4), 2, (0, 2, 4, 6)).reshape(0, 0, -1)
+    scale = _half(block, 0) * ((low | (top << 4)).cast("f64") - 32.0)
+    return _Terms(scale.unsqueeze(3), _of_iq4(codes))
+
+
 def _mxfp4(block: Tensor) -> _Terms:
     """An e8m0 is the exponent of an f32, whose lowest two would be 0 and a subnormal number's, and highest infinity."""
     g, exponent = block.writer, block.part(2, 0, 1)
@@ -281,11 +310,14 @@ _BLOCKS: Final[Mapping[str, Callable[[Tensor], _Terms]]] = {
     "q4_0": _q4_0,
     "q4_1": _q4_1,
     "q5_0": _q5_0,
+    "q5_1": _q5_1,
     "q8_0": _q8_0,
     "q2_K": _q2_k,
     "q3_K": _q3_k,
     "q4_K": _q4_k,
     "q5_K": _q5_k,
     "q6_K": _q6_k,
+    "iq4_nl": _iq4_nl,
+    "iq4_xs": _iq4_xs,
     "mxfp4": _mxfp4,
 }

@@ -4,9 +4,10 @@ A `QuantFormat` is a hashable record; everything that computes dispatches on its
 
 - ``dense``: one array element per weight. ``f32 f16 bf16``; ``i8_channel`` (one scale per row); and
   ``f8e4m3fn_tensor f8e4m3fn_channel f8e4m3fn_128x128`` (one scale for all, per row, per 128 rows by 128 columns).
-- ``ggml``: rows of self-contained blocks, scales inside, as llama.cpp has them. ``q4_0 q4_1 q5_0 q8_0``; its
-  K-quants ``q2_K q3_K q4_K q5_K q6_K``; and ``mxfp4``: 4-bit floats (e2m1) with a power of two (e8m0) per 32, as OCP
-  Microscaling has them.
+- ``ggml``: rows of self-contained blocks, scales inside, as llama.cpp has them. ``q4_0 q4_1 q5_0 q5_1
+  q8_0``; its K-quants ``q2_K q3_K q4_K q5_K q6_K``; ``iq4_nl iq4_xs``: 16 integers in uneven steps, with one scale per
+  32, and with scales of scales as K-quants have them; and ``mxfp4``: 4-bit floats (e2m1) with a power of two (e8m0) per
+  32, as OCP Microscaling has them.
 - ``nibble_lo``: codes packed along K, lowest bits first. ``i4_g{G} i2_g{G}``, with ``_z`` for a zero point per group.
 - ``gptq_v1``, ``gptq_v2``: codes packed along K into i32 words, lowest bits first, stored [K, N]. The two differ by one
   in the zero point: v1 stores ``zero - 1``, v2 stores ``zero``. ``_act``: column k belongs to group ``g_idx[k]``.
@@ -63,7 +64,8 @@ class QuantFormat:
     """How one weight [N, K] is stored.
 
     bits: width of a code. code: ``float``, ``signed`` (the code is the integer, or the integer plus 2^(bits-1)),
-    ``unsigned``, or a small float by its name: ``f8e4m3fn``, ``e2m1`` (of which twice the value is an integer).
+    ``unsigned``, ``iq4`` (the code is an index of `grouped.IQ4`, which has the integer), or a small float by its name:
+    ``f8e4m3fn``, ``e2m1`` (of which twice the value is an integer).
     block_k: columns that share a scale, 0 for a whole row. block_n: rows that share it, 0 for all. super_block: columns
     that share the scale of the scales (256 for K-quants), else 0. scale_dtype: of the stored scale, "" for float
     formats; ``e8m0`` is 2^(byte - 127), and 255 is NaN. zero: ``none``, ``int`` (w = scale * (code - zero)) or
@@ -96,7 +98,13 @@ class QuantFormat:
     def has_integer_codes(self) -> bool:
         """Whether the weight is integers times scales: what `group` gives, and int8 activations multiply. Of the others
         a float is the weight itself, and `scale_floats` gives an 8-bit float with its scales."""
-        return self.code in ("signed", "unsigned", "e2m1")
+        return self.code in ("signed", "unsigned", "iq4", "e2m1")
+
+    @property
+    def integer_bits(self) -> int:
+        """Width of the integers that codes stand for, as `GroupedWeight.bits` counts it: that of a code, but where a
+        code is an index that of what it points at."""
+        return 8 if self.code == "iq4" else self.bits
 
     @property
     def base(self) -> QuantFormat:
@@ -238,12 +246,15 @@ _FIXED = (
     _ggml("q4_0", 4, 32, 18),
     _ggml("q4_1", 4, 32, 20, "float_min"),
     _ggml("q5_0", 5, 32, 22),
+    _ggml("q5_1", 5, 32, 24, "float_min"),
     _ggml("q8_0", 8, 32, 34),
     _ggml("q2_K", 2, 16, 84, "float_min", 256),
     _ggml("q3_K", 3, 16, 110, "none", 256),
     _ggml("q4_K", 4, 32, 144, "float_min", 256),
     _ggml("q5_K", 5, 32, 176, "float_min", 256),
     _ggml("q6_K", 6, 16, 210, "none", 256),
+    QuantFormat("iq4_nl", 4, "iq4", 32, 0, "f16", "none", "ggml", block_bytes=18),
+    QuantFormat("iq4_xs", 4, "iq4", 32, 256, "f16", "none", "ggml", block_bytes=136),
     QuantFormat("mxfp4", 4, "e2m1", 32, 0, "e8m0", "none", "ggml", block_bytes=17),
 )
 

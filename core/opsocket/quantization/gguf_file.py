@@ -59,8 +59,8 @@ _SCALARS: Mapping[int, np.dtype[Any]] = {
 _FORMATS: Mapping[int, QuantFormat] = {
     gguf.GGMLQuantizationType[id.upper()]: get_format(id)
     for id in (
-        *("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q8_0"),
-        *("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "mxfp4"),
+        *("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"),
+        *("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs", "mxfp4"),
     )
 }
 

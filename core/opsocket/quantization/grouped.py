@@ -22,6 +22,8 @@ Bytes = npt.NDArray[np.uint8]
 
 _CHUNK = 1 << 20  # weights dequantized at a time: the temporaries stay in cache
 _TWICE_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+"""What the codes of iq4_nl and iq4_xs stand for: 16 integers, denser around 0, which is not among them."""
 _AWQ_NIBBLE_OF_COLUMN = np.array([0, 4, 1, 5, 2, 6, 3, 7], np.uint32)
 
 
@@ -29,8 +31,8 @@ _AWQ_NIBBLE_OF_COLUMN = np.array([0, 4, 1, 5, 2, 6, 3, 7], np.uint32)
 class ScaleCodes:
     """Scales that are codes themselves: scale[n, g] = unit[n, g // U] * codes[n, g], exactly, U to a super-block.
 
-    The scales and the minimums of K-quants, which as f32 take a third of a weight's memory. codes: i8 [N, groups].
-    unit: f32 [N, groups / U], each of them an f16.
+    The scales and the minimums of K-quants and of iq4_xs, which as f32 take up to a third of a weight's memory. codes:
+    i8 [N, groups]. unit: f32 [N, groups / U], each of them an f16.
     """
 
     codes: npt.NDArray[np.int8]
@@ -52,9 +54,9 @@ class GroupedWeight:
 
     codes: i8 [N, K], an integer zero point already subtracted. scale, minimum: f32 [N, K / group_size], exact.
     input_permutation: i64 [K] or None: column j of codes multiplies x[:, input_permutation[j]].
-    group_size == k means one scale per row. bits: width of the stored codes; with a zero point subtracted, or as twice
-    an e2m1, a code may take one bit more. scale_codes, minimum_codes: the same scales and minimums as the format
-    stores them, where it has scales of scales; a backend may do without.
+    group_size == k means one scale per row. bits: width of the stored codes, 8 where these are indices of `IQ4`; with a
+    zero point subtracted, or as twice an e2m1, a code may take one bit more. scale_codes, minimum_codes: the same
+    scales and minimums as the format stores them, where it has scales of scales; a backend may do without.
     """
 
     n: int
@@ -157,6 +159,10 @@ def _unpack_ggml(format: QuantFormat, rows: Bytes, n: int, k: int) -> GroupedWei
         case "q5_0":
             fifth = np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little").view(np.int8)
             codes, scale = (_halves(blocks[:, 6:22]) | fifth << np.int8(4)) - np.int8(16), _f16(blocks, 0)
+        case "q5_1":
+            fifth = np.unpackbits(blocks[:, 4:8], axis=1, bitorder="little").view(np.int8)
+            codes = _halves(blocks[:, 8:24]) | fifth << np.int8(4)
+            scale, minimum = _f16(blocks, 0), -_f16(blocks, 2)
         case "q8_0":
             codes, scale = blocks[:, 2:34].view(np.int8), _f16(blocks, 0)
         case "q2_K":
@@ -183,6 +189,14 @@ def _unpack_ggml(format: QuantFormat, rows: Bytes, n: int, k: int) -> GroupedWei
             high = _planes(blocks[:, 128:192].reshape(-1, 2, 1, 32), 2)
             codes = (low.reshape(high.shape) | high << np.int8(4)) - np.int8(32)
             scales = _coded(blocks[:, 192:208], _f16(blocks, 208))
+        case "iq4_nl":
+            codes, scale = IQ4[_halves(blocks[:, 2:18])], _f16(blocks, 0)
+        case "iq4_xs":
+            codes = IQ4[_planes(blocks[:, 8:136].reshape(-1, 8, 1, 16), 4)]
+            # In the order of the bits: of each byte the lowest first.
+            low = _planes(blocks[:, 4:8, None, None], 4).reshape(-1, 8)
+            top = _planes(blocks[:, 2:4, None, None], 2).reshape(-1, 8)
+            scales = _coded((low | top << np.int8(4)) - np.int8(32), _f16(blocks, 0))
         case "mxfp4":
             codes = _TWICE_E2M1[_halves(blocks[:, 1:17])]
             # Halved, as the codes are doubled; 2^-128 is a subnormal number, and exact.
@@ -190,15 +204,15 @@ def _unpack_ggml(format: QuantFormat, rows: Bytes, n: int, k: int) -> GroupedWei
             scale[blocks[:, :1] == 255] = np.nan
         case _:
             raise ContractError("format.id", "a ggml format that opsocket knows", format.id)
-    codes = np.ascontiguousarray(codes).reshape(n, k)
+    codes, bits = np.ascontiguousarray(codes).reshape(n, k), format.integer_bits
     if scales is None:
         scale = np.ascontiguousarray(scale).reshape(n, -1)
         minimum = None if minimum is None else minimum.reshape(n, -1)
-        return GroupedWeight(n, k, format.block_k, codes, scale, minimum, None, format.bits)
+        return GroupedWeight(n, k, format.block_k, codes, scale, minimum, None, bits)
     scales = scales.of_rows(n)
     minimums = None if minimums is None else minimums.of_rows(n)
     minimum = None if minimums is None else minimums.floats()
-    return GroupedWeight(n, k, format.block_k, codes, scales.floats(), minimum, None, format.bits, scales, minimums)
+    return GroupedWeight(n, k, format.block_k, codes, scales.floats(), minimum, None, bits, scales, minimums)
 
 
 def _coded(codes: Array, unit: npt.NDArray[np.float32]) -> ScaleCodes:

@@ -1,7 +1,8 @@
 """Round-to-nearest packers of ggml's block formats: f32 [blocks, block_k] -> u8 [blocks, block_bytes].
 
 Simpler than llama.cpp's, which search for the scale of least error; these guarantee that every weight comes back
-within half a step. A K-quant's sub-block scale is rounded upwards in units of the block's scale for the same reason.
+within half a step, of uneven steps half of the one that it lies in. A sub-block's scale is rounded upwards in units of
+the block's scale for the same reason.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from opsocket.quantization.grouped import IQ4
 from opsocket.quantization.rounding import divide, f16_at_least
 
 Array = npt.NDArray[Any]
@@ -70,12 +72,24 @@ def _q5_0(blocks: Float32) -> Bytes:
     return np.concatenate((_as_bytes(scale), fifth, _nibbles(codes)), axis=1)
 
 
-def _q4_1(blocks: Float32) -> Bytes:
+def _above_minimum(blocks: Float32, levels: int) -> tuple[Bytes, Bytes, Bytes]:
+    """Scale and minimum, the lowest weight or 0, as bytes; codes 0..levels."""
     minimum = -f16_at_least(-np.minimum(blocks.min(axis=1), 0))
     shifted = blocks - minimum[:, None].astype(np.float32)
-    scale = f16_at_least(shifted.max(axis=1) / 15)
-    codes = np.rint(divide(shifted, scale[:, None])).clip(0, 15).astype(np.uint8)
-    return np.concatenate((_as_bytes(scale), _as_bytes(minimum), _nibbles(codes)), axis=1)
+    scale = f16_at_least(shifted.max(axis=1) / levels)
+    codes = np.rint(divide(shifted, scale[:, None])).clip(0, levels).astype(np.uint8)
+    return _as_bytes(scale), _as_bytes(minimum), codes
+
+
+def _q4_1(blocks: Float32) -> Bytes:
+    scale, minimum, codes = _above_minimum(blocks, 15)
+    return np.concatenate((scale, minimum, _nibbles(codes)), axis=1)
+
+
+def _q5_1(blocks: Float32) -> Bytes:
+    scale, minimum, codes = _above_minimum(blocks, 31)
+    fifth = np.packbits(codes >> np.uint8(4), axis=1, bitorder="little")
+    return np.concatenate((scale, minimum, fifth, _nibbles(codes)), axis=1)
 
 
 def _q8_0(blocks: Float32) -> Bytes:
@@ -156,6 +170,40 @@ def _q6_K(blocks: Float32) -> Bytes:  # noqa: N802
     return np.concatenate((low, high, scales, _as_bytes(d)), axis=1)
 
 
+_BETWEEN_IQ4 = (IQ4[1:].astype(np.float32) + IQ4[:-1].astype(np.float32)) / 2
+
+
+def _iq4_step(blocks: Float32) -> tuple[Float32, npt.NDArray[np.bool_]]:
+    """Least scale under which the last axis fits, and where it is negative: the larger side of zero gets the -127."""
+    above, below = np.maximum(blocks.max(axis=-1), 0), np.maximum(-blocks.min(axis=-1), 0)
+    last = np.float32(IQ4[-1])
+    step = np.maximum(np.maximum(above, below) / -np.float32(IQ4[0]), np.minimum(above, below) / last)
+    return step, above > below
+
+
+def _iq4_codes(blocks: Float32, scale: Array) -> Bytes:
+    return np.searchsorted(_BETWEEN_IQ4, divide(blocks, scale[..., None])).astype(np.uint8)
+
+
+def _iq4_nl(blocks: Float32) -> Bytes:
+    step, is_negative = _iq4_step(blocks)
+    scale = f16_at_least(step)
+    scale = np.where(is_negative, -scale, scale)
+    return np.concatenate((_as_bytes(scale), _nibbles(_iq4_codes(blocks, scale))), axis=1)
+
+
+def _iq4_xs(blocks: Float32) -> Bytes:
+    subs = blocks.reshape(len(blocks), 8, 32)
+    step, is_negative = _iq4_step(subs)
+    d, scales, scale = _units(step, 31)
+    codes = _iq4_codes(subs, np.where(is_negative, -scale, scale))
+    offset = np.uint8(32)
+    scales = np.where(is_negative, offset - scales, offset + scales)
+    low, top = scales & np.uint8(15), (scales >> np.uint8(4)).reshape(-1, 2, 4)
+    packed = _bit_pairs(top).reshape(-1, 2), low[:, 0::2] | low[:, 1::2] << np.uint8(4)
+    return np.concatenate((_as_bytes(d), *packed, _nibbles(codes).reshape(-1, 128)), axis=1)
+
+
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 _BETWEEN = (_E2M1[1:] + _E2M1[:-1]) / 2
 
@@ -181,12 +229,15 @@ PACKERS: Mapping[str, Callable[[Float32], Bytes]] = {
     "q4_0": _q4_0,
     "q4_1": _q4_1,
     "q5_0": _q5_0,
+    "q5_1": _q5_1,
     "q8_0": _q8_0,
     "q2_K": _q2_K,
     "q3_K": _q3_K,
     "q4_K": _q4_K,
     "q5_K": _q5_K,
     "q6_K": _q6_K,
+    "iq4_nl": _iq4_nl,
+    "iq4_xs": _iq4_xs,
     "mxfp4": _mxfp4,
 }
 """Packer of every ggml format, by format id."""

@@ -164,6 +164,12 @@ def _q5_0(block: Array, j: int) -> Float64:
     return _half(block, 0) * (code - 16)
 
 
+def _q5_1(block: Array, j: int) -> Float64:
+    """d: half @0. m: half @2. Fifth bits: little-endian u32 @4, bit j. Nibbles as q4_0 @8. d * q + m."""
+    code = _bits(block, 8 + j % 16, 4 * (j // 16), 4) + 16 * _bits(block, 4 + j // 8, j % 8, 1)
+    return _half(block, 0) * code + _half(block, 2)
+
+
 def _q8_0(block: Array, j: int) -> Float64:
     """d: half @0. Code: signed byte @2. d * q."""
     return _half(block, 0) * _signed(block, 2 + j)
@@ -250,6 +256,31 @@ def _q6_K(block: Array, j: int) -> Float64:  # noqa: N802
     return _half(block, 208) * _signed(block, 192 + j // 16) * (low + 16 * pair - 32)
 
 
+_IQ4: Float64 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64)
+
+
+def _integer_of_iq4(code: Float64) -> Float64:
+    integer: Float64 = _IQ4[code.astype(np.int64)]
+    return integer
+
+
+def _iq4_nl(block: Array, j: int) -> Float64:
+    """d: half @0. Code: nibbles as q4_0 @2, which number the sixteen integers. d * integer."""
+    code = _bits(block, 2 + j % 16, 4 * (j // 16), 4)
+    return _half(block, 0) * _integer_of_iq4(code)
+
+
+def _iq4_xs(block: Array, j: int) -> Float64:
+    """d: half @0. Eight six-bit sub-block scales: the two upper bits in a little-endian u16 @2, the lowest pair first,
+    the low nibbles in 4 bytes @4. Each sub-block's 32 codes as iq4_nl's: 16 bytes @8 + 16 * s.
+    d * (scale - 32) * integer.
+    """
+    sub, within = divmod(j, 32)
+    code = _bits(block, 8 + 16 * sub + within % 16, 4 * (within // 16), 4)
+    scale = _bits(block, 4 + sub // 2, 4 * (sub % 2), 4) + 16 * _bits(block, 2 + sub // 4, 2 * (sub % 4), 2)
+    return _half(block, 0) * (scale - 32) * _integer_of_iq4(code)
+
+
 def _mxfp4(block: Array, j: int) -> Float64:
     """Scale: byte @0, 2^(byte - 127), and 255 is NaN. Code: nibbles as q4_0 @1: sign, two exponent bits (bias 1), one
     fraction bit; no infinities, no NaN."""
@@ -268,11 +299,14 @@ _GGML_BLOCKS: Mapping[str, Callable[[Array, int], Float64]] = {
     "q4_0": _q4_0,
     "q4_1": _q4_1,
     "q5_0": _q5_0,
+    "q5_1": _q5_1,
     "q8_0": _q8_0,
     "q2_K": _q2_K,
     "q3_K": _q3_K,
     "q4_K": _q4_K,
     "q5_K": _q5_K,
     "q6_K": _q6_K,
+    "iq4_nl": _iq4_nl,
+    "iq4_xs": _iq4_xs,
     "mxfp4": _mxfp4,
 }

@@ -125,7 +125,7 @@ def form_of(fmt: QuantFormat, k: int) -> Form:
     """The form of all weights [n, k] of a format."""
     if fmt.is_float:
         return Form(0, 0, 0, k + -k % SLAB, False)
-    bits = next(width for width in (2, 4, 8) if width >= fmt.bits)
+    bits = next(width for width in (2, 4, 8) if width >= fmt.integer_bits)
     per_byte = 8 // bits
     has_minimum = fmt.zero == "float_min" or (fmt.zero == "int" and bits < 8)
     offset: int | str = 0 if bits == 8 or has_minimum else 1 << bits - 1

@@ -14,10 +14,11 @@ Tensors = dict[str, npt.NDArray[np.generic]]
 
 # Byte offsets of the f16 scales (and minimums) in one ggml block.
 _HALVES = {
-    "q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q8_0": (0,),
+    "q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,),
     "q2_K": (80, 82), "q3_K": (108,), "q4_K": (0, 2), "q5_K": (0, 2), "q6_K": (208,),
+    "iq4_nl": (0,), "iq4_xs": (0,),
 }  # fmt: skip
-_SMALLER = {"q2_K": 1 / 8, "q3_K": 1 / 16, "q4_K": 1 / 32, "q5_K": 1 / 32, "q6_K": 1 / 64}
+_SMALLER = {"q2_K": 1 / 8, "q3_K": 1 / 16, "q4_K": 1 / 32, "q5_K": 1 / 32, "q6_K": 1 / 64, "iq4_xs": 1 / 16}
 
 
 def random_weight(

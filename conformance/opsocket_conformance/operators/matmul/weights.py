@@ -173,6 +173,11 @@ def _q5_0(blocks: Int, j: Int) -> Weight:
     return _signed(_half(blocks, 0), codes, 16)
 
 
+def _q5_1(blocks: Int, j: Int) -> Weight:
+    codes = _nibble_halves(blocks, j, 8) | _field(blocks, 4 + j // 8, j % 8, 1) << 4
+    return _with_minimum(_half(blocks, 0), codes, -_half(blocks, 2))
+
+
 def _q8_0(blocks: Int, j: Int) -> Weight:
     return _signed(_half(blocks, 0), _signed_bytes(blocks, 2 + j), 0)
 
@@ -222,6 +227,20 @@ def _q6_k(blocks: Int, j: Int) -> Weight:
     return _signed(scale, low | high << 4, 32)
 
 
+_IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
+
+
+def _iq4_nl(blocks: Int, j: Int) -> Weight:
+    return _signed(_half(blocks, 0), _IQ4[_nibble_halves(blocks, j, 2)], 0)
+
+
+def _iq4_xs(blocks: Int, j: Int) -> Weight:
+    sub = j // 32
+    codes = _field(blocks, 8 + 16 * sub + j % 16, 4 * (j % 32 // 16), 4)
+    six_bits = _field(blocks, 4 + sub // 2, 4 * (sub % 2), 4) | _field(blocks, 2 + sub // 4, 2 * (sub % 4), 2) << 4
+    return _signed(_half(blocks, 0) * (six_bits - 32), _IQ4[codes], 0)
+
+
 _TWICE_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12])
 
 
@@ -236,12 +255,15 @@ _BLOCKS: Mapping[str, Callable[[Int, Int], Weight]] = {
     "q4_0": _q4_0,
     "q4_1": _q4_1,
     "q5_0": _q5_0,
+    "q5_1": _q5_1,
     "q8_0": _q8_0,
     "q2_K": _q2_k,
     "q3_K": _q3_k,
     "q4_K": _q4_k,
     "q5_K": _q5_k,
     "q6_K": _q6_k,
+    "iq4_nl": _iq4_nl,
+    "iq4_xs": _iq4_xs,
     "mxfp4": _mxfp4,
 }
 
