@@ -189,11 +189,14 @@ def test_matrices_may_be_quantized_and_vectors_may_not(tmp_path, tensors):
         open_file(save(tmp_path / "b.gguf", "llama", broken))
 
 
-def test_a_file_of_k_quants_gives_the_logits_of_their_weights(
+def test_a_file_of_many_formats_gives_the_logits_of_their_weights(
     tmp_path, session, engine_logits, transformers_llama, transformers_logits
 ):
     """Several formats in one file, as llama.cpp mixes them; projections of one input then are several products."""
-    formats = {"attn_v": "q5_K", "attn_output": "q5_K", "ffn_down": "q4_K", "token_embd": "q6_K", "output": "q6_K"}
+    formats = {
+        "attn_k": "iq4_xs", "attn_v": "q5_K", "attn_output": "q5_K", "ffn_gate": "iq4_nl", "ffn_up": "q5_1",
+        "ffn_down": "q4_K", "token_embd": "q6_K", "output": "q6_K",
+    }  # fmt: skip
     wide = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY | wide))
@@ -209,8 +212,9 @@ def test_a_file_of_k_quants_gives_the_logits_of_their_weights(
             quantized[name] = array
     keys = {"block_count": 1, "embedding_length": 256, "feed_forward_length": 512}
     checkpoint = open_file(save(tmp_path / "m.gguf", "llama", quantized, keys))
-    stored = [checkpoint.weight(f"layers.0.{name}").format.id for name in ("q_proj", "v_proj", "up_proj", "down_proj")]
-    assert stored == ["q3_K", "q5_K", "q3_K", "q4_K"]
+    names = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
+    stored = [checkpoint.weight(f"layers.0.{name}").format.id for name in names]
+    assert stored == ["q3_K", "iq4_xs", "q5_K", "iq4_nl", "q5_1", "q4_K"]
     for name in matrix_shapes(checkpoint.config):
         blocks, kind = quantized[gguf_name(name)]
         np.testing.assert_array_equal(values(checkpoint.weight(name)), gguf.quants.dequantize(blocks, kind))
