@@ -56,7 +56,16 @@ def test_a_packed_weight_is_the_weight(name: str, n: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("q4_K", 1.03), ("q6_K", 1.0), ("q2_K", 1.2), ("q3_K", 1.35), ("q5_K", 1.03), ("q5_0", 1.0), ("q4_0_a8", 1.0)],
+    [
+        ("q4_K", 1.03),
+        ("q6_K", 1.0),
+        ("q2_K", 1.2),
+        ("q3_K", 1.35),
+        ("q5_K", 1.03),
+        ("q5_0", 1.0),
+        ("q5_1", 1.0),
+        ("q4_0_a8", 1.0),
+    ],
 )
 def test_a_weight_takes_about_what_it_takes_in_a_file(name: str, most: float) -> None:
     # Decoding reads all of it for each token.
