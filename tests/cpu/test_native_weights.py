@@ -26,6 +26,8 @@ FORMATS = [
         "q6_K",
         "iq4_nl",
         "iq4_xs",
+        "mxfp4",
+        "mxfp4_a8",
         "i4_g16",
         "i4_g32",
         "i4_g48",
@@ -65,6 +67,10 @@ def test_a_packed_weight_is_the_weight(name: str, n: int) -> None:
         ("q5_0", 1.0),
         ("q5_1", 1.0),
         ("q4_0_a8", 1.0),
+        ("iq4_nl_a8", 1.0),
+        ("iq4_xs", 1.02),
+        ("mxfp4", 1.18),
+        ("mxfp4_a8", 1.18),
     ],
 )
 def test_a_weight_takes_about_what_it_takes_in_a_file(name: str, most: float) -> None:

@@ -47,6 +47,7 @@ template <int BITS, int SLAB> static void gather_codes(const Panels &w, const ui
 static F numbers(const Panels &w, I codes) {
     if (w.code == E4M3FN) return e4m3fn(codes);
     if (w.code == E2M1) return twice_e2m1(codes);
+    if (w.code == IQ4) return convert(((look_up(repeated(reinterpret_cast<const uint8_t *>(IQ4_INTEGERS)), codes) << 24)) >> 24);
     return convert(codes - w.zero_offset);
 }
 

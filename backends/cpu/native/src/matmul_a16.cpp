@@ -21,12 +21,13 @@ constexpr int64_t FEW = 16;                  // rows up to which a panel takes n
 constexpr int MOST_IN_REGISTERS = W == 16 ? 8 : W == 8 ? 2 : 1;  // rows for which codes are widened in registers
 constexpr int64_t OWN_ROWS = 48;             // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
 
-// What each integer of up to five bits stands for, as far as two vectors hold them.
+// What each integer of up to five bits stands for, as far as two vectors hold them; or each nibble of IQ4.
 struct Numbers {
     F low, high;
 
-    explicit Numbers(int32_t zero_offset) {
-        for (int i = 0; i < W; i++) low[i] = float(i - zero_offset), high[i] = float(W + i - zero_offset);
+    Numbers(const Panels &w, int32_t zero_offset) {
+        auto number = [&](int i) { return w.code == IQ4 ? float(IQ4_INTEGERS[i % 16]) : float(i - zero_offset); };
+        for (int i = 0; i < W; i++) low[i] = number(i), high[i] = number(W + i);
     }
 };
 
@@ -34,12 +35,22 @@ struct Numbers {
 template <int CODE, int BITS> inline F number(I codes, I mask, I offset, [[maybe_unused]] const Numbers &numbers) {
 #if OPSOCKET_AVX512
     // Permutes look at four bits of an index, or at five.
-    if constexpr (CODE == INTEGERS && BITS == 4)
+    if constexpr (CODE == IQ4 || (CODE == INTEGERS && BITS == 4))
         return (F)_mm512_permutexvar_ps((__m512i)codes, (__m512)numbers.low);
     if constexpr (CODE == INTEGERS && BITS == 5)
         return (F)_mm512_permutex2var_ps((__m512)numbers.low, (__m512i)codes, (__m512)numbers.high);
+#elif OPSOCKET_AVX2
+    if constexpr (CODE == IQ4) {
+        const __m256 low = _mm256_permutevar8x32_ps((__m256)numbers.low, (__m256i)codes);
+        const __m256 high = _mm256_permutevar8x32_ps((__m256)numbers.high, (__m256i)codes);
+        return (F)_mm256_blendv_ps(low, high, (__m256)(codes << 28));
+    }
 #endif
-    if constexpr (CODE == E4M3FN) return e4m3fn(codes & mask);
+    if constexpr (CODE == IQ4) {
+        F v;
+        for (int i = 0; i < W; i++) v[i] = float(IQ4_INTEGERS[codes[i] & 15]);
+        return v;
+    } else if constexpr (CODE == E4M3FN) return e4m3fn(codes & mask);
     else if constexpr (CODE == E2M1) return twice_e2m1(codes);
     else return convert((codes & mask) - offset);
 }
@@ -50,7 +61,7 @@ void widen(const Panels &w, const uint8_t *panel, int64_t g, int64_t first, int6
     const uint8_t *codes = w.group_at(panel, g) + first / SLAB * w.slab_bytes();
     const Scales scales = scales_of(w, panel, g, 0), minimums = scales_of(w, panel, g, 1);
     const I mask = set(int32_t((1 << BITS) - 1)), offset = set(int32_t(w.zero_offset));
-    const Numbers numbers(w.zero_offset);
+    const Numbers numbers(w, w.zero_offset);
     F scale[V], minimum[V];
     for (int v = 0; v < V; v++) {
         scale[v] = scales.vector(v * W);
@@ -75,7 +86,8 @@ using Widen = void (*)(const Panels &, const uint8_t *, int64_t, int64_t, int64_
 Widen widen_of(const Panels &w) {
     Widen found = nullptr;
     if (w.code == E4M3FN) return w.slab() == 32 ? widen<E4M3FN, 8, 32> : widen<E4M3FN, 8, 16>;
-    if (w.code == E2M1) return w.slab() == 32 ? widen<E2M1, 4, 32> : widen<E2M1, 4, 16>;
+    if (w.code == E2M1) return widen<E2M1, 4, 32>;
+    if (w.code == IQ4) return widen<IQ4, 4, 32>;
     by_form(w, [&](auto bits, auto slab) { found = widen<INTEGERS, decltype(bits)::value, decltype(slab)::value>; });
     return found;
 }
@@ -117,9 +129,9 @@ void rows_by_groups(const Panels &w, const uint8_t *panel, const float *x, int64
     const int64_t head_bytes = w.head_bytes(), tail_bytes = w.tail_bytes();
     const int64_t code_bytes = w.code_bytes(), scale_bytes = w.scale_bytes();
     const bool has_minimum = w.has_minimum, scale_f32 = w.scale_f32;
-    const float zero = float(w.zero_offset);
+    const float zero = CODE == INTEGERS ? float(w.zero_offset) : 0.0f;
     const I mask = set(int32_t((1 << BITS) - 1));
-    const Numbers numbers(0);
+    const Numbers numbers(w, 0);
     const uint8_t *codes = panel, *head = panel;
     for (int64_t g = 0, in_block = 0; g < groups; g++, in_block = in_block + 1 < block_groups ? in_block + 1 : 0) {
         if (head_bytes && in_block == 0) {
@@ -191,7 +203,8 @@ FewRows few_rows(const Panels &w, int64_t rows) {
     constexpr auto counts = std::make_index_sequence<MOST_IN_REGISTERS>();
     if (w.code == E4M3FN)
         return w.slab() == 32 ? by_rows<8, E4M3FN, 32>(rows, counts) : by_rows<8, E4M3FN, 16>(rows, counts);
-    if (w.code == E2M1) return w.slab() == 32 ? by_rows<4, E2M1, 32>(rows, counts) : by_rows<4, E2M1, 16>(rows, counts);
+    if (w.code == E2M1) return by_rows<4, E2M1, 32>(rows, counts);
+    if (w.code == IQ4) return by_rows<4, IQ4, 32>(rows, counts);
     FewRows found = nullptr;
     by_form(w, [&](auto bits, auto slab) {
         found = by_rows<decltype(bits)::value, INTEGERS, decltype(slab)::value>(rows, counts);

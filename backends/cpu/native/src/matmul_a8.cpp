@@ -142,6 +142,7 @@ template <int BITS, bool TILE, size_t... R> static Rows by_codes(int64_t rows, s
 // What there are loops for. weights.py packs nothing else: `CODED_SCALES` and `_bits`.
 constexpr bool is_form(int bits, bool minimums, int slab, int place) {
     if (place == IN_TILE) return true;
+    if (bits == BY_TABLE) return slab == 32 && !minimums;
     if (place == IN_HEAD) return minimums ? (bits == 2 && slab == 16) || ((bits == 4 || bits == 5) && slab == 32)
                                           : (bits == 4 || bits == 6) && slab == 16;
     return bits == 5 ? slab == 32 : bits != 6;
@@ -188,6 +189,7 @@ static Rows rows_for(const Cuts &c, bool in_tile, int64_t rows) {
         case 4: return by_place<4>(c, rows);
         case 5: return by_place<5>(c, rows);
         case 6: return by_place<6>(c, rows);
+        case BY_TABLE: return by_place<BY_TABLE>(c, rows);
         default: return by_place<8>(c, rows);
     }
 }
@@ -204,7 +206,7 @@ static Units units_of(const Cuts &c, const unsigned char *panel, int64_t first, 
     }
     const int64_t group = first / c.group, unit = first / c.unit, piece = first / c.piece;
     u.count = columns / c.unit, u.group_units = c.group / c.unit, u.left = u.group_units - 1 - unit % u.group_units;
-    u.bytes = c.unit * PANEL * c.bits / 8, u.scale_bytes = c.scale_bytes, u.tail_bytes = c.group_bytes - c.code_bytes;
+    u.bytes = c.unit * PANEL * stored_bits(c.bits) / 8, u.scale_bytes = c.scale_bytes, u.tail_bytes = c.group_bytes - c.code_bytes;
     u.codes = panel + group * c.group_bytes + unit % u.group_units * u.bytes, u.scale_dtype = c.scale_dtype;
     if (c.is_headed) u.codes = panel + first / c.block * c.block_bytes, u.block_units = c.block / c.unit;
     u.start = c.starts + piece * 4, u.weight = c.weights + unit * 4, u.scale = c.scales + piece * 4;
@@ -241,6 +243,7 @@ static void block_of_panel(const MatmulA8 &c, const A8Weight &w, const Cuts &cut
                            int64_t rows, const unsigned char *codes, const float *bias, const Scratch &scratch,
                            int64_t following) {
     const unsigned char *from = w.panels.data + panel * cuts.panel_bytes;
+    const ByteTable table(w.panels);
     const bool in_tile = rows > FEW && cuts.bits < 8;
     const int64_t most = std::min(MOST, processor.rows_together), parts = (rows + most - 1) / most;
     const bool at_once = parts == 1 && PARTS == 1;
@@ -262,6 +265,7 @@ static void block_of_panel(const MatmulA8 &c, const A8Weight &w, const Cuts &cut
         const int64_t columns = std::min(step, cuts.k - k);
         const bool is_last = k + step >= cuts.k;
         Units units = units_of(cuts, from, k, columns);
+        units.table = table.bytes;
         // While some columns are multiplied memory is asked for those that come about as far on as these are long, in
         // equal shares between the rows.
         const int64_t bytes = columns * cuts.panel_bytes / cuts.k;

@@ -31,7 +31,7 @@ struct Cuts {
     int64_t group_bytes;   // codes, scales, minimums
     int64_t block, block_bytes, head_bytes;
     int64_t panel_bytes;
-    int32_t bits, slab, scale_dtype, zero;
+    int32_t bits, slab, scale_dtype, zero;  // bits: or BY_TABLE
     bool is_headed;  // scales are in heads of super-blocks
     bool minimums, x_scales;  // x_scales: x has a scale per 32 columns, not per row
     bool one_sum;             // one group, one integer sum over all of K
@@ -47,7 +47,7 @@ inline int64_t common_divisor(int64_t a, int64_t b) { return b ? common_divisor(
 inline Cuts cuts_of(const Panels &w, int32_t x_group) {
     Cuts c{};
     c.k = w.k, c.group = w.group, c.groups = w.k / w.group;
-    c.bits = w.bits, c.slab = int32_t(w.slab()), c.scale_dtype = w.scale_f32 ? F32 : F16, c.zero = w.zero_offset;
+    c.bits = is_by_table(w) ? BY_TABLE : w.bits, c.slab = int32_t(w.slab()), c.scale_dtype = w.scale_f32 ? F32 : F16, c.zero = w.zero_offset;
     c.minimums = w.has_minimum, c.x_scales = x_group != 0;
     c.one_sum = c.groups == 1 && !c.minimums && !c.x_scales && c.slab == 32 && low_bits(c.bits) == c.bits;
     c.unit = c.group;
@@ -107,11 +107,23 @@ inline const unsigned char *of_row(const unsigned char *p, int r, int64_t row_by
     return r < 3 ? p + r * row_bytes : p + 3 * row_bytes + (r - 3) * row_bytes;
 }
 
+// What BY_TABLE looks up: bytes, or each nibble of them.
+struct Tables {
+    I of[2];
+
+    explicit Tables(const uint8_t *table) {
+        if (!table) return;
+        of[0] = repeated(table);
+        if (NIBBLES_OF_BYTE == 2) of[1] = (of[0] >> 4) & 0x0f0f0f0f, of[0] &= 0x0f0f0f0f;
+    }
+};
+
 // acc += codes of one slab of a panel, from `part` vectors on, times the rows' codes from x on. TILE: codes are bytes that
 // hold BITS or fewer.
 template <int MR, int BITS, int SLAB, int CHAINS, bool TILE>
 inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], const unsigned char *w,
-                                                    const unsigned char *x, int64_t row_bytes) {
+                                                    const unsigned char *x, int64_t row_bytes,
+                                                    [[maybe_unused]] const Tables &tables) {
     constexpr int LOW = TILE ? 8 : low_bits(BITS), FIELDS = 8 / LOW, STEPS = SLAB / 4 / FIELDS;
     constexpr int NIBBLES = BITS > 4 ? NIBBLES_OF_BYTE : 1;
     const unsigned char *row[MR];
@@ -131,7 +143,9 @@ inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], 
                 I codes[PART];
                 for (int v = 0; v < PART; v++) {
                     codes[v] = LOW == 8 ? packed[v] : (packed[v] >> (LOW * field)) & (LOW == 4 ? 0x0f0f0f0f : 0x03030303);
-                    if constexpr (!TILE && BITS != LOW) {
+                    if constexpr (!TILE && BITS == BY_TABLE) {
+                        codes[v] = look_up(tables.of[nibble], codes[v]);
+                    } else if constexpr (!TILE && BITS != LOW) {
                         const I upper = upper_bits<BITS, SLAB>(w, field * STEPS + s, v);
                         codes[v] = NIBBLES == 1 ? codes[v] | upper : nibble ? upper >> 4 : codes[v];
                     } else if constexpr (NIBBLES == 2) {
@@ -185,6 +199,7 @@ struct Units {
     int64_t bytes;                     // of a unit's codes
     int32_t scale_dtype;
     int64_t block_units;               // that share a head
+    const uint8_t *table;              // that codes are looked up in, or null
     int64_t column, start, weight, scale;  // where in a row of x their codes, starts, weights and scales begin, in bytes
 };
 
@@ -240,10 +255,11 @@ template <int MR, int SUMS, int BITS, int SLAB, int PLACE>
 void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows, int64_t count, Fetch &fetch, Sink &to) {
     constexpr bool minimums = SUMS & SUM_MINIMUMS, x_scales = SUMS & SUM_X_SCALES;
     constexpr bool in_tile = PLACE == IN_TILE, as_floats = PLACE != AT_GROUP;
-    constexpr int CHAINS = chains_of(MR), SLAB_BYTES = SLAB * PANEL * (in_tile ? 8 : BITS) / 8;
+    constexpr int CHAINS = chains_of(MR), SLAB_BYTES = SLAB * PANEL * (in_tile ? 8 : stored_bits(BITS)) / 8;
     constexpr bool FROM_ZERO = minimums && as_floats;  // such codes have no offset: panel.h
     constexpr int SCALES = PANEL * (minimums ? 2 : 1);
     std::conditional_t<PLACE == IN_HEAD, Head, Nothing> head;
+    const Tables tables(BITS == BY_TABLE ? units.table : nullptr);
     const int64_t piece_slabs = c.piece / SLAB, unit_pieces = x_scales ? c.unit / c.piece : 1;
     const int64_t unit_bytes = units.bytes, group_units = as_floats ? 1 : units.group_units, row_bytes = c.row_bytes;
     const int64_t scale_bytes = as_floats ? PANEL * 4 : units.scale_bytes;
@@ -291,7 +307,7 @@ void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows,
                     for (int64_t s = piece_slabs; s; s--, w += SLAB_BYTES, x += SLAB) {
                         if (MR == 1 && part == 0) ask_ahead(w, SLAB_BYTES);
                         if (MR > 1 && !in_tile) fetch.some();
-                        add_slab<MR, BITS, SLAB, CHAINS, in_tile>(acc, w, x, row_bytes);
+                        add_slab<MR, BITS, SLAB, CHAINS, in_tile>(acc, w, x, row_bytes, tables);
                     }
                     F scale[PART];
                     for (int v = 0; v < PART; v++) scale[v] = load_scale(at, (part * PART + v) * W, dtype);
@@ -343,7 +359,7 @@ void rows_by_codes(const Cuts &c, const Units &units, const unsigned char *rows,
             for (int64_t u = units.count; u; u--, x += 32, w += SLAB_BYTES) {
                 if (MR == 1 && part == 0) ask_ahead(w, SLAB_BYTES);
                 if (MR > 1 && !TILE) fetch.some();
-                add_slab<MR, BITS, 32, CHAINS, TILE>(acc, w, x, c.row_bytes);
+                add_slab<MR, BITS, 32, CHAINS, TILE>(acc, w, x, c.row_bytes, Tables(nullptr));
             }
             for (int r = 0; r < MR; r++)
                 for (int v = 0; v < PART; v++) {
@@ -360,18 +376,20 @@ struct Tile {
     alignas(64) unsigned char bytes[TILE_K * PANEL + TILE_K / 16 * 2 * PANEL * 4];
 };
 
-template <int BITS, int SLAB> inline void unpack_slab(const unsigned char *w, unsigned char *to) {
+template <int BITS, int SLAB> inline void unpack_slab(const unsigned char *w, unsigned char *to, [[maybe_unused]] I table) {
 #pragma GCC unroll 8
     for (int t = 0; t < SLAB / 4; t++)
         for (int v = 0; v < VECTORS; v++) {
-            const I codes = codes_of_step<BITS, SLAB>(w, t, v);
+            I codes = codes_of_step<stored_bits(BITS), SLAB>(w, t, v);
+            if constexpr (BITS == BY_TABLE) codes = look_up(table, codes);
             std::memcpy(to + t * PANEL * 4 + v * W * 4, &codes, sizeof codes);
         }
 }
 
 // Units in a tile, each with scales of its own.
 template <int BITS, int SLAB> void unpack_as(const Cuts &c, const Units &from, Tile &tile) {
-    constexpr int SLAB_BYTES = SLAB * PANEL * BITS / 8;
+    constexpr int SLAB_BYTES = SLAB * PANEL * stored_bits(BITS) / 8;
+    const I table = from.table ? repeated(from.table) : I{};
     const int64_t columns = c.one_sum ? from.count * 32 : c.unit;
     const unsigned char *w = from.codes;
     unsigned char *to = tile.bytes;
@@ -386,7 +404,7 @@ template <int BITS, int SLAB> void unpack_as(const Cuts &c, const Units &from, T
         }
         const unsigned char *scales = w + (left + 1) * from.bytes;
         for (int64_t column = 0; column < columns; column += SLAB, w += SLAB_BYTES, to += SLAB * PANEL)
-            unpack_slab<BITS, SLAB>(w, to);
+            unpack_slab<BITS, SLAB>(w, to, table);
         if (c.one_sum) break;
         for (int all = c.minimums ? 2 : 1; all; all--, scales += from.scale_bytes, to += PANEL * 4)
             for (int v = 0; v < VECTORS && !c.is_headed; v++)
@@ -396,7 +414,8 @@ template <int BITS, int SLAB> void unpack_as(const Cuts &c, const Units &from, T
 }
 
 inline Units unpack(const Panels &w, const Cuts &c, const Units &from, Tile &tile) {
-    by_form(w, [&](auto bits, auto slab) { unpack_as<decltype(bits)::value, decltype(slab)::value>(c, from, tile); });
+    if (c.bits == BY_TABLE) unpack_as<BY_TABLE, 32>(c, from, tile);
+    else by_form(w, [&](auto bits, auto slab) { unpack_as<decltype(bits)::value, decltype(slab)::value>(c, from, tile); });
     Units units = from;
     units.codes = tile.bytes, units.bytes = c.unit * PANEL;
     return units;

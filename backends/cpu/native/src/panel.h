@@ -2,8 +2,9 @@
 //
 // A panel goes through k group by group. A group is slabs of 32 k (of 16 where groups are of 16), then 32 scales, f16 or
 // f32, then 32 minimums of the same type where the format has them. Codes are unsigned: stored = code + zero_offset, and
-// value = scale * (stored - zero_offset) - minimum. Or they are small floats, whose zero_offset is 0: e4m3fn in 8 bits, or
-// e2m1 in 4, of which twice the number meets the scale. Where there are minimums, codes of fewer than 8 bits have no
+// value = scale * (stored - zero_offset) - minimum. Or they are small floats, e4m3fn in 8 bits, whose zero_offset is 0; or
+// nibbles that stand for integers, twice an e2m1 or one of iq4's, in slabs of 32: plus zero_offset these are bytes, as which
+// they meet int8 rows. Where there are minimums, codes of fewer than 8 bits have no
 // zero_offset either. In a slab of s k, step i holds k = 4 i .. 4 i + 3 of all 32 rows as 32 dwords, rows 0 to 31:
 //   8 bits: step i is vectors 2 i, 2 i + 1 of 64 bytes.
 //   4 bits: vectors 2 i, 2 i + 1 hold step i in the low nibbles and step i + s / 8 in the high ones, i < s / 8.
@@ -24,7 +25,11 @@ namespace opsocket {
 
 constexpr int PANEL = 32;
 
-enum Code : int32_t { INTEGERS, E4M3FN, E2M1 };
+enum Code : int32_t { INTEGERS, E4M3FN, E2M1, IQ4 };
+
+// What nibbles of E2M1 and of IQ4 stand for.
+constexpr int8_t TWICE_E2M1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+constexpr int8_t IQ4_INTEGERS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 // Facts of one packed weight of codes. k is padded to whole slabs, n to whole panels, with codes of value 0 whose scale is 0.
 struct Panels {

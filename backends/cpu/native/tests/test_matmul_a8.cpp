@@ -123,6 +123,7 @@ static void check_case(Random &random, const Case &c, const std::vector<int64_t>
 
 static CodeFormat some_format(Random &random) {
     if (random.below(3) == 0) return test::some_k_quant(random);
+    if (random.below(6) == 0) return test::some_by_table(random);
     const int64_t groups[] = {16, 32, 48, 64, 128, 544, 1024, 0};
     CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(3) == 0, groups[random.below(8)]};
     return format;

@@ -27,8 +27,16 @@ inline CodeFormat some_k_quant(Random &random) {
     return {forms[i].bits, forms[i].minimum, false, forms[i].group, opsocket::INTEGERS, super};
 }
 
-// What a small float stands for; of an e2m1, twice that.
+// Nibbles that are looked up.
+inline CodeFormat some_by_table(Random &random) {
+    const int32_t code = random.below(2) ? opsocket::IQ4 : opsocket::E2M1;
+    const int64_t super = code == opsocket::IQ4 && random.below(2) ? int64_t(32) << (1 + random.below(4)) : 0;
+    return {4, false, !super && random.below(2) != 0, 32, code, super};
+}
+
+// What a small float stands for, or what is looked up; of an e2m1, twice that.
 inline double small_float(int32_t code, int stored) {
+    if (code == opsocket::IQ4) return double(opsocket::IQ4_INTEGERS[stored]);
     const int fraction_bits = code == opsocket::E4M3FN ? 3 : 1, exponent_bits = code == opsocket::E4M3FN ? 4 : 2;
     const int least = code == opsocket::E4M3FN ? -6 : 1;  // of normal numbers' exponents
     const int fraction = stored & ((1 << fraction_bits) - 1);
@@ -52,7 +60,9 @@ class CodedWeight {
         panels.n = n, panels.k = padded, panels.group = format.group ? format.group : padded;
         panels.bits = format.bits, panels.has_minimum = format.minimum, panels.scale_f32 = format.scale_f32;
         panels.code = format.code, panels.super = format.super;
-        panels.zero_offset = format.code || (format.minimum && (format.bits < 8 || random.below(2))) ? 0 : 1 << (format.bits - 1);
+        panels.zero_offset = format.code == IQ4    ? 128
+                             : format.code == E2M1 ? 12
+                             : format.code || (format.minimum && (format.bits < 8 || random.below(2))) ? 0 : 1 << (format.bits - 1);
         data_ = Bytes(panels.count() * panels.panel_bytes(), 0);
         panels.data = data_.data();
         groups_ = padded / panels.group;

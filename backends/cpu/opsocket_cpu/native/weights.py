@@ -16,13 +16,13 @@ import torch
 from opsocket.operators import PackedWeight, Request, Session
 from opsocket.operators.torch_session import storage_bytes
 from opsocket.quantization import GroupedWeight, ScaleCodes, f8e4m3fn_to_f32, get_format
+from opsocket.quantization.grouped import IQ4 as IQ4_INTEGERS
 from opsocket_cpu.arena import Arena
 
 LAYOUTS = ("panels",)
 PANEL = 32
 _ARENA = Arena()
-_TWICE_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
-_E2M1_OF_TWICE = np.array([0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7], np.uint8)
+_TWICE_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 
 
 class Panels(ctypes.Structure):
@@ -42,10 +42,17 @@ class Panels(ctypes.Structure):
     )
 
 
-INTEGERS, E4M3FN, E2M1 = range(3)
+INTEGERS, E4M3FN, E2M1, IQ4 = range(4)
 """`enum Code`."""
 
-CODED_SCALES = {(2, True, 16), (4, True, 32), (5, True, 32), (4, False, 16), (6, False, 16)}
+TABLES = {"e2m1": (E2M1, _TWICE_E2M1, 12), "iq4": (IQ4, IQ4_INTEGERS, 128)}
+"""Codes of four bits that are looked up, by their name in formats: what they are to kernels, the integers that they
+stand for, and what makes these bytes."""
+
+BY_TABLE = 7
+"""In place of a number of bits: such codes."""
+
+CODED_SCALES = {(2, True, 16), (4, True, 32), (5, True, 32), (4, False, 16), (6, False, 16), (BY_TABLE, False, 32)}
 """Bits, whether there are minimums, and slabs of weights whose scales stay codes: `is_form` of matmul_a8.cpp."""
 
 MOST_GROUPS = 16
@@ -102,9 +109,9 @@ def prepare(session: Session, spec: Any, tensors: Mapping[str, np.ndarray]) -> P
         floats = FloatPanels(_float_panels(tensors["weight"], fmt.id), fmt.id)
         return PackedWeight(fmt.id, spec.n, spec.k, "panels", floats, floats.nbytes)
     if fmt.has_integer_codes:
-        # A product with int8 activations takes an e2m1 as the integer that is twice as large.
-        as_floats = fmt.code == "e2m1" and fmt.activation == "none"
-        coded = _coded(fmt.group(tensors, spec.n, spec.k), as_floats)
+        grouped = fmt.group(tensors, spec.n, spec.k)
+        unsigned = _by_table(grouped, fmt.code) if fmt.code in TABLES else _unsigned(grouped)
+        coded = _packed(unsigned, grouped.n, grouped.k, grouped.group_size, grouped.input_permutation)
     else:
         floats = fmt.scale_floats(tensors, spec.n, spec.k)
         unsigned = _Unsigned(floats.codes, floats.scale, None, 8, 0, E4M3FN)
@@ -160,7 +167,8 @@ def unpack(content: CodedPanels) -> tuple[np.ndarray, np.ndarray, np.ndarray | N
         codes |= ((packed >> shifts & np.uint8((1 << bits) - 1)) << np.uint8(place)).reshape(codes.shape)
         first += size
     in_order = codes.transpose(0, 4, 1, 2, 3, 5).reshape(panels * PANEL, facts.k).astype(np.int16)
-    return in_order - np.int16(facts.zero_offset), scales[0], scales[1] if facts.has_minimum else None
+    offset = facts.zero_offset if facts.code == INTEGERS else 0
+    return in_order - np.int16(offset), scales[0], scales[1] if facts.has_minimum else None
 
 
 def _planes(bits: int) -> tuple[tuple[int, int], ...]:
@@ -173,10 +181,11 @@ def _slab(group: int) -> int:
 
 
 def _numbers(code: int, codes: np.ndarray) -> np.ndarray:
-    """f32 of integers, or of small floats in the integers that hold their bits; twice an e2m1."""
+    """f32 of integers, or of what their bits or places stand for; twice an e2m1."""
     if code == E4M3FN:
         return f8e4m3fn_to_f32(codes.astype(np.uint8))
-    return (_TWICE_E2M1[codes] if code == E2M1 else codes).astype(np.float32)
+    integers = {E2M1: _TWICE_E2M1, IQ4: IQ4_INTEGERS}.get(code)
+    return (codes if integers is None else integers[codes]).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,17 +202,11 @@ class _Unsigned:
     scale_codes: tuple[ScaleCodes, ...] = ()
 
 
-def _coded(grouped: GroupedWeight, as_floats: bool) -> CodedPanels:
-    """Panels of a canonical weight: unsigned codes of the least bits that values fit and loops exist for; as_floats: in
-    e2m1."""
-    unsigned = _as_e2m1(grouped) if as_floats else _unsigned(grouped)
-    return _packed(unsigned, grouped.n, grouped.k, grouped.group_size, grouped.input_permutation)
-
-
 def _packed(unsigned: _Unsigned, n: int, k: int, group: int, permutation: np.ndarray | None) -> CodedPanels:
     codes, bits, offset, columns = unsigned.codes, unsigned.bits, unsigned.offset, k
     if n % PANEL:
-        codes = np.pad(codes, ((0, -n % PANEL), (0, 0)), constant_values=offset)
+        nothing = offset if unsigned.code == INTEGERS else 0
+        codes = np.pad(codes, ((0, -n % PANEL), (0, 0)), constant_values=nothing)
     if k % _slab(group):  # only where one scale serves a whole row
         codes = np.pad(codes, ((0, 0), (0, -k % 32)), constant_values=offset)
         group = k = codes.shape[1]
@@ -249,9 +252,12 @@ def _of_panels(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(-1, PANEL, values.shape[1]).transpose(0, 2, 1))
 
 
-def _as_e2m1(grouped: GroupedWeight) -> _Unsigned:
-    signs = (grouped.codes < 0).astype(np.uint8) << np.uint8(3)
-    return _Unsigned(_E2M1_OF_TWICE[np.abs(grouped.codes)] | signs, grouped.scale, None, 4, 0, E2M1)
+def _by_table(grouped: GroupedWeight, name: str) -> _Unsigned:
+    code, integers, offset = TABLES[name]
+    places = np.zeros(256, np.uint8)
+    places[integers[::-1].view(np.uint8)] = np.arange(16, dtype=np.uint8)[::-1]  # of two zeros the first
+    codes = places[grouped.codes.view(np.uint8)]
+    return _Unsigned(codes, grouped.scale, None, 4, offset, code, _scale_codes(grouped, BY_TABLE))
 
 
 def _unsigned(grouped: GroupedWeight) -> _Unsigned:
