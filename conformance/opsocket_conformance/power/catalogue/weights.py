@@ -136,6 +136,13 @@ def _e2m1(change: Callable[[Array], Array]) -> Callable[[Tensors, Request], Tens
     return _blocks(changed)
 
 
+def _in_a_row(blocks: Array) -> Array:
+    """q5_K's fifth bits u8[..., 32] such that column j gets bit j of all in a row, not bit j // 32 of byte j % 32."""
+    bits = np.unpackbits(blocks[..., 16:48], axis=-1, bitorder="little")
+    of_bytes = bits.reshape(*bits.shape[:-1], 8, 32).swapaxes(-1, -2)
+    return np.packbits(of_bytes, axis=-1, bitorder="little")[..., 0]
+
+
 def _column_by_column(scale: Array, fmt: QuantFormat) -> Array:
     return scale.T.reshape(scale.shape)
 
@@ -445,6 +452,32 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     _fault(
         "q4_K minimum negated", "added where it should be subtracted", _blocks(_as_half(np.negative, 2)), _of("q4_K")
+    ),
+    _fault("q5_K high bits dropped", "four of five bits", _blocks(_set(slice(16, 48), lambda b: 0)), _of("q5_K")),
+    _fault(
+        "q5_K high bits in a row",
+        "column j has bit j of its block, as in q5_0",
+        _blocks(_set(slice(16, 48), _in_a_row)),
+        _of("q5_K"),
+    ),
+    _fault("q5_K without minimum", "dmin is never read", _blocks(_as_half(np.zeros_like, 2)), _of("q5_K")),
+    _fault(
+        "q3_K high bits the other way round",
+        "4 is taken away where the bit is set",
+        _blocks(_set(slice(0, 32), lambda b: ~b[..., :32])),
+        _of("q3_K"),
+    ),
+    _fault(
+        "q3_K high bits of scales dropped",
+        "the middle pair for each of the four",
+        _blocks(_set(slice(104, 108), lambda b: 0xAA)),
+        _of("q3_K"),
+    ),
+    _fault(
+        "q3_K high bits of scales from the top",
+        "the highest pair of a byte first",
+        _blocks(_set(slice(104, 108), lambda b: _fields_reversed(b[..., 104:108], get_format("q3_K")))),
+        _of("q3_K"),
     ),
     _fault("q6_K high bits dropped", "four of six bits", _blocks(_set(slice(128, 192), lambda b: 0xAA)), _of("q6_K")),
     _fault(
