@@ -1,6 +1,6 @@
 // y = x W^T + b with int8 activations: x is quantized here, row by row, then multiplied panel by panel. Also the product
 // of rows sorted by expert, each range with a weight of its own.
-#include "matmul_a8.h"
+#include "matmul_a8_tile.h"
 
 #include <algorithm>
 #include <utility>
@@ -11,7 +11,11 @@ namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
 constexpr int64_t FEW = W == 16 ? 16 : 8;     // rows for which codes are unpacked in registers and memory decides
-constexpr int MOST = W == 16 ? 8 : 4;         // rows of x that there are loops for
+#if OPSOCKET_AVX512 || OPSOCKET_AVX2 || OPSOCKET_NEON
+constexpr int MOST = W == 16 ? 8 : 4;  // rows of x that there are loops for
+#else
+constexpr int MOST = 2;  // no such machine is chosen for speed, and its compiler takes the longest
+#endif
 constexpr int64_t AHEAD = 4096;              // bytes of weights that several of these ask for before they are needed
 constexpr int64_t BLOCK_BYTES = 640 << 10;   // of quantized rows that stay in a level 2 cache while panels pass
 constexpr int64_t BLOCK_ROWS = 48, MAX_BLOCK_ROWS = 504;

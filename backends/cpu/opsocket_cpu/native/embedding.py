@@ -8,14 +8,14 @@ import torch
 
 from opsocket.operators import ContractError, EmbeddingPlan, PackedWeight
 from opsocket.operators.torch_session import TORCH_DTYPES
-from opsocket_cpu.native import weights
+from opsocket_cpu.native import panels, weights
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan, address
 
 
 class EmbeddingCommand(Command):
     _fields_ = (
-        ("weight", weights.Panels),
+        ("weight", panels.Panels),
         ("rows", c_int64), ("k", c_int64),
         ("ids", c_void_p), ("permutation", c_void_p),
         ("y", c_void_p), ("y_stride", c_int64),
@@ -34,10 +34,10 @@ class NativeEmbedding(NativePlan, weights.OverPanels, EmbeddingPlan):
         return torch.empty(len(ids), packed.k, dtype=TORCH_DTYPES[self.spec.out_dtype]) if out is None else out
 
     def _command(self, y: torch.Tensor, ids: torch.Tensor, packed: PackedWeight, out: torch.Tensor | None) -> Command:
-        content: weights.CodedPanels | weights.FloatPanels = packed.content
+        content: panels.CodedPanels | panels.FloatPanels = packed.content
         dtype = DTYPES[self.spec.out_dtype]
-        if isinstance(content, weights.FloatPanels):
-            facts, permutation, kind = weights.Panels(content.data.data_ptr(), packed.n), None, DTYPES[content.dtype]
+        if isinstance(content, panels.FloatPanels):
+            facts, permutation, kind = panels.Panels(content.data.data_ptr(), packed.n), None, DTYPES[content.dtype]
         else:
             facts, permutation, kind = content.facts, content.permutation, -1
         return EmbeddingCommand(

@@ -8,7 +8,7 @@ import torch
 
 from opsocket.operators import MatmulPlan, PackedWeight
 from opsocket.operators.torch_session import TORCH_DTYPES
-from opsocket_cpu.native import weights
+from opsocket_cpu.native import panels, weights
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan, address
 from opsocket_cpu.native.repeat import Fields
@@ -16,7 +16,7 @@ from opsocket_cpu.native.repeat import Fields
 
 class MatmulA16Command(Command):
     _fields_ = (
-        ("weight", weights.Panels),
+        ("weight", panels.Panels),
         ("rows", c_int64), ("n", c_int64), ("k", c_int64),
         ("x", c_void_p), ("x_stride", c_int64),
         ("permutation", c_void_p), ("bias", c_void_p),
@@ -44,9 +44,9 @@ class NativeMatmulA16(NativePlan, weights.OverPanels, MatmulPlan):
         bias: torch.Tensor | None,
         out: torch.Tensor | None,
     ) -> Command:
-        content: weights.CodedPanels | weights.FloatPanels = packed.content
-        if isinstance(content, weights.FloatPanels):
-            facts, permutation, kind = weights.Panels(content.data.data_ptr()), None, DTYPES[content.dtype]
+        content: panels.CodedPanels | panels.FloatPanels = packed.content
+        if isinstance(content, panels.FloatPanels):
+            facts, permutation, kind = panels.Panels(content.data.data_ptr()), None, DTYPES[content.dtype]
             padded = packed.k
         else:
             facts, permutation, kind, padded = content.facts, content.permutation, -1, content.facts.k

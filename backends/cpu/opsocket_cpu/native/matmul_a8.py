@@ -13,7 +13,7 @@ from opsocket.operators import GroupedMatmulPlan, MatmulPlan, PackedWeight
 from opsocket.operators.torch_session import TORCH_DTYPES
 from opsocket.quantization import get_format
 from opsocket.quantization.formats import ACTIVATION_GROUP
-from opsocket_cpu.native import weights
+from opsocket_cpu.native import panels, weights
 from opsocket_cpu.native.command import DTYPES, Command, Op
 from opsocket_cpu.native.plan import NativePlan, address
 from opsocket_cpu.native.repeat import Fields
@@ -25,7 +25,7 @@ _MAX_WORKSPACE = 64 << 20
 class A8Weight(ctypes.Structure):
     """`struct A8Weight`."""
 
-    _fields_ = (("panels", weights.Panels), ("permutation", c_void_p))
+    _fields_ = (("panels", panels.Panels), ("permutation", c_void_p))
 
 
 class MatmulA8Command(Command):
@@ -62,7 +62,7 @@ class _A8Plan(NativePlan):
         bias: torch.Tensor | None,
     ) -> Command:
         rows = len(x)
-        contents: list[weights.CodedPanels] = [weight.content for weight in packed]
+        contents: list[panels.CodedPanels] = [weight.content for weight in packed]
         array = (A8Weight * len(packed))(*(A8Weight(c.facts, address(c.permutation)) for c in contents))
         command = MatmulA8Command(
             Op.MATMUL_A8, 1, max(min(rows * self._row_bytes, _MAX_WORKSPACE), self._row_bytes),
