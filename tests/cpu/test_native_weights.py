@@ -80,3 +80,15 @@ def test_a_weight_takes_about_what_it_takes_in_a_file(name: str, most: float) ->
     with opsocket.open("cpu") as session:
         packed = weights.prepare(session, SimpleNamespace(weight_format=name, n=n, k=k), tensors)
     assert packed.nbytes <= most * tensors["blocks"].nbytes
+
+
+@pytest.mark.parametrize("name", ["q4_1", "q5_0", "q6_K", "iq4_xs"])
+def test_panels_packed_one_by_one_are_those_packed_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fmt, n, k = get_format(name), 136, 512
+    tensors = quantize(fmt, np.random.default_rng(2).standard_normal((n, k)).astype(np.float32))
+    with opsocket.open("cpu", threads=3) as session:
+        spec = SimpleNamespace(weight_format=name, n=n, k=k)
+        together = weights.prepare(session, spec, tensors).content.data
+        monkeypatch.setattr("opsocket_cpu.native.packing._AT_A_TIME", 1)
+        one_by_one = weights.prepare(session, spec, tensors).content.data
+    assert np.array_equal(together.numpy(), one_by_one.numpy())
