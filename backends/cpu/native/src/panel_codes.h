@@ -1,5 +1,7 @@
 // Codes and scales of panels as the vectors that kernels compute with.
 #pragma once
+#include <type_traits>
+
 #include "panel.h"
 #include "simd.h"
 
