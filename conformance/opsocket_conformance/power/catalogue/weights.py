@@ -461,6 +461,26 @@ FAULTS: Final[tuple[Fault, ...]] = (
         _of("q5_K"),
     ),
     _fault("q5_K without minimum", "dmin is never read", _blocks(_as_half(np.zeros_like, 2)), _of("q5_K")),
+    _fault("q5_1 high bits dropped", "four of five bits", _blocks(_set(slice(4, 8), lambda b: 0)), _of("q5_1")),
+    _fault("q5_1 minimum subtracted", "as q4_K has it", _blocks(_as_half(np.negative, 2)), _of("q5_1")),
+    _fault(
+        "iq4_nl halves exchanged",
+        "the high nibbles first",
+        _blocks(_set(slice(2, 18), lambda b: b[..., 2:18] >> 4 | b[..., 2:18] << 4)),
+        _of("iq4_nl"),
+    ),
+    _fault(
+        "iq4_nl index with a sign",
+        "nibbles from -8 to 7 into a table from its middle",
+        _blocks(_set(slice(2, 18), lambda b: b[..., 2:18] ^ 0x88)),
+        _of("iq4_nl"),
+    ),
+    _fault(
+        "iq4_xs high bits of scales dropped",
+        "the middle pair for each of the four",
+        _blocks(_set(slice(2, 4), lambda b: 0xAA)),
+        _of("iq4_xs"),
+    ),
     _fault(
         "q3_K high bits the other way round",
         "4 is taken away where the bit is set",
