@@ -32,10 +32,10 @@ def table(measured: Measured) -> str:
 
 def _rows(measured: Measured) -> Iterator[str]:
     for row in compared(measured.operators):
-        ours, best, wanted = row.ours, row.best, goal(row.ours.facts)
+        ours, wanted = row.ours, goal(row.ours.facts)
         if wanted is None:
             continue
-        beside = f"{ours.rate / best.rate:.2f}x {best.system}" if best else ""
+        beside = f"{row.times:.2f}x {row.best.system}" if row.best else ""
         yield (
             f"| {ours.kind}: {ours.label} | {LIMITS.get(ours.limit, ours.limit)} | {100 * wanted:.0f} % "
             f"| {100 * row.reached:.0f} % | {beside} |"

@@ -255,19 +255,14 @@ def whole_model_elsewhere() -> str:
 
 def k_quants() -> str:
     """Products with K-quants beside the fastest other system's, then a whole model."""
-    import statistics
-
     from measurements import LIMITS, compared, load
 
     folder = ROOT / "benchmarks" / "results" / K_QUANTS
     lines = ["| product | us | reached | beside it |", "| --- | ---: | ---: | --- |"]
     for row in compared(load([folder / "operators.json"]).operators):
-        microseconds = 1e6 * statistics.median(row.ours.seconds)
-        times = statistics.median(row.best.seconds) * 1e6 / microseconds if row.best else 0.0
-        lines.append(
-            f"| {row.ours.label} | {microseconds:.0f} | {100 * row.reached:.0f} % of {LIMITS[row.ours.limit]} "
-            f"| {f'{times:.1f}x {row.best.system}' if row.best else ''} |"
-        )
+        beside = f"{row.times:.1f}x {row.best.system}" if row.best else ""
+        reached = f"{100 * row.reached:.0f} % of {LIMITS[row.ours.limit]}"
+        lines.append(f"| {row.ours.label} | {1e6 * row.ours.median:.0f} | {reached} | {beside} |")
     return "\n".join(lines) + "\n\n" + _whole_model((f"{K_QUANTS}/whole_model.json",))
 
 

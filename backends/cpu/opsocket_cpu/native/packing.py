@@ -128,6 +128,7 @@ def float_panels(weight: np.ndarray, dtype: str) -> torch.Tensor:
 
 
 def by_table(grouped: GroupedWeight, name: str) -> Unsigned:
+    """Codes of a weight whose format calls its codes `name`, of `TABLES`: their places in the table."""
     code, integers, offset = TABLES[name]
     places = np.zeros(256, np.uint8)
     places[integers[::-1].view(np.uint8)] = np.arange(16, dtype=np.uint8)[::-1]  # of two zeros the first
@@ -136,6 +137,8 @@ def by_table(grouped: GroupedWeight, name: str) -> Unsigned:
 
 
 def unsigned(grouped: GroupedWeight) -> Unsigned:
+    """Integer codes in the least bits that hold them, of what there are loops for; their offset is 0 where a weight has
+    minimums and the codes have fewer than 8 bits."""
     codes, scale, minimum = grouped.codes, grouped.scale, grouped.minimum
     low, high = int(codes.min()), int(codes.max())
     bits = _bits(grouped)

@@ -84,4 +84,5 @@ def planes_of(bits: int) -> tuple[tuple[int, int], ...]:
 
 
 def slab_of(group: int) -> int:
+    """Columns that are packed together, of groups of so many."""
     return 16 if group % 32 else 32

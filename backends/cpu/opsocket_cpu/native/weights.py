@@ -10,17 +10,13 @@ import torch
 
 from opsocket.operators import PackedWeight, Request, Session
 from opsocket.quantization import f8e4m3fn_to_f32, get_format
-from opsocket.quantization.grouped import IQ4 as IQ4_INTEGERS
 from opsocket_cpu.native.packing import Unsigned, by_table, float_panels, pack, unsigned
 from opsocket_cpu.native.panels import (
-    E2M1,
     E4M3FN,
     INTEGERS,
-    IQ4,
     LAYOUTS,
     PANEL,
     TABLES,
-    TWICE_E2M1,
     CodedPanels,
     FloatPanels,
     planes_of,
@@ -116,5 +112,5 @@ def _numbers(code: int, codes: np.ndarray) -> np.ndarray:
     """f32 of integers, or of what their bits or places stand for; twice an e2m1."""
     if code == E4M3FN:
         return f8e4m3fn_to_f32(codes.astype(np.uint8))
-    integers = {E2M1: TWICE_E2M1, IQ4: IQ4_INTEGERS}.get(code)
+    integers = {looked_up: integers for looked_up, integers, _ in TABLES.values()}.get(code)
     return (codes if integers is None else integers[codes]).astype(np.float32)
