@@ -1,11 +1,12 @@
 // y = x W^T + b with float activations: codes are widened to f32 and multiplied there.
 //
-// Few rows: codes are widened in registers, once for all of them. More rows: a piece of a panel is widened once into this
+// A few rows: as digits of integers, where those pay (matmul_a16_digits.h). Or codes are widened in registers, once for all
+// of them. More rows: a piece of a panel is widened once into this
 // thread's memory, [k][32] of f32, and all rows meet it there.
 #include <utility>
 
 #include "kernels.h"
-#include "panel_codes.h"
+#include "matmul_a16_digits.h"
 #include "small_floats.h"
 
 namespace opsocket {
@@ -237,6 +238,41 @@ void totals_of_groups(const float *x, int64_t k, int64_t group, float *totals) {
     }
 }
 
+// ---- few rows, as digits
+
+using RowsByDigits = void (*)(const Panels &, const uint8_t *, const DigitRows &, float *);
+
+// What multiplies all rows of x, once their digits are in `to`; null where they are to be multiplied as floats.
+template <int DIGITS, int BITS, int SLAB, int ROWS = most_rows(DIGITS, BITS)>
+RowsByDigits split_rows(const MatmulA16 &c, const DigitRows &to) {
+    if constexpr (ROWS > 0) {
+        if (c.rows != ROWS) return split_rows<DIGITS, BITS, SLAB, ROWS - 1>(c, to);
+        for (int r = 0; r < ROWS; r++) {
+            const float *row = as_f32_row(c.x, r * c.x_stride, c.k, c.x_dtype, c.permutation, to.row);
+            if (!split_row<ROWS, DIGITS, SLAB>(c.weight, row, r, to)) return nullptr;
+            if (c.weight.has_minimum)
+                totals_of_groups(row, c.weight.k, c.weight.group, to.totals + r * (c.weight.k / c.weight.group));
+        }
+        return rows_by_digits<ROWS, DIGITS, BITS, SLAB>;
+    } else {
+        return nullptr;
+    }
+}
+
+template <int DIGITS> RowsByDigits split_by_form(const MatmulA16 &c, unsigned char *own, size_t own_bytes, DigitRows &to) {
+    if (c.rows > most_rows(DIGITS, 4) || size_t(DigitRows::bytes(c.rows, DIGITS, c.k)) > own_bytes) return nullptr;
+    to = DigitRows::in(own, c.rows, DIGITS, c.k);
+    RowsByDigits found = nullptr;
+    auto split = [&](auto bits, auto slab) {
+        found = split_rows<DIGITS, decltype(bits)::value, decltype(slab)::value>(c, to);
+    };
+    if (is_by_table(c.weight)) split(std::integral_constant<int, BY_TABLE>{}, std::integral_constant<int, 32>{});
+    else if (c.weight.code == INTEGERS) by_form(c.weight, split);
+    return found;
+}
+
+// ----
+
 // All rows of x, f32 with x_stride, against one panel; sums [rows][32]. totals: of the groups of few rows, or null.
 void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x_stride, int64_t rows, const float *totals,
                    float *tile, float *sums) {
@@ -277,11 +313,45 @@ void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x
     }
 }
 
+// Sums of a panel, [rows][32], -> y from row `row` on.
+void write_sums(const MatmulA16 &c, int64_t number, int64_t row, int64_t rows, float *sums) {
+    const int64_t column = number * PANEL;
+    const int columns = int(c.n - column < PANEL ? c.n - column : PANEL);
+    for (int64_t r = 0; r < rows; r++) {
+        float *s = sums + r * PANEL;
+        if (c.bias)
+            for (int j = 0; j < columns; j++) s[j] += c.bias[column + j];
+        const int64_t y = (row + r) * c.y_stride + column;
+        int j = 0;
+        for (; j + W <= columns; j += W) store_any(c.y, y + j, c.y_dtype, load(s + j));
+        for (; j < columns; j++) store_one(c.y, y + j, c.y_dtype, s[j]);
+    }
+}
+
+// Whether the product was done so. Every thread splits the rows for itself: sooner done than another's are waited for.
+bool by_digits(const MatmulA16 &c, Worker &worker, float *sums, unsigned char *own, size_t own_bytes) {
+    if (c.float_dtype >= 0) return false;
+    DigitRows rows;
+    RowsByDigits multiply = c.x_dtype == F32 ? nullptr : split_by_form<3>(c, own, own_bytes, rows);
+    if (!multiply) multiply = split_by_form<4>(c, own, own_bytes, rows);
+    if (!multiply) return false;
+    int64_t begin, end;
+    worker.share((c.n + PANEL - 1) / PANEL, begin, end);
+    for (int64_t number = begin; number < end; number++) {
+        multiply(c.weight, c.weight.data + number * c.weight.panel_bytes(), rows, sums);
+        write_sums(c, number, 0, c.rows, sums);
+    }
+    return true;
+}
+
 }  // namespace
 
 // x as f32 [rows][k padded], in the caller's order of the codes: straight from the caller where it is that already.
 void matmul_a16(const Command *command, Worker &worker) {
     const MatmulA16 &c = *static_cast<const MatmulA16 *>(command);
+    float *tile = reinterpret_cast<float *>(worker.own), *sums = tile + TILE_K * PANEL;
+    unsigned char *rest = reinterpret_cast<unsigned char *>(sums + BLOCK_ROWS * PANEL);
+    if (by_digits(c, worker, sums, rest, OWN_BYTES - size_t(rest - worker.own))) return;
     const int64_t padded = c.float_dtype >= 0 ? c.k : c.weight.k;
     const float *x = static_cast<const float *>(c.x);
     int64_t x_stride = c.x_stride;
@@ -297,7 +367,6 @@ void matmul_a16(const Command *command, Worker &worker) {
         x = wide;
         x_stride = padded;
     }
-    float *tile = reinterpret_cast<float *>(worker.own), *sums = tile + TILE_K * PANEL;
     const int64_t panels = (c.n + PANEL - 1) / PANEL;
     // In place of the tile, which few rows do without.
     const int64_t groups = c.float_dtype < 0 ? padded / c.weight.group : 0;
@@ -305,18 +374,8 @@ void matmul_a16(const Command *command, Worker &worker) {
     for (int64_t r = 0; few && r < c.rows; r++)
         totals_of_groups(x + r * x_stride, padded, c.weight.group, tile + r * groups);
     auto product = [&](int64_t number, int64_t row, int64_t end) {
-        const int64_t rows = end - row, column = number * PANEL;
-        panel_product(c, number, x + row * x_stride, x_stride, rows, few ? tile : nullptr, tile, sums);
-        const int columns = int(c.n - column < PANEL ? c.n - column : PANEL);
-        for (int64_t r = 0; r < rows; r++) {
-            float *s = sums + r * PANEL;
-            if (c.bias)
-                for (int j = 0; j < columns; j++) s[j] += c.bias[column + j];
-            const int64_t y = (row + r) * c.y_stride + column;
-            int j = 0;
-            for (; j + W <= columns; j += W) store_any(c.y, y + j, c.y_dtype, load(s + j));
-            for (; j < columns; j++) store_one(c.y, y + j, c.y_dtype, s[j]);
-        }
+        panel_product(c, number, x + row * x_stride, x_stride, end - row, few ? tile : nullptr, tile, sums);
+        write_sums(c, number, row, end - row, sums);
     };
     auto panel_of_rows = [&](int64_t number, int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; row += BLOCK_ROWS)

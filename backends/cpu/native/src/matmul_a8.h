@@ -12,15 +12,12 @@
 #include <type_traits>
 
 #include "matmul_a8_rows.h"
-#include "panel_codes.h"
+#include "panel_products.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
 constexpr int TILE_K = 576;        // of codes unpacked at a time: 18 KiB, and scales, of a level 1 cache's 32 or 48
-constexpr int VECTORS = PANEL / W;
-constexpr int PART = VECTORS < 2 ? 1 : 2;  // vectors of columns in registers together
-constexpr int PARTS = VECTORS / PART;
 
 struct Cuts {
     int64_t k;                  // as packed: a multiple of the slab
@@ -72,102 +69,6 @@ inline Cuts cuts_of(const Panels &w, int32_t x_group) {
 
 inline F load_scale(const unsigned char *p, int i, int32_t dtype) {
     return dtype == F32 ? load(reinterpret_cast<const float *>(p) + i) : load_half(p + i * 2);
-}
-
-inline I broadcast(const unsigned char *four_codes) {
-    int32_t v;
-    std::memcpy(&v, four_codes, 4);
-    return set(v);
-}
-template <class T> inline T element(const unsigned char *p) {
-    T v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-
-// Sums of one slab. On AVX2 alone in 16 bits, which hold what 32 columns of codes below 16 come to: 8 * 2 * 15 * 127.
-#if OPSOCKET_AVX2 && !OPSOCKET_AVX_VNNI
-inline I slab_sum(I) { return I{}; }
-inline I add_products(I sum, I w, I a) {
-    return (I)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)a));
-}
-template <int FACTOR> inline I with_slab(I acc, I sum) {
-    return acc + (I)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(FACTOR));
-}
-constexpr int NIBBLES_OF_BYTE = 2;  // codes of more than 4 bits are two
-#else
-inline I slab_sum(I acc) { return acc; }
-inline I add_products(I sum, I w, I a) { return dot_u8s8(sum, w, a); }
-template <int FACTOR> inline I with_slab(I, I sum) { return sum; }
-constexpr int NIBBLES_OF_BYTE = 1;
-#endif
-
-// What stands at p in the first of some rows, in row r: from few registers, where a pointer for each row would take six.
-inline const unsigned char *of_row(const unsigned char *p, int r, int64_t row_bytes) {
-    return r < 3 ? p + r * row_bytes : p + 3 * row_bytes + (r - 3) * row_bytes;
-}
-
-// What BY_TABLE looks up: bytes, or each nibble of them.
-struct Tables {
-    I of[2];
-
-    explicit Tables(const uint8_t *table) {
-        if (!table) return;
-        of[0] = repeated(table);
-        if (NIBBLES_OF_BYTE == 2) of[1] = (of[0] >> 4) & 0x0f0f0f0f, of[0] &= 0x0f0f0f0f;
-    }
-};
-
-// acc += codes of one slab of a panel, from `part` vectors on, times the rows' codes from x on. TILE: codes are bytes that
-// hold BITS or fewer.
-template <int MR, int BITS, int SLAB, int CHAINS, bool TILE>
-inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], const unsigned char *w,
-                                                    const unsigned char *x, int64_t row_bytes,
-                                                    [[maybe_unused]] const Tables &tables) {
-    constexpr int LOW = TILE ? 8 : low_bits(BITS), FIELDS = 8 / LOW, STEPS = SLAB / 4 / FIELDS;
-    constexpr int NIBBLES = BITS > 4 ? NIBBLES_OF_BYTE : 1;
-    const unsigned char *row[MR];
-    for (int r = 0; r < MR; r++) row[r] = of_row(x, r, row_bytes);
-#pragma GCC unroll 2
-    for (int nibble = 0; nibble < NIBBLES; nibble++) {
-        I sum[CHAINS][MR][PART];
-        for (int chain = 0; chain < CHAINS; chain++)
-            for (int r = 0; r < MR; r++)
-                for (int v = 0; v < PART; v++) sum[chain][r][v] = slab_sum(acc[chain][r][v]);
-#pragma GCC unroll 8
-        for (int s = 0; s < STEPS; s++) {
-            I packed[PART];
-            for (int v = 0; v < PART; v++) packed[v] = load_as<I>(w + s * PANEL * 4 + v * W * 4);
-#pragma GCC unroll 4
-            for (int field = 0; field < FIELDS; field++) {
-                I codes[PART];
-                for (int v = 0; v < PART; v++) {
-                    codes[v] = LOW == 8 ? packed[v] : (packed[v] >> (LOW * field)) & (LOW == 4 ? 0x0f0f0f0f : 0x03030303);
-                    if constexpr (!TILE && BITS == BY_TABLE) {
-                        codes[v] = look_up(tables.of[nibble], codes[v]);
-                    } else if constexpr (!TILE && BITS != LOW) {
-                        const I upper = upper_bits<BITS, SLAB>(w, field * STEPS + s, v);
-                        codes[v] = NIBBLES == 1 ? codes[v] | upper : nibble ? upper >> 4 : codes[v];
-                    } else if constexpr (NIBBLES == 2) {
-                        codes[v] = (packed[v] >> (4 * nibble)) & 0x0f0f0f0f;
-                    }
-                }
-#pragma GCC unroll 8
-                for (int r = 0; r < MR; r++) {
-                    I a = broadcast(row[r] + 4 * (field * STEPS + s));
-                    for (int v = 0; v < PART; v++) {
-                        I &to = sum[(field * STEPS + s) % CHAINS][r][v];
-                        to = add_products(to, codes[v], a);
-                    }
-                }
-            }
-        }
-        for (int chain = 0; chain < CHAINS; chain++)
-            for (int r = 0; r < MR; r++)
-                for (int v = 0; v < PART; v++)
-                    acc[chain][r][v] = nibble ? with_slab<16>(acc[chain][r][v], sum[chain][r][v])
-                                              : with_slab<1>(acc[chain][r][v], sum[chain][r][v]);
-    }
 }
 
 // Memory to ask for while several rows are multiplied: `share` bytes with each part of them, before it or `lines` cache

@@ -10,13 +10,34 @@ struct Shape {
     int64_t rows, n, k;
     int32_t x_dtype, y_dtype;
     bool bias;
+    enum Values { NORMAL, SPREAD, TINY, WITH_ZEROS, WITH_NAN } values = NORMAL;  // of x
 };
+
+// Of what digits have to be cut to: numbers of which some are far larger than those beside them, so small that powers of
+// two for them leave the normal numbers, none at all, or no numbers.
+static void change_values(Random &random, Matrix &x, Shape::Values values) {
+    auto each = [&](auto change) {
+        for (int64_t r = 0; r < x.rows; r++)
+            for (int64_t i = 0; i < x.width; i++) x.set(r, i, change(x.at(r, i)));
+    };
+    if (values == Shape::SPREAD) each([&](double v) { return random.below(9) ? v : std::ldexp(v, int(random.below(60)) - 30); });
+    if (values == Shape::TINY) {
+        const int down = 80 + int(random.below(60));
+        each([&](double v) { return std::ldexp(v, -down); });
+    }
+    if (values == Shape::WITH_ZEROS) {
+        const bool all = random.below(4) == 0;
+        each([&](double v) { return all || random.below(2) ? 0.0 : v; });
+    }
+    if (values == Shape::WITH_NAN) x.set(x.rows - 1, random.below(x.width), NAN);
+}
 
 // value(row, j): of column j of the weight; size: its largest term; column(j): the column of x that it meets.
 template <class Value, class Size, class Column>
 static void check_product(Random &random, MatmulA16 command, const Shape &s, const char *what, Value value, Size size,
                           Column column) {
     Matrix x = Matrix::random(random, s.rows, s.k, 3, s.x_dtype), y(s.rows, s.n, 7, s.y_dtype);
+    change_values(random, x, s.values);
     Array<float> bias(s.bias ? s.n : 0);
     for (int64_t i = 0; i < bias.size(); i++) bias[i] = float(random.normal());
     command.op = OP_MATMUL, command.wait = 1, command.rows = s.rows, command.n = s.n, command.k = s.k;
@@ -57,12 +78,17 @@ static Shape some_shape(Random &random, int64_t rows) {
 
 static void codes(Random &random) {
     const int64_t rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 25}, groups[] = {16, 32, 48, 64, 128, 256, 0};
-    for (int i = 0; i < 160; i++) {
+    for (int i = 0; i < 320; i++) {
         CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(3) == 0, groups[random.below(7)]};
         if (i % 6 == 3) format.code = E4M3FN, format.bits = 8, format.minimum = false;
         if (i % 6 == 0) format = test::some_by_table(random);
         if (i % 4 == 2) format = test::some_k_quant(random);
-        Shape s = some_shape(random, rows[random.below(12)]);
+        Shape s = some_shape(random, rows[i % 3 ? random.below(3) : random.below(12)]);
+        if (random.below(2)) s.values = Shape::Values(random.below(5));
+        if (s.values == Shape::SPREAD || s.values == Shape::TINY) {  // f16 has no such numbers
+            if (s.x_dtype == F16) s.x_dtype = BF16;
+            if (s.y_dtype == F16) s.y_dtype = F32;
+        }
         if (format.group) s.k = (format.super ? format.super : format.group) * (1 + random.below(5));
         const CodedWeight w(random, format, s.n, s.k, random.below(3) == 0);
         MatmulA16 command{};

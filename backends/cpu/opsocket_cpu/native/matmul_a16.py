@@ -26,7 +26,7 @@ class MatmulA16Command(Command):
 
 
 class NativeMatmulA16(NativePlan, weights.OverPanels, MatmulPlan):
-    """Codes are widened to f32 and multiplied there; sums are f32."""
+    """Codes meet a few rows as digits of integers, or are widened to f32; sums are f32."""
 
     _counted = MatmulA16Command
     _fields = Fields(MatmulA16Command, "x _ bias y", "y")
