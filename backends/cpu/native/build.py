@@ -38,7 +38,7 @@ LEVELS: dict[str, dict[str, list[str]]] = {
     "aarch64": {"neon": ["-march=armv8.2-a+dotprod+fp16"], "portable": []},
 }
 # Compiled once, for any processor of the architecture; all other sources are kernels.
-COMMON = ("pool.cpp", "processor.cpp", "dispatch.cpp", "library.cpp", "repeat.cpp")
+COMMON = ("pool.cpp", "processor.cpp", "dispatch.cpp", "library.cpp", "pack.cpp", "repeat.cpp")
 SHARED_CACHE = "OPSOCKET_NATIVE_CACHE"
 """A directory for objects that several checkouts share: objects are named by what they were compiled from."""
 

@@ -1,6 +1,7 @@
 // The library's door: plain C, so that no Python header and no particular Python is needed.
 #include "commands.h"
 #include "dispatch.h"
+#include "pack.h"
 #include "pool.h"
 
 using namespace opsocket;
@@ -37,3 +38,12 @@ EXPORT int32_t opsocket_run(const Command *const *commands, int64_t count, int32
 }
 
 EXPORT int32_t opsocket_run_one(const Command *command, int32_t threads) { return opsocket_run(&command, 1, threads); }
+
+// pack_codes and pack_floats of pack.h.
+EXPORT void opsocket_pack_codes(const Panels *weight, const uint8_t *codes, int64_t columns, int64_t first, int64_t rows) {
+    pack_codes(*weight, codes, columns, first, rows);
+}
+EXPORT void opsocket_pack_floats(uint8_t *panels, const uint8_t *floats, int64_t k, int64_t bytes, int32_t pairs,
+                                 int64_t first, int64_t rows) {
+    pack_floats(panels, floats, k, bytes, pairs != 0, first, rows);
+}

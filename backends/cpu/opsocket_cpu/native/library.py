@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opsocket.operators import ContractError, ResourceError
 from opsocket_cpu.native.border import border_of
 from opsocket_cpu.native.command import Command, workspace_of
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PATH = Path(__file__).with_name("libopsocket_cpu.so")
 REASON = PATH.with_suffix(".reason")
@@ -42,6 +45,14 @@ class Library:
         dll.opsocket_command_size.restype = ctypes.c_int64
         dll.opsocket_run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32]
         dll.opsocket_run_one.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+        dll.opsocket_pack_codes.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *(ctypes.c_int64,) * 3]
+        dll.opsocket_pack_floats.argtypes = [
+            *(ctypes.c_void_p,) * 2,
+            *(ctypes.c_int64,) * 2,
+            ctypes.c_int32,
+            *(ctypes.c_int64,) * 2,
+        ]
+        dll.opsocket_pack_codes.restype = dll.opsocket_pack_floats.restype = None
         self._dll = dll
         self._run, self._run_one = dll.opsocket_run, dll.opsocket_run_one
         self.level = self.use_level(os.environ.get(LEVEL_VARIABLE, ""))
@@ -67,6 +78,16 @@ class Library:
         """Bytes of an operator's command as the library was compiled; 0 where it has no such kernel."""
         size: int = self._dll.opsocket_command_size(op)
         return size
+
+    def pack_codes(self, panels: ctypes.Structure, codes: np.ndarray, first: int) -> None:
+        """Rows of codes, u8 [rows, columns], from row `first` on into a weight of `Panels`: `src/pack.h`."""
+        rows, columns = codes.shape
+        self._dll.opsocket_pack_codes(ctypes.addressof(panels), codes.ctypes.data, columns, first, rows)
+
+    def pack_floats(self, panels: np.ndarray, floats: np.ndarray, pairs: bool, first: int) -> None:
+        """Rows of floats, [rows, k], from row `first` on into panels of floats: `src/pack.h`."""
+        rows, k = floats.shape
+        self._dll.opsocket_pack_floats(panels.ctypes.data, floats.ctypes.data, k, floats.itemsize, pairs, first, rows)
 
     def run_one(self, command: Command | bytes, threads: int) -> None:
         where = command if isinstance(command, bytes) else ctypes.addressof(command)

@@ -9,8 +9,16 @@ import numpy as np
 import torch
 
 from opsocket.operators import PackedWeight, Request, Session
-from opsocket.quantization import f8e4m3fn_to_f32, get_format
-from opsocket_cpu.native.packing import Unsigned, by_table, float_panels, pack, unsigned
+from opsocket.quantization import (
+    GroupedWeight,
+    QuantFormat,
+    WeightTensor,
+    f8e4m3fn_to_f32,
+    get_format,
+    rows_join,
+    rows_of,
+)
+from opsocket_cpu.native.packing import Rows, Unsigned, by_table, float_panels, pack, unsigned
 from opsocket_cpu.native.panels import (
     E4M3FN,
     INTEGERS,
@@ -43,17 +51,30 @@ def prepare(session: Session, spec: Any, tensors: Mapping[str, np.ndarray]) -> P
     fmt = get_format(spec.weight_format)
     if fmt.is_float:
         fmt.validate(tensors, spec.n, spec.k)
-        floats = FloatPanels(float_panels(tensors["weight"], fmt.id), fmt.id)
+        floats = FloatPanels(float_panels(tensors["weight"], fmt.id, session.threads, session.library), fmt.id)
         return PackedWeight(fmt.id, spec.n, spec.k, "panels", floats, floats.nbytes)
-    if fmt.has_integer_codes:
-        grouped = fmt.group(tensors, spec.n, spec.k)
-        codes = by_table(grouped, fmt.code) if fmt.code in TABLES else unsigned(grouped)
-        coded = pack(codes, grouped.n, grouped.k, grouped.group_size, grouped.input_permutation, session.threads)
-    else:
-        floats = fmt.scale_floats(tensors, spec.n, spec.k)
-        codes = Unsigned(floats.codes, floats.scale, None, 8, 0, E4M3FN)
-        coded = pack(codes, floats.n, floats.k, floats.group_size, None, session.threads)
+    permutation, rows = _rows_of(fmt, tensors, spec.n, spec.k)
+    coded = pack(rows, spec.n, spec.k, fmt.group_size(spec.k), permutation, session.threads, session.library)
     return PackedWeight(fmt.id, spec.n, spec.k, "panels", coded, coded.nbytes)
+
+
+def _rows_of(fmt: QuantFormat, tensors: Mapping[str, np.ndarray], n: int, k: int) -> tuple[np.ndarray | None, Rows]:
+    """The order of a weight's columns, and its rows as they are packed: unpacked when they are, where they can be."""
+    fmt.validate(tensors, n, k)
+
+    def integers(grouped: GroupedWeight) -> Unsigned:
+        return by_table(grouped, fmt.code) if fmt.code in TABLES else unsigned(grouped)
+
+    if not fmt.has_integer_codes:
+        floats = fmt.scale_floats(tensors, n, k)
+        return None, lambda first, last: Unsigned(
+            floats.codes[first:last], floats.scale[first:last], None, 8, 0, E4M3FN
+        )
+    if rows_join(fmt):
+        whole = WeightTensor(fmt, n, k, tensors)
+        return None, lambda first, last: integers(fmt.group(rows_of(whole, first, last).tensors, last - first, k))
+    grouped = fmt.group(tensors, n, k)
+    return grouped.input_permutation, lambda first, last: integers(grouped.rows(first, last))
 
 
 def dequantize(packed: PackedWeight) -> torch.Tensor:
