@@ -9,6 +9,8 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 _FEATURES = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
     "avx512_fp16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16", "neon", "asimd", "asimddp", "i8mm", "bf16", "sve",
@@ -59,6 +61,15 @@ def available_bytes() -> int:
     if limit is not None and used is not None:
         available = min(available, max(limit - used + _cgroup_reclaimable(), 0))
     return available
+
+
+def resident_bytes(address: int, size: int) -> int:
+    """How much of a mapping from a page's beginning on lies in memory; 0 where the system does not tell."""
+    pages = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+    tell = getattr(ctypes.CDLL(None), "mincore", None)
+    if tell is None or tell(ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_void_p(pages.ctypes.data)):
+        return 0
+    return min(int(np.count_nonzero(pages & 1)) * mmap.PAGESIZE, size)
 
 
 def prefer_huge_pages(address: int, size: int) -> None:

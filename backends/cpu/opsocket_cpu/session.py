@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -19,9 +21,12 @@ from opsocket.operators import (
     Unsupported,
     static_scale,
 )
-from opsocket.operators.torch_session import TorchSession
+from opsocket.operators.torch_session import TORCH_DTYPES, TorchSession
 from opsocket_cpu import host, layouts
 from opsocket_cpu.native.library import library
+from opsocket_cpu.untouched import Untouched
+
+_CACHES = Untouched()
 
 
 class CpuSession(TorchSession):
@@ -55,9 +60,10 @@ class CpuSession(TorchSession):
             "v_scale": self._scale(static_scale("v", cache, v_scale)),
         }
         need, have = cache.num_blocks * layout.bytes_per_block, host.available_bytes()
+        if need > have - _CACHES.size():  # what others have not touched yet is promised to them
+            have = max(have - _CACHES.pending(), 0)
         if need > have:
             raise ResourceError("bytes of memory for the cache", need, have)
-        # Zeroed rather than left alone: only touched pages count against what the next allocation finds available.
         planes = {p.name: self._zeros(p.shape, p.dtype) for p in layout.planes}
         return Cache(cache, layout, planes, device=str(self.device), **scales)
 
@@ -73,10 +79,16 @@ class CpuSession(TorchSession):
         return () if self.library is None else measure(self.library, self.threads)
 
     def _zeros(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-        array: torch.Tensor = self.empty(shape, dtype)
-        host.prefer_huge_pages(array.data_ptr(), array.nbytes)
-        array.view(torch.uint8).zero_()
-        return array
+        size = math.prod(shape) * TORCH_DTYPES[dtype].itemsize
+        if size < host.HUGE_BYTES:
+            small: torch.Tensor = self.empty(shape, dtype)
+            small.view(torch.uint8).zero_()
+            return small
+        try:
+            memory = _CACHES.zeros(size)
+        except OSError as error:
+            raise ResourceError("bytes of memory for the cache", size, host.available_bytes()) from error
+        return torch.from_numpy(memory).view(TORCH_DTYPES[dtype]).view(shape)
 
     @staticmethod
     def _scale(values: np.ndarray | None) -> torch.Tensor | None:

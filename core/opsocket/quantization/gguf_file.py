@@ -206,7 +206,7 @@ class _Header:
             raise self.error(where, f"an array of {count} values; all arrays together may have {_MAX_ARRAY_VALUES}")
         if type_id == ValueType.STRING:
             self._check_count(where, count, 8)
-            return [self._string(where) for _ in range(count)]
+            return self._strings(count, where)
         if type_id == ValueType.ARRAY:
             self._check_count(where, count, 12)
             return [self._array(where, depth + 1) for _ in range(count)]
@@ -234,6 +234,24 @@ class _Header:
             return self.buffer[start : start + length].decode()
         except UnicodeDecodeError as error:
             raise self.error(where, f"not UTF-8: {error.reason} at byte {error.start}") from error
+
+    def _strings(self, count: int, where: str) -> list[Value]:
+        """As `_string` reads them one by one, of which a vocabulary has hundreds of thousands."""
+        buffer, limit, length_at = self.buffer, self._limit, struct.Struct("<Q").unpack_from
+        strings: list[Value] = []
+        for _ in range(count):
+            begin = self.position + 8
+            end = begin + length_at(buffer, self.position)[0] if begin <= limit else limit + 1
+            if end > limit or end - begin > _MAX_HEADER_BYTES:
+                strings.append(self._string(where))  # which says what is wrong
+                continue
+            try:
+                strings.append(buffer[begin:end].decode())
+            except UnicodeDecodeError:
+                strings.append(self._string(where))
+                continue
+            self.position = end
+        return strings
 
     def _number(self, layout: str, where: str) -> int:
         start = self._claim(4 if layout == "<I" else 8, where)
