@@ -67,6 +67,7 @@ class CodedWeight {
         panels.data = data_.data();
         groups_ = padded / panels.group;
         codes_.assign(size_t(n * k), 0);
+        stored_.assign(size_t(n * k), 0);
         scales_.assign(size_t(n * groups_), 0);
         minimums_.assign(size_t(n * groups_), 0);
         for (int64_t row = 0; row < panels.count() * PANEL; row++)
@@ -78,12 +79,14 @@ class CodedWeight {
                     scales_[size_t(row * groups_ + g)] = scale, minimums_[size_t(row * groups_ + g)] = minimum;
                 }
                 for (int64_t j = g * panels.group; j < (g + 1) * panels.group; j++) {
-                    int64_t stored = row < n && j < k ? random.below(int64_t(1) << format.bits) : panels.zero_offset;
+                    int64_t stored = format.code ? 0 : panels.zero_offset;
+                    if (row < n && j < k) stored = random.below(int64_t(1) << format.bits);
                     if (format.code == E4M3FN && (stored & 0x7f) == 0x7f) stored ^= 1;  // NaN would hide all else
                     put_code(row, j, int(stored));
-                    if (row < n && j < k)
-                        codes_[size_t(row * k + j)] = format.code ? small_float(format.code, int(stored))
-                                                                  : double(stored - panels.zero_offset);
+                    if (row >= n || j >= k) continue;
+                    stored_[size_t(row * k + j)] = uint8_t(stored);
+                    codes_[size_t(row * k + j)] =
+                        format.code ? small_float(format.code, int(stored)) : double(stored - panels.zero_offset);
                 }
             }
         for (int64_t i = 0; i < permutation.size(); i++) permutation[i] = i;
@@ -94,6 +97,7 @@ class CodedWeight {
     const int64_t *order() const { return permutation.size() ? permutation.data() : nullptr; }
     // The column of x that column j of the codes meets.
     int64_t column(int64_t j) const { return permutation.size() ? permutation[j] : j; }
+    int stored(int64_t row, int64_t j) const { return stored_[size_t(row * k + j)]; }  // in the panels
     double code(int64_t row, int64_t j) const { return codes_[size_t(row * k + j)]; }
     double scale(int64_t row, int64_t j) const { return scales_[size_t(row * groups_ + j / panels.group)]; }
     double minimum(int64_t row, int64_t j) const { return minimums_[size_t(row * groups_ + j / panels.group)]; }
@@ -103,6 +107,7 @@ class CodedWeight {
     Bytes data_;
     int64_t groups_ = 0;
     std::vector<double> codes_, scales_, minimums_;
+    std::vector<uint8_t> stored_;
 
     unsigned char *block_of(int64_t row, int64_t g) const {
         const int64_t block = panels.super ? panels.super : panels.group;
