@@ -51,8 +51,7 @@ template <int CODE, int BITS> inline F number(I codes, I mask, I offset, [[maybe
         F v;
         for (int i = 0; i < W; i++) v[i] = float(IQ4_INTEGERS[codes[i] & 15]);
         return v;
-    } else if constexpr (CODE == E4M3FN) return e4m3fn(codes & mask);
-    else if constexpr (CODE == E2M1) return twice_e2m1(codes);
+    } else if constexpr (CODE == E2M1) return twice_e2m1(codes);
     else return convert((codes & mask) - offset);
 }
 
@@ -72,8 +71,12 @@ void widen(const Panels &w, const uint8_t *panel, int64_t g, int64_t first, int6
         for (int step = 0; step < SLAB / 4; step++, tile += 4 * PANEL) {
             for (int v = 0; v < V; v++) {
                 const I four = codes_of_step<BITS, SLAB>(codes, step, v);
+                [[maybe_unused]] F floats[4];
+                if constexpr (CODE == E4M3FN) four_e4m3fn(four, floats);
                 for (int b = 0; b < 4; b++) {
-                    F value = number<CODE, BITS>(four >> (8 * b), mask, offset, numbers) * scale[v];
+                    F value;
+                    if constexpr (CODE == E4M3FN) value = floats[b] * E4M3FN_UNIT * scale[v];
+                    else value = number<CODE, BITS>(four >> (8 * b), mask, offset, numbers) * scale[v];
                     if (w.has_minimum) value = value - minimum[v];
                     store(tile + b * PANEL + v * W, value);
                 }
@@ -160,11 +163,16 @@ void rows_by_groups(const Panels &w, const uint8_t *panel, const float *x, int64
                         for (int v = 0; v < V; v++)
                             four[v] = WHOLE ? load_as<I>(codes + step * PANEL * 4 + v * W * 4)
                                             : codes_of_step<BITS, SLAB>(codes, field * STEPS + step, v);
+                        [[maybe_unused]] F floats[V][4];
+                        for (int v = 0; v < V; v++)
+                            if constexpr (CODE == E4M3FN) four_e4m3fn(four[v], floats[v]);
 #pragma GCC unroll 4
                         for (int b = 0; b < 4; b++) {
                             F value[V];
-                            for (int v = 0; v < V; v++)
-                                value[v] = number<CODE, BITS>(four[v] >> (8 * b + from), mask, I{}, numbers);
+                            for (int v = 0; v < V; v++) {
+                                if constexpr (CODE == E4M3FN) value[v] = floats[v][b];
+                                else value[v] = number<CODE, BITS>(four[v] >> (8 * b + from), mask, I{}, numbers);
+                            }
 #pragma GCC unroll 8
                             for (int r = 0; r < R; r++) {
                                 const F factor = set(x[r * x_stride + (field * STEPS + step) * 4 + b]);
@@ -180,6 +188,7 @@ void rows_by_groups(const Panels &w, const uint8_t *panel, const float *x, int64
                 for (int r = 0; r < R; r++) {
                     F sum = dot[r][v][0];
                     for (int chain = 1; chain < CHAINS; chain++) sum += dot[r][v][chain];
+                    if (CODE == E4M3FN) sum = sum * E4M3FN_UNIT;
                     const F total = set(left ? 0.0f : totals[r * groups + g]);
                     float *to = sums + r * PANEL + v * W;
                     F all = load(to) + scale * (sum - total * zero);

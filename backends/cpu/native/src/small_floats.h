@@ -14,6 +14,32 @@ inline F e4m3fn(I code) {
     return size == 0x7f ? set(__builtin_nanf("")) : value;
 }
 
+// Of the four e4m3fn in each element: values[b] times E4M3FN_UNIT those in byte b. At 512 bits by way of f16, whose conversion
+// knows subnormal numbers: one with the same bits, seven higher but for the sign, is 2^-8 of it. A third of the instructions.
+constexpr float E4M3FN_UNIT = W == 16 ? 256.0f : 1.0f;
+inline void four_e4m3fn(I codes, F (&values)[4]) {
+#if OPSOCKET_AVX512
+    const __m512i given = (__m512i)codes, sizes = _mm512_and_si512(given, _mm512_set1_epi8(0x7f));
+    if (_mm512_cmpeq_epi8_mask(sizes, _mm512_set1_epi8(0x7f)) == 0) [[likely]] {
+        alignas(64) static constexpr uint8_t BY_BYTE[64] = {
+            0, 4, 8,  12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 1, 5, 9,  13, 17, 21,
+            25, 29, 33, 37, 41, 45, 49, 53, 57, 61, 2,  6,  10, 14, 18, 22, 26, 30, 34, 38, 42, 46,
+            50, 54, 58, 62, 3,  7,  11, 15, 19, 23, 27, 31, 35, 39, 43, 47, 51, 55, 59, 63};
+        const __m512i by_byte = _mm512_permutexvar_epi8(_mm512_load_si512(BY_BYTE), given);
+        auto halves = [](__m256i bytes, F &first, F &second) {
+            const __m512i words = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(bytes), 7),
+                                                   _mm512_set1_epi16(int16_t(0xbfff)));
+            first = (F)_mm512_cvtph_ps(_mm512_castsi512_si256(words));
+            second = (F)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(words, 1));
+        };
+        halves(_mm512_castsi512_si256(by_byte), values[0], values[1]);
+        halves(_mm512_extracti64x4_epi64(by_byte, 1), values[2], values[3]);
+        return;
+    }
+#endif
+    for (int b = 0; b < 4; b++) values[b] = e4m3fn((codes >> (8 * b)) & 0xff) * (1 / E4M3FN_UNIT);
+}
+
 // Twice an e2m1 in the lowest four bits of each element: sign, two exponent bits, one fraction bit.
 inline F twice_e2m1(I code) {
 #if OPSOCKET_AVX512

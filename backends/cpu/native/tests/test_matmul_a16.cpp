@@ -22,7 +22,7 @@ static void change_values(Random &random, Matrix &x, Shape::Values values) {
     };
     if (values == Shape::SPREAD) each([&](double v) { return random.below(9) ? v : std::ldexp(v, int(random.below(60)) - 30); });
     if (values == Shape::TINY) {
-        const int down = 80 + int(random.below(60));
+        const int down = 80 + int(random.below(35));
         each([&](double v) { return std::ldexp(v, -down); });
     }
     if (values == Shape::WITH_ZEROS) {
