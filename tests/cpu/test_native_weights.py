@@ -92,3 +92,37 @@ def test_panels_packed_one_by_one_are_those_packed_together(name: str, monkeypat
         monkeypatch.setattr("opsocket_cpu.native.packing._AT_A_TIME", 1)
         one_by_one = weights.prepare(session, spec, tensors).content.data
     assert np.array_equal(together.numpy(), one_by_one.numpy())
+
+
+@pytest.mark.parametrize("name", ["i4_g32_z", "awq_i4_g32"])
+def test_rows_that_take_fewer_bits_than_others_are_packed_with_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Zero points of 8 in the first 32 rows alone: signed codes of four bits do there.
+    fmt, n, k = get_format(name), 96, 256
+    tensors = dict(quantize(fmt, np.random.default_rng(3).standard_normal((n, k)).astype(np.float32) + 0.3))
+    if name == "i4_g32_z":
+        tensors["zero"] = tensors["zero"].copy()
+        tensors["zero"][:32] = 8
+    else:
+        tensors["qzeros"] = tensors["qzeros"].copy()
+        tensors["qzeros"][:, :4] = np.array(0x88888888, np.uint32).view(np.int32)
+    monkeypatch.setattr("opsocket_cpu.native.packing._AT_A_TIME", 1)
+    with opsocket.open("cpu") as session:
+        packed = weights.prepare(session, SimpleNamespace(weight_format=name, n=n, k=k), tensors)
+    reference = fmt.reference(tensors, n, k)
+    assert np.all(
+        np.abs(weights.dequantize(packed).numpy() - reference)
+        <= 2 * np.spacing(np.abs(reference).astype(np.float32).max())
+    )
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_floats_packed_one_by_one_are_those_packed_together(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fmt, n, k = get_format(dtype), 136, 77
+    tensors = quantize(fmt, np.random.default_rng(4).standard_normal((n, k)).astype(np.float32))
+    with opsocket.open("cpu", threads=3) as session:
+        spec = SimpleNamespace(weight_format=dtype, n=n, k=k)
+        together = weights.prepare(session, spec, tensors)
+        monkeypatch.setattr("opsocket_cpu.native.packing._AT_A_TIME", 1)
+        one_by_one = weights.prepare(session, spec, tensors)
+    assert np.array_equal(weights.dequantize(together).numpy(), weights.dequantize(one_by_one).numpy())
+    assert np.array_equal(weights.dequantize(together).numpy(), fmt.reference(tensors, n, k))
