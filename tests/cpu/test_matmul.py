@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import opsocket
 from opsocket.operators import (
     BackendError,
+    Bounds,
     ContractError,
     EmbeddingSpec,
     GroupedMatmulSpec,
@@ -320,3 +321,26 @@ def test_a_table_may_have_been_packed_for_a_product_with_any_activation(session,
         product = session.plan(Request(MatmulSpec("q8_0", 8, 64)))
         with pytest.raises(ContractError):
             product.run(session.upload(np.ones((1, 64), np.float32)), packed)
+
+
+@pytest.mark.parametrize("weight_format", ["q4_0", "q8_0"])
+def test_a_row_keeps_its_small_numbers_beside_a_large_one_that_meets_zeros(weight_format: str) -> None:
+    # As digits of integers: three of bf16 would leave its small numbers a hundredth off, so such a row takes four.
+    n, k, outlier = 64, 512, 37
+    rng = np.random.default_rng(11)
+    values = rng.standard_normal((n, k)).astype(np.float32)
+    values[:, outlier] = 0
+    fmt = get_format(weight_format)
+    tensors = quantize(fmt, values)
+    weight = fmt.reference(tensors, n, k)
+    with opsocket.open("cpu") as session:
+        if session.library is None or session.library.level not in ("avx512_bf16", "avx512_vnni", "avx_vnni"):
+            pytest.skip("no digits at this level")
+        x = session.upload(rng.standard_normal((1, k)).astype(np.float32), "bf16")
+        x[0, outlier] = 2.0**15
+        request = Request(MatmulSpec(weight_format, n, k, "bf16", "f32"), bounds=Bounds(max_tokens=1))
+        y = session.plan(request).run(x, session.prepare_weight(request, tensors))
+        exact, got = x.double().numpy() @ weight.T, y.double().numpy()
+    small = np.abs(np.delete(x.double().numpy(), outlier, 1)) @ np.abs(np.delete(weight, outlier, 1)).T
+    assert not weight[:, outlier].any()
+    assert np.all(np.abs(got - exact) <= 1e-5 * small)

@@ -278,9 +278,8 @@ def _planes(packed: Bytes, bits: int) -> npt.NDArray[np.int8]:
 
 
 def _looked_up(table: npt.NDArray[np.int8], places: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-    found: npt.NDArray[np.int8] = np.take(
-        table, places, mode="wrap"
-    )  # sooner than table[places], which looks for errors
+    # Sooner than table[places], which looks for places beyond the table.
+    found: npt.NDArray[np.int8] = np.take(table, places, mode="wrap")
     return found
 
 
