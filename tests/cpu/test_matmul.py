@@ -181,23 +181,44 @@ def test_prepare_names_the_tensor_that_is_wrong(session: Any):
     assert error.value.argument == "scale"
 
 
-def test_rows_meet_their_experts(session: Any):
+@pytest.mark.parametrize("provider", ["native", "torch"])
+@pytest.mark.parametrize("fmt", ["q4_1", "gptq_v1_i4_g32_act", "bf16"])
+def test_rows_meet_their_experts(provider: str, fmt: str):
     rng, n, k, rows = np.random.default_rng(7), 16, 64, 11
-    offsets = np.array([0, 4, 4, 9], np.int64)
-    spec = GroupedMatmulSpec(3, "q4_1", n, k, "bf16", "bf16", bias=True)
-    tensors = [_random(rng, "q4_1", n, k) for _ in range(3)]
-    packed = [session.prepare_weight(Request(spec), t) for t in tensors]
-    x = session.download(session.upload(rng.standard_normal((rows, k)), "bf16"))
-    bias = rng.standard_normal((3, n)).astype(np.float32)
-    out = session.upload(np.full((rows, n), 7.0), "bf16")
-    session.plan(Request(spec)).run(
-        session.upload(x, "bf16"), packed, session.upload(offsets), session.upload(bias), out=out
-    )
-    got = session.download(out)
-    for e in range(3):
+    offsets = np.array([0, 4, 4, 5, 9], np.int64)
+    spec = GroupedMatmulSpec(4, fmt, n, k, "bf16", "bf16", bias=True)
+    tensors = [_random(rng, fmt, n, k) for _ in range(4)]
+    with opsocket.open("cpu", threads=1, operators={"grouped_matmul": provider}) as session:
+        packed = [session.prepare_weight(Request(spec), t) for t in tensors]
+        x = session.download(session.upload(rng.standard_normal((rows, k)), "bf16"))
+        bias = rng.standard_normal((4, n)).astype(np.float32)
+        out = session.upload(np.full((rows, n), 7.0), "bf16")
+        session.plan(Request(spec)).run(
+            session.upload(x, "bf16"), packed, session.upload(offsets), session.upload(bias), out=out
+        )
+        got = session.download(out)
+    for e in range(4):
         at = slice(offsets[e], offsets[e + 1])
-        _close(got[at], x[at], get_format("q4_1").reference(tensors[e], n, k), "bf16", bias[e])
+        _close(got[at], x[at], get_format(fmt).reference(tensors[e], n, k), "bf16", bias[e])
     assert (got[9:] == 7).all()
+
+
+def test_a_list_of_experts_may_change_between_runs(session: Any):
+    """Weights are looked at once, by their identity: not those of a list that has had others put into it since."""
+    rng, n, k = np.random.default_rng(17), 16, 64
+    spec, offsets = GroupedMatmulSpec(2, "q8_0", n, k), session.upload(np.array([0, 1, 3], np.int64))
+    plan, x = session.plan(Request(spec)), rng.standard_normal((3, k)).astype(np.float32)
+    tensors = [_random(rng, "q8_0", n, k) for _ in range(3)]
+    packed = [session.prepare_weight(Request(spec), t) for t in tensors]
+    experts = packed[:2]
+    for second in (1, 2, 1):
+        experts[1] = packed[second]
+        got = session.download(plan.run(session.upload(x), experts, offsets))
+        _close(got[1:], x[1:], get_format("q8_0").reference(tensors[second], n, k), "f32")
+    experts[1] = session.prepare_weight(Request(MatmulSpec("q8_0", n, 32)), _random(rng, "q8_0", n, 32))
+    with pytest.raises(ContractError) as error:
+        plan.run(session.upload(x), experts, offsets)
+    assert error.value.argument == "packed[1]"
 
 
 def _quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

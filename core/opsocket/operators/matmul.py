@@ -15,6 +15,7 @@ import numpy as np
 from opsocket.operators.device import Array
 from opsocket.operators.dtypes import check_float
 from opsocket.operators.errors import ContractError
+from opsocket.operators.identity import ByIdentity
 from opsocket.operators.numerics import DEFAULT_NUMERICS, Numerics
 from opsocket.operators.plan import Plan
 from opsocket.operators.request import Request, Spec
@@ -200,6 +201,7 @@ class GroupedMatmulPlan(_WeightPlan):
     """
 
     spec_type = GroupedMatmulSpec
+    _checked: ByIdentity[bool] | None = None
 
     @property
     def spec(self) -> GroupedMatmulSpec:
@@ -220,8 +222,7 @@ class GroupedMatmulPlan(_WeightPlan):
         check_bound("x", "rows", rows, self.request.bounds.max_tokens)
         if len(packed) != spec.num_experts:
             raise ContractError("packed", f"{spec.num_experts} weights", len(packed))
-        for i, weight in enumerate(packed):
-            self._check_packed(f"packed[{i}]", weight)
+        self._check_experts(packed)
         check_array(self.session, "expert_offsets", expert_offsets, "i64", (spec.num_experts + 1,), 1)
         if self.session.options.checked == "deep":
             offsets = self.session.download(expert_offsets)
@@ -231,6 +232,16 @@ class GroupedMatmulPlan(_WeightPlan):
         if out is not None:
             check_array(self.session, "out", out, spec.out_dtype, (rows, spec.n), 1)
         return self._call(self._run, x, packed, expert_offsets, bias, out, outs={"out": out})
+
+    def _check_experts(self, packed: Sequence[PackedWeight]) -> None:
+        """Each of them once: a model has hundreds, which are the same in every step."""
+        if self._checked is None:
+            self._checked = ByIdentity()
+        if self._checked.get(packed):
+            return
+        for i, weight in enumerate(packed):
+            self._check_packed(f"packed[{i}]", weight)
+        self._checked.put(packed, True)
 
     @abstractmethod
     def _run(

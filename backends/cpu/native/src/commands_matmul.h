@@ -27,8 +27,8 @@ struct QuantizeActivation : Command {
     int32_t x_dtype;
 };
 
-struct A8Weight {
-    Panels panels;
+struct PanelWeight {
+    Panels panels;               // of floats: data alone
     const int64_t *permutation;  // [k] or null: column j of the codes meets x[permutation[j]]
 };
 
@@ -38,28 +38,28 @@ struct MatmulA8 : Command {
     int64_t rows, n, k, experts;
     const void *x;  // [rows, k]
     int64_t x_stride;
-    const A8Weight *weights;  // [experts]
-    const int64_t *offsets;   // [experts + 1] or null
-    const float *bias;        // [experts, n] or null
-    void *y;                  // [rows, n]
+    const PanelWeight *weights;  // [experts]
+    const int64_t *offsets;      // [experts + 1] or null
+    const float *bias;           // [experts, n] or null
+    void *y;                     // [rows, n]
     int64_t y_stride;
     int32_t x_dtype, y_dtype;
     int32_t x_group;  // columns of x that share a scale: 32, or 0 for a whole row
 };
 
-// y [rows, n] = x [rows, k] W^T + bias with x as it is. workspace: rows * weight.k * 4 where x is not f32, is permuted or
-// padded.
+// The same with x as it is. workspace: rows times 4 bytes for each column, k rounded up to 64, where x is not f32 or any
+// weight's columns are permuted or padded.
 struct MatmulA16 : Command {
-    Panels weight;  // of floats: data alone
-    int64_t rows, n, k;
+    int64_t rows, n, k, experts;
     const void *x;  // [rows, k]
     int64_t x_stride;
-    const int64_t *permutation;  // [k] or null: column j of the weight's codes meets x[permutation[j]]
-    const float *bias;           // [n] or null
+    const PanelWeight *weights;  // [experts]
+    const int64_t *offsets;      // [experts + 1] or null
+    const float *bias;           // [experts, n] or null
     void *y;                     // [rows, n]
     int64_t y_stride;
     int32_t x_dtype, y_dtype;
-    int32_t float_dtype;  // of a weight of floats; -1: codes
+    int32_t float_dtype;  // of weights of floats; -1: codes
 };
 
 }  // namespace opsocket

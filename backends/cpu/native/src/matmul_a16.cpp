@@ -1,8 +1,11 @@
-// y = x W^T + b with float activations: codes are widened to f32 and multiplied there.
+// y = x W^T + b with float activations: codes are widened to f32 and multiplied there. Also the product of rows sorted by
+// expert, each range with a weight of its own.
 //
 // A few rows: as digits of integers, where those pay (matmul_a16_digits.h). Or codes are widened in registers, once for all
 // of them. More rows: a piece of a panel is widened once into this
 // thread's memory, [k][32] of f32, and all rows meet it there.
+#include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "kernels.h"
@@ -13,6 +16,37 @@ namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
 namespace {
+
+// Rows of x that meet one weight: x and y are those of the first.
+struct Product {
+    const Panels &weight;
+    const int64_t *permutation;
+    const float *bias;
+    int64_t rows, n, k;
+    const void *x;
+    int64_t x_stride;
+    void *y;
+    int64_t y_stride;
+    int32_t x_dtype, y_dtype, float_dtype;
+
+    Product(const MatmulA16 &c, int64_t expert, int64_t first, int64_t count)
+        : weight(c.weights[expert].panels), permutation(c.weights[expert].permutation),
+          bias(c.bias ? c.bias + expert * c.n : nullptr), rows(count), n(c.n), k(c.k),
+          x(at(c.x, first * c.x_stride, c.x_dtype)), x_stride(c.x_stride), y(at(c.y, first * c.y_stride, c.y_dtype)),
+          y_stride(c.y_stride), x_dtype(c.x_dtype), y_dtype(c.y_dtype), float_dtype(c.float_dtype) {}
+
+    int64_t padded() const { return float_dtype >= 0 ? k : weight.k; }
+    int64_t panels() const { return (n + PANEL - 1) / PANEL; }
+};
+
+// visit(expert, first, count) for each weight that rows meet, of the first `rows` of x.
+template <class Visit> void each_weight(const MatmulA16 &c, int64_t rows, const Visit &visit) {
+    if (!c.offsets) return visit(int64_t(0), int64_t(0), rows);
+    for (int64_t e = 0; e < c.experts; e++) {
+        const int64_t first = std::max<int64_t>(0, c.offsets[e]), last = std::min(rows, c.offsets[e + 1]);
+        if (first < last) visit(e, first, last - first);
+    }
+}
 
 constexpr int V = PANEL / W;                 // vectors that hold one k of a panel
 constexpr int ROWS = W == 16 ? 8 : W == 8 ? 3 : 1;  // that meet a tile at a time: registers decide
@@ -223,9 +257,9 @@ FewRows few_rows(const Panels &w, int64_t rows) {
 }
 
 // A piece [first, first + count) of a panel of floats as f32.
-const float *float_tile(const MatmulA16 &c, const uint8_t *panel, int64_t first, int64_t count, float *tile) {
-    if (c.float_dtype == F32) return reinterpret_cast<const float *>(panel) + first * PANEL;
-    if (c.float_dtype == F16) {
+const float *float_tile(const Product &p, const uint8_t *panel, int64_t first, int64_t count, float *tile) {
+    if (p.float_dtype == F32) return reinterpret_cast<const float *>(panel) + first * PANEL;
+    if (p.float_dtype == F16) {
         for (int64_t i = 0; i < count * PANEL; i += W) store(tile + i, load_half(panel + (first * PANEL + i) * 2));
         return tile;
     }
@@ -253,14 +287,14 @@ using RowsByDigits = void (*)(const Panels &, const uint8_t *, const DigitRows &
 
 // What multiplies all rows of x, once their digits are in `to`; null where they are to be multiplied as floats.
 template <int DIGITS, int BITS, int SLAB, int ROWS = most_rows(DIGITS, BITS)>
-RowsByDigits split_rows(const MatmulA16 &c, const DigitRows &to) {
+RowsByDigits split_rows(const Product &p, const DigitRows &to) {
     if constexpr (ROWS > 0) {
-        if (c.rows != ROWS) return split_rows<DIGITS, BITS, SLAB, ROWS - 1>(c, to);
+        if (p.rows != ROWS) return split_rows<DIGITS, BITS, SLAB, ROWS - 1>(p, to);
         for (int r = 0; r < ROWS; r++) {
-            const float *row = as_f32_row(c.x, r * c.x_stride, c.k, c.x_dtype, c.permutation, to.row);
-            if (!split_row<ROWS, DIGITS, SLAB>(c.weight, row, r, to)) return nullptr;
-            if (c.weight.has_minimum)
-                totals_of_groups(row, c.weight.k, c.weight.group, to.totals + r * (c.weight.k / c.weight.group));
+            const float *row = as_f32_row(p.x, r * p.x_stride, p.k, p.x_dtype, p.permutation, to.row);
+            if (!split_row<ROWS, DIGITS, SLAB>(p.weight, row, r, to)) return nullptr;
+            if (p.weight.has_minimum)
+                totals_of_groups(row, p.weight.k, p.weight.group, to.totals + r * (p.weight.k / p.weight.group));
         }
         return rows_by_digits<ROWS, DIGITS, BITS, SLAB>;
     } else {
@@ -268,37 +302,37 @@ RowsByDigits split_rows(const MatmulA16 &c, const DigitRows &to) {
     }
 }
 
-template <int DIGITS> RowsByDigits split_by_form(const MatmulA16 &c, unsigned char *own, size_t own_bytes, DigitRows &to) {
-    if (c.rows > most_rows(DIGITS, 4) || size_t(DigitRows::bytes(c.rows, DIGITS, c.k)) > own_bytes) return nullptr;
-    to = DigitRows::in(own, c.rows, DIGITS, c.k);
+template <int DIGITS> RowsByDigits split_by_form(const Product &p, unsigned char *own, size_t own_bytes, DigitRows &to) {
+    if (p.rows > most_rows(DIGITS, 4) || size_t(DigitRows::bytes(p.rows, DIGITS, p.k)) > own_bytes) return nullptr;
+    to = DigitRows::in(own, p.rows, DIGITS, p.k);
     RowsByDigits found = nullptr;
     auto split = [&](auto bits, auto slab) {
-        found = split_rows<DIGITS, decltype(bits)::value, decltype(slab)::value>(c, to);
+        found = split_rows<DIGITS, decltype(bits)::value, decltype(slab)::value>(p, to);
     };
-    if (is_by_table(c.weight)) split(std::integral_constant<int, BY_TABLE>{}, std::integral_constant<int, 32>{});
-    else if (c.weight.code == INTEGERS) by_form(c.weight, split);
+    if (is_by_table(p.weight)) split(std::integral_constant<int, BY_TABLE>{}, std::integral_constant<int, 32>{});
+    else if (p.weight.code == INTEGERS) by_form(p.weight, split);
     return found;
 }
 
 // ----
 
 // All rows of x, f32 with x_stride, against one panel; sums [rows][32]. totals: of the groups of few rows, or null.
-void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x_stride, int64_t rows, const float *totals,
+void panel_product(const Product &p, int64_t number, const float *x, int64_t x_stride, int64_t rows, const float *totals,
                    float *tile, float *sums) {
     std::memset(sums, 0, size_t(rows) * PANEL * 4);
-    if (c.float_dtype >= 0) {
-        const int64_t element = c.float_dtype == F32 ? 4 : 2, k_stored = c.float_dtype == BF16 ? (c.k + 1) / 2 * 2 : c.k;
-        const uint8_t *panel = c.weight.data + number * k_stored * PANEL * element;
-        for (int64_t first = 0; first < c.k; first += TILE_K) {
-            const int64_t count = c.k - first < TILE_K ? c.k - first : TILE_K;
-            const float *t = float_tile(c, panel, first, count, tile);
+    if (p.float_dtype >= 0) {
+        const int64_t element = p.float_dtype == F32 ? 4 : 2, k_stored = p.float_dtype == BF16 ? (p.k + 1) / 2 * 2 : p.k;
+        const uint8_t *panel = p.weight.data + number * k_stored * PANEL * element;
+        for (int64_t first = 0; first < p.k; first += TILE_K) {
+            const int64_t count = p.k - first < TILE_K ? p.k - first : TILE_K;
+            const float *t = float_tile(p, panel, first, count, tile);
             for (int64_t r = 0; r < rows; r += ROWS)
                 multiply_rows(int(rows - r < ROWS ? rows - r : ROWS), x + r * x_stride + first, x_stride, t, count,
                               sums + r * PANEL);
         }
         return;
     }
-    const Panels &w = c.weight;
+    const Panels &w = p.weight;
     const Widen widened = widen_of(w);
     const uint8_t *panel = w.data + number * w.panel_bytes();
     if (totals) return few_rows(w, rows)(w, panel, x, x_stride, totals, sums);
@@ -323,83 +357,108 @@ void panel_product(const MatmulA16 &c, int64_t number, const float *x, int64_t x
 }
 
 // Sums of a panel, [rows][32], -> y from row `row` on.
-void write_sums(const MatmulA16 &c, int64_t number, int64_t row, int64_t rows, float *sums) {
+void write_sums(const Product &p, int64_t number, int64_t row, int64_t rows, float *sums) {
     const int64_t column = number * PANEL;
-    const int columns = int(c.n - column < PANEL ? c.n - column : PANEL);
+    const int columns = int(p.n - column < PANEL ? p.n - column : PANEL);
     for (int64_t r = 0; r < rows; r++) {
         float *s = sums + r * PANEL;
-        if (c.bias)
-            for (int j = 0; j < columns; j++) s[j] += c.bias[column + j];
-        const int64_t y = (row + r) * c.y_stride + column;
+        if (p.bias)
+            for (int j = 0; j < columns; j++) s[j] += p.bias[column + j];
+        const int64_t y = (row + r) * p.y_stride + column;
         int j = 0;
-        for (; j + W <= columns; j += W) store_any(c.y, y + j, c.y_dtype, load(s + j));
-        for (; j < columns; j++) store_one(c.y, y + j, c.y_dtype, s[j]);
+        for (; j + W <= columns; j += W) store_any(p.y, y + j, p.y_dtype, load(s + j));
+        for (; j < columns; j++) store_one(p.y, y + j, p.y_dtype, s[j]);
     }
 }
 
 // Whether the product was done so. Every thread splits the rows for itself: sooner done than another's are waited for.
-bool by_digits(const MatmulA16 &c, Worker &worker, float *sums, unsigned char *own, size_t own_bytes) {
-    if (c.float_dtype >= 0) return false;
+bool by_digits(const Product &p, Worker &worker, float *sums, unsigned char *own, size_t own_bytes) {
+    if (p.float_dtype >= 0) return false;
     DigitRows rows;
-    RowsByDigits multiply = c.x_dtype == F32 ? nullptr : split_by_form<3>(c, own, own_bytes, rows);
-    if (!multiply) multiply = split_by_form<4>(c, own, own_bytes, rows);
+    RowsByDigits multiply = p.x_dtype == F32 ? nullptr : split_by_form<3>(p, own, own_bytes, rows);
+    if (!multiply) multiply = split_by_form<4>(p, own, own_bytes, rows);
     if (!multiply) return false;
     int64_t begin, end;
-    worker.share((c.n + PANEL - 1) / PANEL, begin, end);
+    worker.share((p.n + PANEL - 1) / PANEL, begin, end);
     for (int64_t number = begin; number < end; number++) {
-        multiply(c.weight, c.weight.data + number * c.weight.panel_bytes(), rows, sums);
-        write_sums(c, number, 0, c.rows, sums);
+        multiply(p.weight, p.weight.data + number * p.weight.panel_bytes(), rows, sums);
+        write_sums(p, number, 0, p.rows, sums);
     }
     return true;
 }
 
+// Rows of x as f32, in the order of a weight's codes, with zeros behind them where columns are padded.
+struct WideRows {
+    const float *x;
+    int64_t stride;
+};
+
+// Straight from the caller where x is that already; else the threads make them together and wait for each other.
+WideRows widen_rows(const MatmulA16 &c, int64_t rows, Worker &worker) {
+    bool in_place = c.x_dtype == F32;
+    each_weight(c, rows, [&](int64_t expert, int64_t, int64_t) {
+        const Product p(c, expert, 0, 0);
+        in_place = in_place && !p.permutation && p.padded() == c.k;
+    });
+    if (in_place) return {static_cast<const float *>(c.x), c.x_stride};
+    const int64_t stride = whole_blocks(c.k);
+    int64_t begin, end;
+    worker.share(rows, begin, end);
+    each_weight(c, rows, [&](int64_t expert, int64_t first, int64_t count) {
+        for (int64_t r = std::max(begin, first); r < std::min(end, first + count); r++) {
+            float *to = reinterpret_cast<float *>(worker.shared) + r * stride;
+            const float *row = as_f32_row(c.x, r * c.x_stride, c.k, c.x_dtype, c.weights[expert].permutation, to);
+            if (row != to) std::memcpy(to, row, size_t(c.k) * 4);
+        }
+    });
+    worker.barrier();
+    return {reinterpret_cast<float *>(worker.shared), stride};
+}
+
 }  // namespace
 
-// x as f32 [rows][k padded], in the caller's order of the codes: straight from the caller where it is that already.
 void matmul_a16(const Command *command, Worker &worker) {
     const MatmulA16 &c = *static_cast<const MatmulA16 *>(command);
     float *tile = reinterpret_cast<float *>(worker.own), *sums = tile + TILE_K * PANEL;
     unsigned char *rest = reinterpret_cast<unsigned char *>(sums + BLOCK_ROWS * PANEL);
-    if (by_digits(c, worker, sums, rest, OWN_BYTES - size_t(rest - worker.own))) return;
-    const int64_t padded = c.float_dtype >= 0 ? c.k : c.weight.k;
-    const float *x = static_cast<const float *>(c.x);
-    int64_t x_stride = c.x_stride;
-    if (c.x_dtype != F32 || c.permutation || padded != c.k) {
-        float *wide = reinterpret_cast<float *>(worker.shared);
+    const size_t rest_bytes = OWN_BYTES - size_t(rest - worker.own);
+    // Offsets are read here for the first time, unless `checked="deep"`: wrong ones may give wrong rows, no more.
+    const int64_t rows = c.offsets ? std::clamp(c.offsets[c.experts], int64_t(0), c.rows) : c.rows;
+    // Of one weight before rows are widened, which threads wait for.
+    if (!c.offsets && by_digits(Product(c, 0, 0, rows), worker, sums, rest, rest_bytes)) return;
+    const WideRows wide = widen_rows(c, rows, worker);
+    // Panels of many rows, one weight's after the other's: whoever is free takes the next.
+    int64_t taken = -1, before = 0;
+    auto take = [&] { return worker.next(0, std::numeric_limits<int64_t>::max()); };
+    each_weight(c, rows, [&](int64_t expert, int64_t first, int64_t count) {
+        const Product p(c, expert, first, count);
+        if (c.offsets && by_digits(p, worker, sums, rest, rest_bytes)) return;
+        const float *x = wide.x + first * wide.stride;
+        // In place of the tile, which few rows do without.
+        const int64_t groups = p.float_dtype < 0 ? p.padded() / p.weight.group : 0, panels = p.panels();
+        const bool few = groups && count <= MOST_IN_REGISTERS && count * groups <= TILE_K * PANEL;
+        for (int64_t r = 0; few && r < count; r++)
+            totals_of_groups(x + r * wide.stride, p.padded(), p.weight.group, tile + r * groups);
+        auto panel_of_rows = [&](int64_t number, int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; row += BLOCK_ROWS) {
+                const int64_t some = std::min(end - row, BLOCK_ROWS);
+                panel_product(p, number, x + row * wide.stride, wide.stride, some, few ? tile : nullptr, tile, sums);
+                write_sums(p, number, row, some, sums);
+            }
+        };
         int64_t begin, end;
-        worker.share(c.rows, begin, end);
-        for (int64_t r = begin; r < end; r++)
-            for (int64_t k = 0; k < padded; k++)
-                wide[r * padded + k] =
-                    k < c.k ? load_one(c.x, r * c.x_stride + (c.permutation ? c.permutation[k] : k), c.x_dtype) : 0;
-        worker.barrier();
-        x = wide;
-        x_stride = padded;
-    }
-    const int64_t panels = (c.n + PANEL - 1) / PANEL;
-    // In place of the tile, which few rows do without.
-    const int64_t groups = c.float_dtype < 0 ? padded / c.weight.group : 0;
-    const bool few = groups && c.rows <= MOST_IN_REGISTERS && c.rows * groups <= TILE_K * PANEL;
-    for (int64_t r = 0; few && r < c.rows; r++)
-        totals_of_groups(x + r * x_stride, padded, c.weight.group, tile + r * groups);
-    auto product = [&](int64_t number, int64_t row, int64_t end) {
-        panel_product(c, number, x + row * x_stride, x_stride, end - row, few ? tile : nullptr, tile, sums);
-        write_sums(c, number, row, end - row, sums);
-    };
-    auto panel_of_rows = [&](int64_t number, int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; row += BLOCK_ROWS)
-            product(number, row, row + BLOCK_ROWS < end ? row + BLOCK_ROWS : end);
-    };
-    int64_t begin, end;
-    if (c.rows >= OWN_ROWS * worker.count) {
-        worker.share(c.rows, begin, end);
-        for (int64_t number = 0; number < panels; number++) panel_of_rows(number, begin, end);
-    } else if (c.rows <= FEW) {
-        worker.share(panels, begin, end);
-        for (int64_t number = begin; number < end; number++) panel_of_rows(number, 0, c.rows);
-    } else {
-        for (int64_t number; (number = worker.next(0, panels)) >= 0;) panel_of_rows(number, 0, c.rows);
-    }
+        if (count >= OWN_ROWS * worker.count) {
+            worker.share(count, begin, end);
+            for (int64_t number = 0; number < panels; number++) panel_of_rows(number, begin, end);
+        } else if (count <= FEW) {
+            worker.share(panels, begin, end);
+            for (int64_t number = begin; number < end; number++) panel_of_rows(number, 0, count);
+        } else {
+            if (taken < 0) taken = take();
+            for (; taken < before + panels; taken = take()) panel_of_rows(taken - before, 0, count);
+            before += panels;
+        }
+    });
 }
 
 }  // namespace OPSOCKET_LEVEL

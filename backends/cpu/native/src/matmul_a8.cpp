@@ -107,7 +107,7 @@ static void quantize_by_32(const Cuts &cuts, const void *x, int64_t stride, int6
 }
 
 // `count` rows of x, from row `first` on.
-static void quantize_rows(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts, int64_t first, int64_t count,
+static void quantize_rows(const MatmulA8 &c, const PanelWeight &w, const Cuts &cuts, int64_t first, int64_t count,
                           const Scratch &scratch, unsigned char *to) {
     if (count <= 0) return;
     if (cuts.x_scales && c.x_dtype != F16 && c.k % ROW_BLOCK == 0 && !w.permutation) {
@@ -243,7 +243,7 @@ static void write_panel(const MatmulA8 &c, const Cuts &cuts, int64_t first_row, 
 }
 
 // first_row: of y. codes: of that row. bias: of this weight, or null. following: this thread's next panel, as is likely.
-static void block_of_panel(const MatmulA8 &c, const A8Weight &w, const Cuts &cuts, int64_t panel, int64_t first_row,
+static void block_of_panel(const MatmulA8 &c, const PanelWeight &w, const Cuts &cuts, int64_t panel, int64_t first_row,
                            int64_t rows, const unsigned char *codes, const float *bias, const Scratch &scratch,
                            int64_t following) {
     const unsigned char *from = w.panels.data + panel * cuts.panel_bytes;

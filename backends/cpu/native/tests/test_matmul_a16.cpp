@@ -32,37 +32,57 @@ static void change_values(Random &random, Matrix &x, Shape::Values values) {
     if (values == Shape::WITH_NAN) x.set(x.rows - 1, random.below(x.width), NAN);
 }
 
-// value(row, j): of column j of the weight; size: its largest term; column(j): the column of x that it meets.
+static constexpr int64_t whole_blocks(int64_t k) { return (k + 63) / 64 * 64; }
+
+// One weight for each expert, of `counts` rows each; of a single one s.rows. value(expert, row, j): of column j of a weight;
+// size: its largest term; column(expert, j): the column of x that it meets.
 template <class Value, class Size, class Column>
-static void check_product(Random &random, MatmulA16 command, const Shape &s, const char *what, Value value, Size size,
-                          Column column) {
+static void check_product(Random &random, const std::vector<PanelWeight> &weights, const std::vector<int64_t> &counts,
+                          int32_t float_dtype, const Shape &s, const char *what, Value value, Size size, Column column) {
+    const int64_t experts = int64_t(weights.size());
+    const bool grouped = experts > 1;
+    Array<PanelWeight> table(experts);
+    Array<int64_t> offsets(experts + 1);
+    bool in_place = s.x_dtype == F32;
+    for (int64_t e = offsets[0] = 0; e < experts; e++) {
+        table[e] = weights[size_t(e)], offsets[e + 1] = offsets[e] + counts[size_t(e)];
+        in_place = in_place && !table[e].permutation && (float_dtype >= 0 || table[e].panels.k == s.k);
+    }
+    const int64_t multiplied = offsets[experts];
     Matrix x = Matrix::random(random, s.rows, s.k, 3, s.x_dtype), y(s.rows, s.n, 7, s.y_dtype);
     change_values(random, x, s.values);
-    Array<float> bias(s.bias ? s.n : 0);
+    Array<float> bias(s.bias ? experts * s.n : 0);
     for (int64_t i = 0; i < bias.size(); i++) bias[i] = float(random.normal());
+    MatmulA16 command{};
     command.op = OP_MATMUL, command.wait = 1, command.rows = s.rows, command.n = s.n, command.k = s.k;
+    command.experts = experts, command.weights = table.data(), command.offsets = grouped ? offsets.data() : nullptr;
     command.x = x.data(), command.x_stride = x.stride, command.y = y.data(), command.y_stride = y.stride;
     command.bias = s.bias ? bias.data() : nullptr, command.x_dtype = s.x_dtype, command.y_dtype = s.y_dtype;
-    const int64_t padded = command.float_dtype < 0 ? command.weight.k : s.k;
-    const bool in_place = s.x_dtype == F32 && !command.permutation && padded == s.k;
-    command.workspace = in_place ? 0 : s.rows * padded * 4;  // matmul_a16.py
+    command.float_dtype = float_dtype;
+    command.workspace = in_place ? 0 : s.rows * whole_blocks(s.k) * 4;  // matmul_a16.py
     for (int threads : {1, 2}) {
         y.clear();
         test::run(command, threads, what);
         CHECK(y.gaps_are_whole(), "%s, %d threads: written between rows", what, threads);
-        for (int64_t row = 0; row < s.rows; row++)
+        for (int64_t row = 0, e = 0; row < s.rows; row++) {
+            while (e < experts && row >= offsets[e + 1]) e++;
             for (int64_t i = 0; i < s.n; i++) {
-                double want = s.bias ? double(bias[i]) : 0, most = std::fabs(want);
+                if (row >= multiplied) {
+                    CHECK(std::isnan(y.at(row, i)), "%s: a row of no expert", what);
+                    continue;
+                }
+                double want = s.bias ? double(bias[e * s.n + i]) : 0, most = std::fabs(want);
                 for (int64_t j = 0; j < s.k; j++) {
-                    const double factor = x.at(row, column(j));
-                    want += factor * value(i, j);
-                    most += std::fabs(factor) * size(i, j);
+                    const double factor = x.at(row, column(e, j));
+                    want += factor * value(e, i, j);
+                    most += std::fabs(factor) * size(e, i, j);
                 }
                 const double error = most * test::UNIT * double(s.k + 8);
                 CHECK(test::near(y.at(row, i), want, error, s.y_dtype),
                       "%s, %d threads, %d x %d x %d, row %d column %d: %.9g, not %.9g", what, threads, int(s.rows),
                       int(s.n), int(s.k), int(row), int(i), y.at(row, i), want);
             }
+        }
     }
 }
 
@@ -76,59 +96,109 @@ static Shape some_shape(Random &random, int64_t rows) {
             random.below(2) != 0};
 }
 
+// Rows of codes against one weight, or some against each of several.
+static void check_codes(Random &random, const CodeFormat &format, Shape s, std::vector<int64_t> counts, bool permuted) {
+    if (s.values == Shape::SPREAD || s.values == Shape::TINY) {  // f16 has no such numbers
+        if (s.x_dtype == F16) s.x_dtype = BF16;
+        if (s.y_dtype == F16) s.y_dtype = F32;
+    }
+    if (format.group) s.k = (format.super ? format.super : format.group) * (1 + random.below(5));
+    std::vector<CodedWeight> weights;
+    std::vector<PanelWeight> table;
+    for (size_t e = 0; e < counts.size(); e++) {
+        CodeFormat own = format;
+        if (e % 3 == 1 && own.minimum && !own.super && own.bits < 5) own.bits = 8;  // packing picks what the values fit
+        weights.emplace_back(random, own, s.n, s.k, permuted && e % 3 != 2);
+    }
+    for (const CodedWeight &w : weights) table.push_back({w.panels, w.order()});
+    char what[120];
+    std::snprintf(what, sizeof what, "%d bits, groups of %d in %d%s%s%s, %d experts", format.bits, int(format.group),
+                  int(format.super), format.minimum ? ", minimums" : "", format.scale_f32 ? ", f32 scales" : "",
+                  permuted ? ", permuted" : "", int(counts.size()));
+    check_product(
+        random, table, counts, -1, s, what,
+        [&](int64_t e, int64_t r, int64_t j) { return weights[size_t(e)].value(r, j); },
+        [&](int64_t e, int64_t r, int64_t j) {
+            const CodedWeight &w = weights[size_t(e)];
+            const double code = w.panels.code ? std::fabs(w.code(r, j)) : w.code(r, j) + 2 * w.panels.zero_offset;
+            return std::fabs(w.scale(r, j)) * code + std::fabs(w.minimum(r, j));
+        },
+        [&](int64_t e, int64_t j) { return weights[size_t(e)].column(j); });
+}
+
+static CodeFormat some_format(Random &random, int i) {
+    const int64_t groups[] = {16, 32, 48, 64, 128, 256, 0};
+    if (i % 6 == 0) return test::some_by_table(random);
+    if (i % 4 == 2) return test::some_k_quant(random);
+    CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(3) == 0, groups[random.below(7)]};
+    if (i % 6 == 3) format.code = E4M3FN, format.bits = 8, format.minimum = false;
+    return format;
+}
+
 static void codes(Random &random) {
-    const int64_t rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 25}, groups[] = {16, 32, 48, 64, 128, 256, 0};
+    const int64_t rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 25};
     for (int i = 0; i < 320; i++) {
-        CodeFormat format{2 << random.below(3), random.below(2) != 0, random.below(3) == 0, groups[random.below(7)]};
-        if (i % 6 == 3) format.code = E4M3FN, format.bits = 8, format.minimum = false;
-        if (i % 6 == 0) format = test::some_by_table(random);
-        if (i % 4 == 2) format = test::some_k_quant(random);
+        const CodeFormat format = some_format(random, i);
         Shape s = some_shape(random, rows[i % 3 ? random.below(3) : random.below(12)]);
         if (random.below(2)) s.values = Shape::Values(random.below(5));
-        if (s.values == Shape::SPREAD || s.values == Shape::TINY) {  // f16 has no such numbers
-            if (s.x_dtype == F16) s.x_dtype = BF16;
-            if (s.y_dtype == F16) s.y_dtype = F32;
-        }
-        if (format.group) s.k = (format.super ? format.super : format.group) * (1 + random.below(5));
-        const CodedWeight w(random, format, s.n, s.k, random.below(3) == 0);
-        MatmulA16 command{};
-        command.weight = w.panels, command.permutation = w.order(), command.float_dtype = -1;
-        char what[100];
-        std::snprintf(what, sizeof what, "%d bits, groups of %d in %d%s%s%s", format.bits, int(format.group), int(format.super),
-                      format.minimum ? ", minimums" : "", format.scale_f32 ? ", f32 scales" : "",
-                      w.order() ? ", permuted" : "");
-        check_product(
-            random, command, s, what, [&](int64_t r, int64_t j) { return w.value(r, j); },
-            [&](int64_t r, int64_t j) {
-                const double code = w.panels.code ? std::fabs(w.code(r, j)) : w.code(r, j) + 2 * w.panels.zero_offset;
-                return std::fabs(w.scale(r, j)) * code + std::fabs(w.minimum(r, j));
-            },
-            [&](int64_t j) { return w.column(j); });
+        check_codes(random, format, s, {s.rows}, random.below(3) == 0);
     }
 }
 
+static std::vector<int64_t> some_counts(Random &random) {
+    std::vector<int64_t> counts;
+    for (int64_t e = 2 + random.below(5); e > 0; e--)
+        counts.push_back(random.below(3) == 0 ? 0 : random.below(4) ? 1 + random.below(4) : random.below(40));
+    return counts;
+}
+
+static void grouped_products(Random &random) {
+    for (int i = 0; i < 120; i++) {
+        const std::vector<int64_t> counts = some_counts(random);
+        Shape s = some_shape(random, random.below(2));  // that no expert has
+        for (int64_t count : counts) s.rows += count;
+        if (random.below(2) && s.rows) s.values = Shape::Values(random.below(5));
+        check_codes(random, some_format(random, i), s, counts, random.below(3) == 0);
+    }
+    check_codes(random, {4, false, false, 32}, {140, 70, 0, BF16, F32, true}, {99, 20, 21}, false);  // rows of each thread's own
+}
+
+static void check_floats(Random &random, int32_t dtype, const Shape &s, const std::vector<int64_t> &counts) {
+    std::vector<FloatWeight> weights;
+    std::vector<PanelWeight> table;
+    for (size_t e = 0; e < counts.size(); e++) weights.emplace_back(random, dtype, s.n, s.k);
+    for (const FloatWeight &w : weights) table.push_back({w.panels, nullptr});
+    check_product(
+        random, table, counts, dtype, s,
+        dtype == F32   ? "f32"
+        : dtype == F16 ? "f16"
+                       : "bf16",
+        [&](int64_t e, int64_t r, int64_t j) { return weights[size_t(e)].value(r, j); },
+        [&](int64_t e, int64_t r, int64_t j) { return std::fabs(weights[size_t(e)].value(r, j)); },
+        [](int64_t, int64_t j) { return j; });
+}
+
 static void floats(Random &random) {
-    for (int32_t dtype : {F32, F16, BF16})
-        for (int64_t rows : {1, 2, 12, 14, 400}) {
+    for (int32_t dtype : {F32, F16, BF16}) {
+        for (int64_t rows : {1, 2, 3, 5, 8, 12, 14, 400}) {
             Shape s = some_shape(random, rows);
             if (rows == 400) s.n = 35, s.k = 20;  // more than one block of rows
-            const FloatWeight w(random, dtype, s.n, s.k);
-            MatmulA16 command{};
-            command.weight = w.panels, command.float_dtype = dtype;
-            auto value = [&](int64_t r, int64_t j) { return w.value(r, j); };
-            check_product(
-                random, command, s,
-                dtype == F32   ? "f32"
-                : dtype == F16 ? "f16"
-                               : "bf16",
-                value, [&](int64_t r, int64_t j) { return std::fabs(w.value(r, j)); }, [](int64_t j) { return j; });
+            check_floats(random, dtype, s, {rows});
         }
+        for (int i = 0; i < 6; i++) {
+            const std::vector<int64_t> counts = some_counts(random);
+            Shape s = some_shape(random, random.below(2));
+            for (int64_t count : counts) s.rows += count;
+            check_floats(random, dtype, s, counts);
+        }
+    }
 }
 
 int main() {
     test::use_this_level();
     Random random;
     codes(random);
+    grouped_products(random);
     floats(random);
     return test::failures();
 }

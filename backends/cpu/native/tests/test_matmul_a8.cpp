@@ -70,7 +70,7 @@ static void expect(const CodedWeight &w, int64_t row, const Codes &x, int64_t x_
 static void check_case(Random &random, const Case &c, const std::vector<int64_t> &counts) {
     const int64_t experts = int64_t(counts.size());
     std::vector<CodedWeight> weights;
-    Array<A8Weight> table(experts);
+    Array<PanelWeight> table(experts);
     Array<int64_t> offsets(experts + 1);
     offsets[0] = 0;
     for (int64_t e = 0; e < experts; e++) {

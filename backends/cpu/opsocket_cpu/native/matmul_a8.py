@@ -9,23 +9,16 @@ from typing import Any
 
 import torch
 
-from opsocket.operators import GroupedMatmulPlan, MatmulPlan, PackedWeight
-from opsocket.operators.torch_session import TORCH_DTYPES
+from opsocket.operators import PackedWeight
 from opsocket.quantization import get_format
 from opsocket.quantization.formats import ACTIVATION_GROUP
-from opsocket_cpu.native import panels, weights
 from opsocket_cpu.native.command import DTYPES, Command, Op
-from opsocket_cpu.native.plan import NativePlan, address
+from opsocket_cpu.native.plan import address
+from opsocket_cpu.native.products import OneWeight, Product, WeightForEach
 from opsocket_cpu.native.repeat import Fields
 
 _MAX_WORKSPACE = 64 << 20
 """Bytes of quantized rows at a time; a product of more rows passes over the weights more than once."""
-
-
-class A8Weight(ctypes.Structure):
-    """`struct A8Weight`."""
-
-    _fields_ = (("panels", panels.Panels), ("permutation", c_void_p))
 
 
 class MatmulA8Command(Command):
@@ -44,7 +37,7 @@ def row_bytes(k: int) -> int:
     return padded + 3 * (padded // 16 + 16) * 4 + 128
 
 
-class _A8Plan(NativePlan):
+class _A8(Product):
     def _setup(self) -> None:
         super()._setup()
         spec: Any = self.request.spec
@@ -53,7 +46,7 @@ class _A8Plan(NativePlan):
         self._row_bytes = row_bytes(spec.k)
         self._x_group = ACTIVATION_GROUP if get_format(spec.weight_format).activation == "i8_g32" else 0
 
-    def _a8_command(
+    def _product(
         self,
         y: torch.Tensor,
         x: torch.Tensor,
@@ -61,9 +54,7 @@ class _A8Plan(NativePlan):
         offsets: torch.Tensor | None,
         bias: torch.Tensor | None,
     ) -> Command:
-        rows = len(x)
-        contents: list[panels.CodedPanels] = [weight.content for weight in packed]
-        array = (A8Weight * len(packed))(*(A8Weight(c.facts, address(c.permutation)) for c in contents))
+        rows, array = len(x), self._weights(packed).array
         command = MatmulA8Command(
             Op.MATMUL_A8, 1, max(min(rows * self._row_bytes, _MAX_WORKSPACE), self._row_bytes),
             rows, self._n, self._k, len(packed), x.data_ptr(), x.stride(0),
@@ -74,49 +65,13 @@ class _A8Plan(NativePlan):
         return command
 
 
-class NativeMatmulA8(_A8Plan, weights.OverPanels, MatmulPlan):
+class NativeMatmulA8(_A8, OneWeight):
     """The integer sums of a weight with one scale per row go over all of K; other weights' over a group, or 32 columns
     where x has scales of its own for these."""
 
     _counted = MatmulA8Command
     _fields = Fields(MatmulA8Command, "x _ bias y", "y")
 
-    def _outputs(
-        self, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None, out: torch.Tensor | None
-    ) -> torch.Tensor:
-        return torch.empty(len(x), self._n, dtype=TORCH_DTYPES[self.spec.out_dtype]) if out is None else out
 
-    def _command(
-        self,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        packed: PackedWeight,
-        bias: torch.Tensor | None,
-        out: torch.Tensor | None,
-    ) -> Command:
-        return self._a8_command(y, x, (packed,), None, bias)
-
-
-class NativeGroupedMatmulA8(_A8Plan, weights.OverPanels, GroupedMatmulPlan):
-    """Experts' offsets are read when the kernel runs: a captured run sees what stands there then."""
-
-    def _outputs(
-        self,
-        x: torch.Tensor,
-        packed: Sequence[PackedWeight],
-        expert_offsets: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor | None,
-    ) -> torch.Tensor:
-        return torch.empty(len(x), self._n, dtype=TORCH_DTYPES[self.spec.out_dtype]) if out is None else out
-
-    def _command(
-        self,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        packed: Sequence[PackedWeight],
-        expert_offsets: torch.Tensor,
-        bias: torch.Tensor | None,
-        out: torch.Tensor | None,
-    ) -> Command:
-        return self._a8_command(y, x, packed, expert_offsets, bias)
+class NativeGroupedMatmulA8(_A8, WeightForEach):
+    """The same for each expert's rows."""

@@ -33,6 +33,12 @@ class Panels(ctypes.Structure):
     )
 
 
+class PanelWeight(ctypes.Structure):
+    """`struct PanelWeight`."""
+
+    _fields_ = (("panels", Panels), ("permutation", ctypes.c_void_p))
+
+
 INTEGERS, E4M3FN, E2M1, IQ4 = range(4)
 """`enum Code`."""
 

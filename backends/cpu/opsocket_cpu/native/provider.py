@@ -51,6 +51,7 @@ _KERNELS: Final[dict[type[Spec], tuple[str, str, Callable[[Request], tuple[Reaso
     QuantizeActivationSpec: ("quantize_activation", "NativeQuantizeActivation", refusals.columns),
     EmbeddingSpec: ("embedding", "NativeEmbedding", refusals.weight),
     MatmulSpec: ("matmul_a16", "NativeMatmulA16", refusals.matmul_a16),
+    GroupedMatmulSpec: ("matmul_a16", "NativeGroupedMatmulA16", refusals.matmul_a16),
     AttentionSpec: ("attention", "NativeAttention", refusals.attention),
     MergeStatesSpec: ("merge_states", "NativeMergeStates", refusals.nothing),
     MoERouteSpec: ("moe_route", "NativeMoERoute", refusals.nothing),
