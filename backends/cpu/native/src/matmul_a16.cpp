@@ -256,6 +256,69 @@ FewRows few_rows(const Panels &w, int64_t rows) {
     return found;
 }
 
+// W columns of k and of k + 1, in a panel of floats of 16 bits: at.
+template <int32_t T> inline void load_two(const uint8_t *at, int v, F &first, F &second) {
+    if constexpr (T == BF16) {  // a dword holds both, the lower k in its lower half
+        const I pair = load_as<I>(at + v * W * 4);
+        first = as_float(pair << 16), second = as_float(pair & int32_t(0xffff0000));
+    } else {
+        first = load_half(at + v * W * 2), second = load_half(at + (PANEL + v * W) * 2);
+    }
+}
+
+// R rows, for which floats of 16 bits are widened in registers: sums [R][32] = the rows times one panel.
+template <int R, int32_t T>
+void rows_by_floats(const uint8_t *panel, int64_t k, const float *x, int64_t x_stride, float *sums) {
+    constexpr int CHAINS = R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;  // of a sum, which would wait for itself
+    constexpr int TWO_BYTES = 2 * PANEL * 2;
+    for (int64_t first = 0; first < k; first += TILE_K) {  // no longer chains than a tile's
+        const int64_t end = std::min(k, first + TILE_K);
+        F dot[R][V][CHAINS] = {};
+        auto add = [&](int64_t at, int chain, bool both) {
+            F value[V][2];
+            for (int v = 0; v < V; v++) load_two<T>(panel, v, value[v][0], value[v][1]);
+            panel += TWO_BYTES;
+            for (int r = 0; r < R; r++) {
+                const float *row = x + r * x_stride + at;
+                const F one = set(row[0]), other = set(both ? row[1] : 0.0f);
+                for (int v = 0; v < V; v++) {
+                    dot[r][v][chain % CHAINS] += value[v][0] * one;
+                    dot[r][v][(chain + 1) % CHAINS] += value[v][1] * other;
+                }
+            }
+        };
+        int64_t at = first;
+        for (; at + 4 <= end; at += 4) {
+            ask_ahead(panel, 2 * TWO_BYTES);
+            add(at, 0, true), add(at + 2, 2, true);
+        }
+        for (; at + 2 <= end; at += 2) add(at, 0, true);
+        if (at < end) {
+            if constexpr (T == BF16) {
+                add(at, 0, false);  // what is padded is a number
+            } else {
+                for (int r = 0; r < R; r++)
+                    for (int v = 0; v < V; v++)
+                        dot[r][v][0] += load_half(panel + v * W * 2) * set(x[r * x_stride + at]);
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) {
+                F sum = dot[r][v][0];
+                for (int chain = 1; chain < CHAINS; chain++) sum += dot[r][v][chain];
+                float *to = sums + r * PANEL + v * W;
+                store(to, load(to) + sum);
+            }
+    }
+}
+
+using FewFloats = void (*)(const uint8_t *, int64_t, const float *, int64_t, float *);
+
+template <int32_t T, size_t... R> FewFloats floats_by_rows(int64_t rows, std::index_sequence<R...>) {
+    constexpr FewFloats all[] = {rows_by_floats<int(R) + 1, T>...};
+    return all[rows - 1];
+}
+
 // A piece [first, first + count) of a panel of floats as f32.
 const float *float_tile(const Product &p, const uint8_t *panel, int64_t first, int64_t count, float *tile) {
     if (p.float_dtype == F32) return reinterpret_cast<const float *>(panel) + first * PANEL;
@@ -323,6 +386,11 @@ void panel_product(const Product &p, int64_t number, const float *x, int64_t x_s
     if (p.float_dtype >= 0) {
         const int64_t element = p.float_dtype == F32 ? 4 : 2, k_stored = p.float_dtype == BF16 ? (p.k + 1) / 2 * 2 : p.k;
         const uint8_t *panel = p.weight.data + number * k_stored * PANEL * element;
+        if (rows <= MOST_IN_REGISTERS && element == 2) {
+            constexpr auto counts = std::make_index_sequence<MOST_IN_REGISTERS>();
+            const auto few = p.float_dtype == BF16 ? floats_by_rows<BF16>(rows, counts) : floats_by_rows<F16>(rows, counts);
+            return few(panel, p.k, x, x_stride, sums);
+        }
         for (int64_t first = 0; first < p.k; first += TILE_K) {
             const int64_t count = p.k - first < TILE_K ? p.k - first : TILE_K;
             const float *t = float_tile(p, panel, first, count, tile);
