@@ -31,6 +31,15 @@ def matmul(
     return Case("matmul", label, "read" if m <= FEW_ROWS.get(dtype, 1) else limit, 2.0 * m * n * k, facts)
 
 
+def experts(fmt: str, bits: int, group: int, minimums: bool, m: int, *, dtype: str = "f32", limit: str = "f32") -> Case:
+    """Products of m tokens with a few of many weights each: gate or up of a layer of Qwen3-30B-A3B."""
+    n, k, of, top = 768, 2048, 128, 8
+    facts = {"op": "grouped_matmul", "format": fmt, "bits": bits, "group": group, "minimums": minimums, "n": n, "k": k,
+             "m": m, "experts": of, "top": top, "dtype": dtype}  # fmt: skip
+    label = f"{fmt} {n}x{k}, {top} of {of} experts, M={m}"
+    return Case("experts", label, "read" if m * top <= of else limit, 2.0 * m * top * n * k, facts)
+
+
 def attention(
     cache: str,
     context: int,
@@ -72,6 +81,12 @@ K_QUANTS = (
 )
 """What most files hold."""
 OTHERS = (("q4_0", 4, 32, False), ("q4_1", 4, 32, True), ("i2_g64_a8", 2, 64, False))
+EXPERTS = (
+    (("q4_0", 4, 32, False), "f32"),
+    (("q4_0_a8", 4, 32, False), "int8"),
+    (("q4_K", 4, 32, True), "f32"),
+    (("q4_K_a8", 4, 32, True), "int8"),
+)
 CONTEXTS = ((1024, 1), (4096, 1), (16384, 1), (1024, 8), (4096, 8))
 CURVES = {
     "contexts": [
@@ -95,6 +110,9 @@ MEASURED = [
     *(matmul(*fmt, *shape, m) for shape in SHAPES for fmt in A8 if divides(fmt[2], shape[1]) for m in (1, 8, 128, 512)),
     *(matmul(*fmt, 3584, 3584, m) for fmt in OTHERS for m in (1, 128)),
     *(matmul(*fmt, 3584, 3584, m) for fmt in K_QUANTS for m in (1, 8, 128)),
+    *(matmul("bf16", 16, 0, False, 3584, 3584, m, dtype="bf16", limit="f32") for m in (1, 8, 128)),
+    *(experts(*fmt, m, limit=limit) for fmt, limit in EXPERTS for m in (1, 8, 512)),
+    *(experts("bf16", 16, 0, False, m, dtype="bf16") for m in (1, 8, 512)),
     *(attention(cache, *context) for cache in ("bf16", "f8e4m3fn", "i8", "i4") for context in CONTEXTS),
     *(attention(cache, *context, fast=True) for cache in ("bf16", "f8e4m3fn", "i8", "i4") for context in CONTEXTS),
     *(attention("bf16", 1024, batch, heads=SMOLLM2) for batch in (1, 8)),

@@ -42,7 +42,10 @@ LOOKS = {
     "transformers bf16": Look(COLOURS[6], "P"),
     "transformers f32": Look(COLOURS[7], "X", dashed=True),
 }
-KINDS = {"matmul": "matrix product", "decode": "decode attention", "prefill": "prefill attention"}
+KINDS = {
+    "matmul": "matrix product", "experts": "product of experts", "decode": "decode attention",
+    "prefill": "prefill attention",
+}  # fmt: skip
 CACHES = {"bf16": "bf16 (ggml: f16)", "f8e4m3fn": "f8 (e4m3)", "i8": "i8 (ggml: q8_0)", "i4": "i4 (ggml: q4_0)"}
 ATTENTION_HEADS = (32, 8, 128)
 SHORT_BATCHES = (1, 8)
@@ -80,7 +83,7 @@ def roofline(measured: Measured) -> Figure | None:
         low * 1.15, low * 1.15 * read / 1e9 * 1.08, f"reading memory: {read / 1e9:.0f} GB/s", size=8,
         rotation=along, rotation_mode="anchor", transform_rotates_text=True,
     )  # fmt: skip
-    shapes = dict(zip(KINDS, ("o", "^", "s"), strict=True))
+    shapes = dict(zip(KINDS, ("o", "v", "^", "s"), strict=True))
     for x, y, operator in sorted(points, key=lambda p: p[2].system == OURS):
         ours = operator.system == OURS
         colour = look(operator.system).colour

@@ -12,7 +12,7 @@ def goal(facts: dict[str, Any]) -> float | None:
     """facts: an operator's case, as operators.py describes it. None where no share was set."""
     if facts["op"] == "matmul":
         return _matmul(facts)
-    if (facts["q_heads"], facts["head_dim"]) != (32, 128):
+    if facts["op"] != "attention" or (facts["q_heads"], facts["head_dim"]) != (32, 128):
         return None
     if facts["q_len"] == 1:
         return CACHES.get(facts["cache"])

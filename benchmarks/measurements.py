@@ -199,9 +199,10 @@ def _limit(row: Field) -> Limit:
 def _operator(row: Field) -> Operator:
     case = row["case"]
     facts = case["facts"]
-    for name in ("n", "k", "m") if facts["op"].text() == "matmul" else ("context", "batch", "q_heads", "head_dim"):
+    is_product = facts["op"].text() in ("matmul", "grouped_matmul")
+    for name in ("n", "k", "m") if is_product else ("context", "batch", "q_heads", "head_dim"):
         facts[name].number()
-    facts["format" if facts.value["op"] == "matmul" else "cache"].text()
+    facts["format" if is_product else "cache"].text()
     return Operator(
         row["system"].text(), case["kind"].text(), case["label"].text(), case["limit"].text(),
         case["operations"].number(), row["size"].number(), facts.value, row["seconds"].numbers(),

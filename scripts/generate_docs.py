@@ -60,6 +60,8 @@ REACHED = tuple((f"{run}/operators-attention.json", f"{run}/operators-matmul.jso
 """Results of operators.py, one group for each machine; the last counts where several measured the same."""
 K_QUANTS = f"{_RUNS[1]}/k-quants"
 """Folder of both benchmarks' results over K-quants."""
+EXPERTS = f"{_RUNS[1]}/experts/operators.json"
+"""Results of operators.py over weights of 16 bits and products of experts."""
 DTYPES = ("f32", "bf16", "f16")
 KV_FORMATS = (
     KVFormat("f32"),
@@ -253,20 +255,29 @@ def whole_model_elsewhere() -> str:
     return "\n\n".join(map(_whole_model, WHOLE_MODEL[1:]))
 
 
-def k_quants() -> str:
-    """Products with K-quants beside the fastest other system's, then a whole model."""
+def _products(path: str) -> str:
+    """Products beside the fastest other system's."""
     from measurements import LIMITS, compared, load
 
-    folder = ROOT / "benchmarks" / "results" / K_QUANTS
     lines = ["| product | us | reached | beside it |", "| --- | ---: | ---: | --- |"]
-    for row in compared(load([folder / "operators.json"]).operators):
+    for row in compared(load([ROOT / "benchmarks" / "results" / path]).operators):
         beside = f"{row.times:.1f}x {row.best.system}" if row.best else ""
-        reached = f"{100 * row.reached:.0f} % of {LIMITS[row.ours.limit]}"
+        reached = f"{100 * row.reached:.0f} % of {LIMITS.get(row.ours.limit, row.ours.limit)}"
         lines.append(f"| {row.ours.label} | {1e6 * row.ours.median:.0f} | {reached} | {beside} |")
-    return "\n".join(lines) + "\n\n" + _whole_model((f"{K_QUANTS}/whole_model.json",))
+    return "\n".join(lines)
+
+
+def k_quants() -> str:
+    """Products with K-quants, then a whole model."""
+    return _products(f"{K_QUANTS}/operators.json") + "\n\n" + _whole_model((f"{K_QUANTS}/whole_model.json",))
+
+
+def experts() -> str:
+    return _products(EXPERTS)
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "experts": experts,
     "goals": goals,
     "k-quants": k_quants,
     "support-matrix": support_matrix,

@@ -1,5 +1,5 @@
-"""ggml's CPU backend, by the libraries that llama-cpp-python compiled: mul_mat with q4_0, q4_1 and K-quant weights
-(repacked by ggml for this processor where it can), flash attention over f16, q8_0 and q4_0 caches."""
+"""ggml's CPU backend, by the libraries that llama-cpp-python compiled: mul_mat and mul_mat_id with q4_0, q4_1 and
+K-quant weights (repacked by ggml for this processor where it can), flash attention over f16, q8_0 and q4_0 caches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-from protocol import STREAMED_ROWS, Prepared, arguments, copies, serve_operators
+from protocol import STREAMED_ROWS, Prepared, arguments, copies, routes, serve_operators
 
 TYPES = {
     "f32": 0,
+    "i32": 26,
     "f16": 1,
     "q4_0": 2,
     "q4_1": 3,
@@ -53,6 +54,7 @@ init = function(base, "ggml_init", P, InitParams)
 free = function(base, "ggml_free", None, P)
 new_4d = function(base, "ggml_new_tensor_4d", P, P, ctypes.c_int, *[ctypes.c_int64] * 4)
 mul_mat = function(base, "ggml_mul_mat", P, P, P, P)
+mul_mat_id = function(base, "ggml_mul_mat_id", P, P, P, P, P)
 flash = function(base, "ggml_flash_attn_ext", P, P, P, P, P, P, ctypes.c_float, ctypes.c_float, ctypes.c_float)
 new_graph = function(base, "ggml_new_graph", P, P)
 expand = function(base, "ggml_build_forward_expand", None, P, P)
@@ -102,7 +104,7 @@ def prepare(case: dict[str, Any]) -> Prepared | str:
         free_buffer(buffer)
         free(context)
     held.clear()
-    return matmul(case) if case["op"] == "matmul" else attention(case)
+    return {"matmul": matmul, "grouped_matmul": experts, "attention": attention}[case["op"]](case)
 
 
 def tensors(kinds: list[tuple[str, tuple[int, ...]]], where: Any = None) -> list[Any]:
@@ -144,6 +146,29 @@ def matmul(case: dict[str, Any]) -> Prepared | str:
     fill(x, generator.standard_normal(m * k).astype(np.float32))
     graphs = [graph_of(lambda context, w=weight: mul_mat(context, w, x)) for weight in weights]
     return Prepared(lambda i: compute(backend, graphs[i]), count, data.nbytes)
+
+
+def experts(case: dict[str, Any]) -> Prepared | str:
+    kind = case["format"].removesuffix("_a8")
+    if kind not in WEIGHTS:
+        return "no such kernel"
+    m, n, k, of, top = case["m"], case["n"], case["k"], case["experts"], case["top"]
+    data = quantized(kind, n * k)
+    turns, count, touched = routes(case, data.nbytes)
+    if len(turns) > MOST_GRAPHS:
+        return "too many graphs for weights that together are larger than any cache"
+    where = repacked_type() if kind in REPACKED else None
+    layers = [tensors([(kind, (k, n, of))], where)[0] for _ in range(count)]
+    for layer in layers:
+        fill(layer, np.tile(data, of))
+    (x,) = tensors([("f32", (k, top, m))])
+    fill(x, generator.standard_normal(top * m * k).astype(np.float32))
+    graphs = []
+    for i, turn in enumerate(turns):
+        (ids,) = tensors([("i32", (top, m))])
+        fill(ids, np.array(turn, np.int32))
+        graphs.append(graph_of(lambda context, w=layers[i % count], ids=ids: mul_mat_id(context, w, x, ids)))
+    return Prepared(lambda i: compute(backend, graphs[i]), len(graphs), int(touched * data.nbytes))
 
 
 def attention(case: dict[str, Any]) -> Prepared | str:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from protocol import GPU_STREAMED_ROWS, STREAMED_ROWS, Prepared, arguments, copies, serve_operators
+from protocol import GPU_STREAMED_ROWS, STREAMED_ROWS, Prepared, arguments, copies, routes, serve_operators
 
 import opsocket
 from opsocket.operators import (
@@ -16,6 +16,7 @@ from opsocket.operators import (
     Bounds,
     CacheSpec,
     CacheWriteSpec,
+    GroupedMatmulSpec,
     KVFormat,
     MatmulSpec,
     Numerics,
@@ -26,7 +27,7 @@ from opsocket.quantization import get_format, quantize
 from opsocket_engine.options import parse_kv_format
 
 args = arguments(__doc__ or "", model=False, provider={"default": None})
-pins = {} if args.provider is None else {"matmul": args.provider, "attention": args.provider}
+pins = {} if args.provider is None else dict.fromkeys(("matmul", "grouped_matmul", "attention"), args.provider)
 session = opsocket.open(args.backend, threads=args.threads, operators=pins)
 generator = np.random.default_rng(0)
 ON_GPU = session.device.backend != "cpu"
@@ -40,7 +41,7 @@ def permitted(dtype: str) -> Numerics:
 
 
 def prepare(case: dict[str, Any]) -> Prepared | str:
-    return matmul(case) if case["op"] == "matmul" else attention(case)
+    return {"matmul": matmul, "grouped_matmul": experts, "attention": attention}[case["op"]](case)
 
 
 def matmul(case: dict[str, Any]) -> Prepared | str:
@@ -55,6 +56,28 @@ def matmul(case: dict[str, Any]) -> Prepared | str:
     weights = [first, *(session.prepare_weight(request, tensors) for _ in range(count - 1))]
     x, y = session.upload(generator.standard_normal((m, k), np.float32), dtype), session.empty((m, n), dtype)
     return Prepared(lambda i: plan.run(x, weights[i], out=y), count, first.nbytes)
+
+
+def experts(case: dict[str, Any]) -> Prepared | str:
+    """Rows sorted by expert, as the operator takes them."""
+    n, k, of, dtype = case["n"], case["k"], case["experts"], case["dtype"]
+    rows = case["m"] * case["top"]
+    spec = GroupedMatmulSpec(of, case["format"], n, k, dtype, dtype, numerics=permitted(dtype))
+    request = Request(spec, bounds=Bounds(max_tokens=rows))
+    plan, tensors = session.plan(request), quantized(case["format"], n, k)
+    first = session.prepare_weight(request, tensors)
+    turns, count, touched = routes(case, first.nbytes)
+    layers = [
+        [first if i + e == 0 else session.prepare_weight(request, tensors) for e in range(of)] for i in range(count)
+    ]
+    offsets = []
+    for turn in turns:
+        met = np.bincount(np.concatenate(turn), minlength=of)
+        offsets.append(session.upload(np.concatenate([[0], np.cumsum(met)]).astype(np.int64)))
+    x, y = session.upload(generator.standard_normal((rows, k), np.float32), dtype), session.empty((rows, n), dtype)
+    return Prepared(
+        lambda i: plan.run(x, layers[i % count], offsets[i], out=y), len(turns), int(touched * first.nbytes)
+    )
 
 
 @lru_cache(1)

@@ -1,17 +1,20 @@
-"""torch: dense and int8 matmul without groups, 4-bit weights with bf16 activations, attention over contiguous keys."""
+"""torch: dense and int8 matmul, bf16 matmul of experts, 4-bit weights with bf16 activations, attention over contiguous
+keys."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from protocol import GPU_STREAMED_ROWS, Prepared, arguments, copies, serve_operators
+from protocol import GPU_STREAMED_ROWS, Prepared, arguments, copies, routes, serve_operators
 
 
 def prepare(case: dict[str, Any]) -> Prepared | str:
     torch.manual_seed(0)
     if case["op"] == "matmul":
         return matmul(case)
+    if case["op"] == "grouped_matmul":
+        return experts(case)
     return attention(case) if DEVICE.type == "cpu" else gpu_attention(case)
 
 
@@ -43,6 +46,20 @@ def matmul(case: dict[str, Any]) -> Prepared | str:
     x = torch.randn(m, k, dtype=torch.bfloat16)
     call = torch.ops.aten._weight_int4pack_mm_for_cpu
     return Prepared(lambda i: call(x, weights[i], group, scales), count, n * k // 2 + scales.numel() * 2)
+
+
+def experts(case: dict[str, Any]) -> Prepared | str:
+    """bf16 weights and rows sorted by expert."""
+    if case["bits"] != 16:
+        return "no such kernel"
+    m, n, k, of, top = case["m"], case["n"], case["k"], case["experts"], case["top"]
+    turns, count, touched = routes(case, 2 * n * k)
+    layers = [torch.randn(of, n, k, dtype=torch.bfloat16).transpose(1, 2) for _ in range(count)]
+    met = [torch.bincount(torch.tensor(turn).flatten(), minlength=of) for turn in turns]
+    offsets = [counts.cumsum(0).to(torch.int32) for counts in met]
+    x = torch.randn(m * top, k, dtype=torch.bfloat16)
+    call = torch.nn.functional.grouped_mm
+    return Prepared(lambda i: call(x, layers[i % count], offs=offsets[i]), len(turns), int(touched * 2 * n * k))
 
 
 def attention(case: dict[str, Any]) -> Prepared | str:
@@ -98,9 +115,10 @@ DEVICE = (
 )
 torch.set_default_device(DEVICE)  # AMD's GPUs too are torch's "cuda"
 torch.set_num_threads(args.threads)
+torch.set_grad_enabled(False)
 serve_operators(
     "torch",
     [f"torch {torch.__version__}"],
-    torch.inference_mode()(prepare),
+    prepare,
     None if DEVICE.type == "cpu" else torch.cuda.synchronize,
 )

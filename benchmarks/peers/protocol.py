@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -61,6 +62,28 @@ def answers() -> TextIO:
 def copies(size: int) -> int:
     """How many copies of `size` bytes calls have to take turns through."""
     return max(2, -(-ROTATED_BYTES // size))
+
+
+class Routes(NamedTuple):
+    """turns: of each call, the experts of each token. layers: how many layers' weights calls take turns through; call i
+    meets those of layer i % layers. touched: experts that a call reads, in the mean."""
+
+    turns: list[list[list[int]]]
+    layers: int
+    touched: float
+
+
+def routes(case: dict[str, Any], expert_bytes: int) -> Routes:
+    """The same for every system. Experts of one token come again only after all others of all layers, so that they are
+    read from memory; those of several tokens are random."""
+    of, top, m = case["experts"], case["top"], case["m"]
+    layers = copies(of * expert_bytes)
+    if m == 1:
+        firsts = range(0, of - top + 1, top)
+        turns = [[list(range(first, first + top))] for first in firsts for _ in range(layers)]
+    else:
+        turns = [[sorted(random.Random(f"{i} {j}").sample(range(of), top)) for j in range(m)] for i in range(layers)]
+    return Routes(turns, layers, sum(len({e for token in turn for e in token}) for turn in turns) / len(turns))
 
 
 class Prepared(NamedTuple):
