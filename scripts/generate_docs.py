@@ -62,6 +62,8 @@ K_QUANTS = f"{_RUNS[1]}/k-quants"
 """Folder of both benchmarks' results over K-quants."""
 EXPERTS = f"{_RUNS[1]}/experts/operators.json"
 """Results of operators.py over weights of 16 bits and products of experts."""
+BF16_MODEL = f"{_RUNS[1]}/bf16/whole_model.json"
+"""Results of whole_model.py over a file of bf16 weights."""
 DTYPES = ("f32", "bf16", "f16")
 KV_FORMATS = (
     KVFormat("f32"),
@@ -276,7 +278,12 @@ def experts() -> str:
     return _products(EXPERTS)
 
 
+def bf16_model() -> str:
+    return _whole_model((BF16_MODEL,))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "bf16-model": bf16_model,
     "experts": experts,
     "goals": goals,
     "k-quants": k_quants,
