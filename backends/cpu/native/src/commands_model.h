@@ -113,7 +113,7 @@ struct SampleRows {  // the batch: one entry for each row of logits
     const float *history_counts;
 };
 
-struct Sample : Command {  // workspace: for every thread 20 bytes for every logit and 64, in whole lines
+struct Sample : Command {  // workspace: for every thread 20 bytes for every logit and 192, in whole lines
     int64_t rows, width;
     const void *logits;  // [rows, width]
     int64_t logits_stride;

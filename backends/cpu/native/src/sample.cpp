@@ -1,6 +1,8 @@
 // From logits to a token by a given uniform number. Every setting keeps a prefix of the tokens in falling order of
-// their logits, so that no more of that order is ever made than the last decision needs: first the few hundred largest,
-// found by the maxima of blocks, and then, if these did not decide, four times as many, and so on.
+// their logits, but hardly any of that order is needed: the few hundred largest, found by the maxima of blocks, and where
+// these do not decide, those few tokens between whose logits the decision lies.
+#include <cfloat>
+#include <cmath>
 #include <functional>
 
 #include "argmax.h"
@@ -8,106 +10,215 @@
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
-constexpr int64_t BLOCK = 64, FIRST = 256;
+constexpr int64_t BLOCK = 64, FIRST = 256, FEW = 256;
+
+// Tokens in falling order up to `last`: what they weigh, and how many they are.
+struct Prefix {
+    double mass;
+    int64_t count, last;
+};
+
+// When a prefix is enough: it has `count` tokens; or, where that is 0, weighs `mass`, or more where that must be exceeded.
+struct Enough {
+    int64_t count;
+    double mass;
+    bool exceeded;
+
+    bool operator()(const Prefix &p) const {
+        return count ? p.count >= count : exceeded ? p.mass > mass : p.mass >= mass;
+    }
+    // How much of the way from a prefix that is not enough to one that is: 0 to 1, if what tokens weigh were spread evenly.
+    double way(const Prefix &from, const Prefix &to) const {
+        return count ? double(count - from.count) / double(to.count - from.count) : (mass - from.mass) / (to.mass - from.mass);
+    }
+};
+
+// Sums in f64 of W numbers at a time.
+class Mass {
+   public:
+    void add(F numbers) {
+#if OPSOCKET_AVX512  // the compiler would widen them four at a time
+        low += (Doubles)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)numbers));
+        high += (Doubles)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)numbers, 1));
+#else
+        typedef float Half __attribute__((vector_size(W * 2)));
+        Half half[2];
+        __builtin_memcpy(half, &numbers, sizeof half);
+        low += __builtin_convertvector(half[0], Doubles);
+        high += __builtin_convertvector(half[1], Doubles);
+#endif
+    }
+    double all() const {
+        double total = 0;
+        for (int lane = 0; lane < W / 2; lane++) total += low[lane] + high[lane];
+        return total;
+    }
+
+   private:
+    typedef double Doubles __attribute__((vector_size(W * 4)));
+    Doubles low = {}, high = {};
+};
 
 // One request's logits, penalized, and their weights e^((l - largest) / temperature), which make probabilities when
 // divided by their sum.
 class Candidates {
    public:
-    // memory: 20 bytes for every logit, and 64.
+    // memory: 20 bytes for every logit, and 192.
     Candidates(unsigned char *memory, int64_t width)
-        : order(reinterpret_cast<uint64_t *>(memory)), maxima(reinterpret_cast<float *>(order + width)),
-          logits(maxima + width), weights(logits + width), width(width) {}
+        : width(width), padded((width + W - 1) / W * W), order(reinterpret_cast<uint64_t *>(memory)),
+          logits(reinterpret_cast<float *>(order + width)), weights(logits + padded), maxima(weights + padded) {}
 
     float *values() { return logits; }
 
-    // Shifted before it is divided, so that no temperature overflows. One way of computing a weight for all purposes:
-    // sums and their parts have to agree.
-    F weights_of(F logit) const { return exp((logit - top) / temperature); }
-
-    // The sum of all weights, of logits of which `largest` is the largest.
+    // What all weigh, of logits of which `largest_logit` is the largest.
     double begin(float largest_logit, float by_temperature) {
-        sorted = taken = 0, top = largest_logit, temperature = by_temperature;
-        typedef float Half __attribute__((vector_size(W * 2)));
-        typedef double Sums __attribute__((vector_size(W * 4)));
-        Sums sums[2] = {};
-        int64_t i = 0;
-        for (; i + W <= width; i += W) {
-            const F w = weights_of(load(logits + i));
-            Half half[2];
-            __builtin_memcpy(half, &w, sizeof half);
-            for (int j = 0; j < 2; j++) sums[j] += __builtin_convertvector(half[j], Sums);
+        sorted = 0, top = largest_logit, temperature = by_temperature;
+        std::fill(logits + width, logits + padded, -INFINITY);
+        Mass total;
+        F least = set(INFINITY);
+        for (int64_t i = 0; i < padded; i += W) {
+            const F logit = load(logits + i);
+            // Shifted before it is divided, so that no temperature overflows.
+            const F w = exp((logit - top) / temperature);
+            if (i + W <= width) least = min(least, logit);
+            store(weights + i, w);
+            total.add(w);
         }
-        double total = 0;
-        for (int lane = 0; lane < W / 2; lane++) total += sums[0][lane] + sums[1][lane];
-        for (; i < width; i++) total += double(weights_of(set(logits[i]))[0]);
-        return total;
+        std::fill(weights + width, weights + padded, 0.0f);
+        bottom = -largest(-least);
+        for (int64_t i = width / W * W; i < width; i++) bottom = std::min(bottom, logits[i]);
+        return total.all();
     }
 
-    void find_maxima() {
-        for (int64_t block = 0; block * BLOCK < width; block++) {
-            float most = -INFINITY;
-            int64_t end = std::min(width, (block + 1) * BLOCK), i = block * BLOCK;
-            F lanes = set(-INFINITY);
-            for (; i + W <= end; i += W) lanes = max(lanes, load(logits + i));
-            most = largest(lanes);
-            for (; i < end; i++) most = std::max(most, logits[i]);
-            maxima[block] = most;
+    // What those weigh that weigh `least` or more.
+    double mass_from(float least) const {
+        Mass mass;
+        for (int64_t i = 0; i < padded; i += W) {
+            const F w = load(weights + i);
+            mass.add(chosen(w, w >= least));
         }
+        return mass.all();
     }
 
-    // The token of a rank in falling order, and its weight; and the order up to there.
-    int64_t token(int64_t rank) {
-        while (rank >= sorted) extend();
-        return index_of(order[rank]);
-    }
-    double weight(int64_t rank) {
-        while (rank >= sorted) extend();
-        return double(weights[rank]);
+    // The shortest prefix that is enough; all tokens that were looked at where rounding leaves none.
+    Prefix shortest(const Enough &enough) {
+        if (!sorted) sort_first();
+        Prefix prefix{0, 0, 0};
+        for (int64_t rank = 0; rank < sorted; rank++)
+            if (takes(prefix, index_of(order[rank]), enough)) return prefix;
+        return sorted < width ? search(enough) : prefix;
     }
 
    private:
-    uint64_t *order;  // [0, sorted): in order; [sorted, taken): all that come next, in none
-    float *maxima;    // of blocks
-    float *logits;
-    float *weights;  // [0, sorted)
-    float top = 0, temperature = 1;
-    int64_t width, sorted = 0, taken = 0;
-    float threshold = 0;  // what is not below it is in `order`
+    int64_t width, padded;
+    uint64_t *order;  // [0, sorted)
+    float *logits, *weights, *maxima;  // of blocks
+    float top = 0, bottom = 0, temperature = 1;
+    int64_t sorted = 0;
 
-    void extend() {
-        int64_t blocks = (width + BLOCK - 1) / BLOCK, next;
-        if (taken == 0 && blocks > FIRST) {
+    static F chosen(F numbers, I mask) { return as_float(as_int(numbers) & mask); }
+
+    bool takes(Prefix &prefix, int64_t token, const Enough &enough) const {
+        prefix.mass += double(weights[token]), prefix.count++, prefix.last = token;
+        return enough(prefix);
+    }
+
+    // The first tokens in falling order.
+    void sort_first() {
+        const int64_t blocks = (width + BLOCK - 1) / BLOCK;
+        int64_t taken = 0;
+        if (blocks > FIRST) {
+            find_maxima();
             // At least FIRST logits are not below the FIRST largest maximum of a block.
             float *copy = reinterpret_cast<float *>(order);
             std::copy(maxima, maxima + blocks, copy);
             std::nth_element(copy, copy + FIRST - 1, copy + blocks, std::greater<float>());
-            float least = copy[FIRST - 1];
+            const float least = copy[FIRST - 1];
             for (int64_t block = 0; block < blocks; block++) {
                 if (!(maxima[block] >= least)) continue;
                 for (int64_t i = block * BLOCK, end = std::min(width, i + BLOCK); i < end; i++)
                     if (logits[i] >= least) order[taken++] = order_key(logits[i], i);
             }
-            threshold = least;
-            next = std::min(taken, 4 * FIRST);  // where almost all are equal, almost all have been taken
         } else {
-            if (taken < width) {
-                bool all = taken == 0;
-                for (int64_t i = 0; i < width; i++)
-                    if (all || !(logits[i] >= threshold)) order[taken++] = order_key(logits[i], i);
-            }
-            next = std::min(width, std::max(4 * sorted, FIRST));
+            for (; taken < width; taken++) order[taken] = order_key(logits[taken], taken);
         }
-        if (next < taken) std::nth_element(order + sorted, order + next, order + taken, std::greater<uint64_t>());
-        std::sort(order + sorted, order + next, std::greater<uint64_t>());
-        for (int64_t rank = sorted; rank < next; rank += W) {
-            F some = set(-INFINITY);
-            for (int lane = 0; lane < W && rank + lane < next; lane++) some[lane] = logits[index_of(order[rank + lane])];
-            store(weights + rank, weights_of(some));
-        }
-        sorted = next;
+        sorted = std::min(taken, FIRST);
+        if (sorted < taken) std::nth_element(order, order + sorted, order + taken, std::greater<uint64_t>());
+        std::sort(order, order + sorted, std::greater<uint64_t>());
     }
 
+    void find_maxima() {
+        for (int64_t block = 0; block * BLOCK < width; block++) {
+            const int64_t end = std::min(padded, (block + 1) * BLOCK);
+            F most = set(-INFINITY);
+            for (int64_t i = block * BLOCK; i < end; i += W) most = max(most, load(logits + i));
+            maxima[block] = largest(most);
+        }
+    }
+
+    // All tokens whose logits are larger than `logit`.
+    Prefix beyond(float logit) const {
+        Mass mass;
+        I count{};
+        for (int64_t i = 0; i < padded; i += W) {
+            const I is = load(logits + i) > logit;
+            count -= is;
+            mass.add(chosen(load(weights + i), is));
+        }
+        Prefix prefix{mass.all(), 0, 0};
+        for (int lane = 0; lane < W; lane++) prefix.count += count[lane];
+        return prefix;
+    }
+
+    // `shortest` by a search for the logit at which prefixes begin to be enough: it is in (low, high].
+    Prefix search(const Enough &enough) const {
+        float high = top, low = std::max(top - 110 * temperature, std::nextafter(bottom, -INFINITY));
+        low = std::max(-FLT_MAX, std::min(low, std::nextafter(top, -INFINITY)));
+        Prefix above{0, 0, 0}, below = beyond(low);
+        for (bool halve = true; below.count - above.count > FEW; halve = !halve) {
+            const float middle = low / 2 + high / 2;
+            if (!(low < middle && middle < high)) return take_equal(above, high, enough);
+            float pivot = middle;
+            if (!halve) {
+                // Twice as far from the nearer end as it should be, so that less than half is left, mostly.
+                const double way = enough.way(above, below), part = way < 0.5 ? 2 * way : 2 * way - 1;
+                pivot = high - float(part) * (high - low);
+                if (!(low < pivot && pivot < high)) pivot = middle;
+            }
+            const Prefix found = beyond(pivot);
+            if (enough(found)) low = pivot, below = found;
+            else high = pivot, above = found;
+        }
+        return take_few(above, low, high, enough);
+    }
+
+    // Tokens between two logits, which are few, in their order.
+    Prefix take_few(Prefix prefix, float low, float high, const Enough &enough) const {
+        uint64_t some[FEW];
+        int64_t taken = 0;
+        for (int64_t first = 0; first < width; first += BLOCK) {
+            const int64_t end = std::min(width, first + BLOCK);
+            I found{};
+            for (int64_t i = first; i < end; i += W) {
+                const F logit = load(logits + i);
+                found |= (logit > low) & (logit <= high);
+            }
+            if (!any(found)) continue;
+            for (int64_t i = first; i < end && taken < FEW; i++)
+                if (logits[i] > low && logits[i] <= high) some[taken++] = order_key(logits[i], i);
+        }
+        std::sort(some, some + taken, std::greater<uint64_t>());
+        for (int64_t i = 0; i < taken; i++)
+            if (takes(prefix, index_of(some[i]), enough)) break;
+        return prefix;
+    }
+
+    // Of more tokens than a few that have the same logit, the first ones.
+    Prefix take_equal(Prefix prefix, float logit, const Enough &enough) const {
+        for (int64_t i = 0; i < width; i++)
+            if (logits[i] == logit && takes(prefix, i, enough)) break;
+        return prefix;
+    }
 };
 
 static void penalize(const SampleRows &batch, int64_t row, float *logits) {
@@ -120,36 +231,17 @@ static void penalize(const SampleRows &batch, int64_t row, float *logits) {
 }
 
 static int64_t draw(const SampleRows &batch, int64_t row, Candidates &candidates, const Best &best, int64_t width) {
-    double total = candidates.begin(best.value, batch.temperature[row]);
-    if (!(total >= 1.0)) return best.index;  // an infinite logit or NaN: there are no probabilities
+    double mass = candidates.begin(best.value, batch.temperature[row]);
+    if (!(mass >= 1.0)) return best.index;  // an infinite logit or NaN: there are no probabilities
 
-    candidates.find_maxima();
-    int64_t kept = width, top_k = batch.top_k[row];
-    if (top_k > 0 && top_k < width) {
-        kept = top_k, total = 0;
-        for (int64_t rank = 0; rank < kept; rank++) total += candidates.weight(rank);
-    }
-    double top_p = batch.top_p[row], min_p = batch.min_p[row];
-    if (top_p < 1 || min_p > 0) {
-        double mass = 0;
-        int64_t rank = 0;
-        for (; rank < kept; rank++) {
-            double w = candidates.weight(rank);
-            if (rank && (mass >= top_p * total || w < min_p)) break;
-            mass += w;
-        }
-        kept = rank, total = mass;
-    }
-    double target = double(batch.uniform[row]) * total, mass = 0;
-    int64_t token = best.index;
-    for (int64_t rank = 0; rank < kept; rank++) {
-        double w = candidates.weight(rank);
-        if (w == 0) break;  // rounding has eaten what was left
-        token = candidates.token(rank);
-        mass += w;
-        if (mass > target) break;
-    }
-    return token;
+    // All that is kept are prefixes of one order: what the shortest weighs says which tokens it has.
+    const int64_t top_k = batch.top_k[row];
+    const float top_p = batch.top_p[row], min_p = batch.min_p[row];
+    if (top_k > 0 && top_k < width) mass = candidates.shortest({top_k, 0, false}).mass;
+    const double likely = double(top_p) * mass;
+    if (min_p > 0) mass = std::min(mass, candidates.mass_from(min_p));
+    if (top_p < 1 && likely < mass) mass = candidates.shortest({0, likely, false}).mass;
+    return candidates.shortest({0, double(batch.uniform[row]) * mass, true}).last;
 }
 
 void sample(const Command *command, Worker &worker) {

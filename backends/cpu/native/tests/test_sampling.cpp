@@ -52,7 +52,7 @@ static int64_t choose(const std::vector<double> &logits, const Settings &s) {
     auto weight = [&](size_t rank) {
         return std::exp((logits[size_t(order[rank])] - logits[size_t(order[0])]) / double(s.temperature));
     };
-    constexpr double NEAR = 1e-5;
+    constexpr double NEAR = 1e-6;
     size_t kept = order.size();
     if (s.top_k > 0) kept = std::min(kept, size_t(s.top_k));
     double total = 0;
@@ -81,12 +81,15 @@ static int64_t choose(const std::vector<double> &logits, const Settings &s) {
 
 static void tokens(Random &random) {
     int asked = 0, decided = 0;
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < 200; i++) {
         const int64_t widths[] = {1, 7, 65, 300, 3000, 20000, 40000}, width = widths[i % 7], rows = 1 + random.below(5);
         const int32_t dtype = int32_t(random.below(3));
         Matrix logits = Matrix::random(random, rows, width, 3, dtype, i % 3 ? 3 : 0.1);
         if (i % 5 == 0)
             for (int64_t j = 0; j < width; j++) logits.set(0, j, 1.5);
+        if (i % 4 == 1)  // many tokens of each logit, or some; logits that halves of intervals meet
+            for (int64_t r = 0, kinds = i % 8 == 1 ? 5 : 257; r < rows; r++)
+                for (int64_t j = 0; j < width; j++) logits.set(r, j, 2.0 * double(random.below(kinds)) / double(kinds - 1));
         std::vector<Settings> settings;
         std::vector<int64_t> starts{0}, ids;
         std::vector<float> counts;
@@ -121,7 +124,7 @@ static void tokens(Random &random) {
         command.logits = logits.data(), command.logits_stride = logits.stride, command.y = y.data(),
         command.dtype = dtype;
         for (int threads : {1, 2}) {
-            command.workspace = (20 * width + 127) / 64 * 64 * threads;  // sample.py
+            command.workspace = (20 * width + 255) / 64 * 64 * threads;  // sample.py
             test::run(command, threads, "sample");
             for (int64_t r = 0; r < rows; r++) {
                 const Settings &s = settings[size_t(r)];

@@ -37,7 +37,7 @@ class NativeSample(NativePlan, SamplePlan):
         assert isinstance(self.request.spec, SampleSpec)
         self._width, self._dtype = self.request.spec.width, DTYPES[self.request.spec.dtype]
         self._rows = SampleRowsStruct()
-        self._workspace = (20 * self._width + 127) // 64 * 64 * self._threads
+        self._workspace = (20 * self._width + 255) // 64 * 64 * self._threads
 
     def _update(self, batch: SampleBatch) -> None:
         self._columns = {n: np.ascontiguousarray(getattr(batch, n), dtype).copy() for n, dtype in _COLUMNS.items()}
