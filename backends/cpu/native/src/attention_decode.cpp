@@ -154,38 +154,49 @@ void soften(const KVTiles &v, int32_t dot, const Seen *seen, const unsigned char
 }
 
 #if OPSOCKET_DIGITS
-// Makes digits of weights, or returns false where those would not do: where a weight is so much smaller than the row's
-// largest in this chunk that less than bf16's 8 bits would be left of it.
-template <int R> bool weights_to_digits(int32_t code, DecodeWeights &w) {
-    constexpr float most = most_in_digits(V_DIGITS);
-    F size[R];
+// Makes digits of weights. Of what kind their products are to be, so that bf16's 8 bits of each are left beside the row's
+// largest in this chunk.
+template <int R> int32_t weights_to_digits(int32_t code, DecodeWeights &w) {
+    // By their bits, of which NaN has the most. Zeros, which any number of digits holds, become more than that.
+    F size[R], rest[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-        size[r] = abs(load(w.p + r * DECODE_TOKENS));
-        // By their bits, of which NaN has the most.
-        for (int i = W; i < DECODE_TOKENS; i += W)
-            size[r] = (F)_mm512_max_epi32((__m512i)abs(load(w.p + r * DECODE_TOKENS + i)), (__m512i)size[r]);
-    }
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < DECODE_TOKENS; i += W) {
+            const I bits = (I)abs(load(w.p + r * DECODE_TOKENS + i)), before = bits - 1;
+            size[r] = (F)(i ? (I)_mm512_max_epi32((__m512i)bits, (__m512i)size[r]) : bits);
+            rest[r] = (F)(i ? (I)_mm512_min_epu32((__m512i)before, (__m512i)rest[r]) : before);
+        }
     const F top = across<R>(size, [](F a, F b) { return (F)_mm512_max_epi32((__m512i)a, (__m512i)b); });
-    alignas(64) float units[W], least[W];
+    const F least = (F)((I)across<R>(rest, [](F a, F b) { return (F)_mm512_min_epu32((__m512i)a, (__m512i)b); }) + 1);
+    auto is_less = [&](float share) {
+        return _mm512_mask_cmp_ps_mask((1 << R) - 1, (__m512)least, (__m512)(top * share), _CMP_LT_OQ) != 0;
+    };
+    if (is_less(0x1p-24f)) return DOT_F32;
+    constexpr float most = most_in_digits(V_DIGITS);
+    alignas(64) float units[W];
     store(w.unit, top / most);
     store(units, (F)((I)(top > 0) & (I)(most / top)));
-    store(least, top * 0x1p-24f);
-    __mmask16 small = 0;
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         DigitSums sums;
         for (int i = 0; i < DECODE_TOKENS; i += W) {
-            const F weight = load(w.p + r * DECODE_TOKENS + i);
-            small |= _mm512_mask_cmp_ps_mask(_mm512_test_epi32_mask((__m512i)weight, _mm512_set1_epi32(0x7fffffff)),
-                                             (__m512)abs(weight), _mm512_set1_ps(least[r]), _CMP_LT_OQ);
-            const __m512i digits = digits_of(weight * units[r]);
+            const __m512i digits = digits_of(load(w.p + r * DECODE_TOKENS + i) * units[r]);
             sums.add(digits);
             _mm512_store_si512(w.packed + (r * DECODE_TOKENS + i) * 4, digits);
         }
         sums.store(code, w.first[r]);
     }
-    return !small;
+    return is_less(0x1p-16f) ? DOT_DIGITS : DOT_FEW_DIGITS;
+}
+
+// Whether the lowest digits of the query may be left out with these keys.
+bool few_digits_do(const DecodeQuery &query, const DecodeKeys &keys) {
+    if (query.dot != DOT_DIGITS || !keys.scales_at) return query.dot == DOT_DIGITS && query.few_digits_until >= 1;
+    F most = set(0.0f);
+    for (const unsigned char *tile : keys.tiles)
+        for (int i = 0; i < TILE; i += W)
+            most = (F)_mm512_max_epi32((__m512i)most, (__m512i)abs(load(reinterpret_cast<const float *>(tile + keys.scales_at) + i)));
+    return _mm512_cmp_ps_mask((__m512)most, _mm512_set1_ps(query.few_digits_until), _CMP_NLE_UQ) == 0;
 }
 #endif
 
@@ -230,8 +241,8 @@ struct Block {
     int64_t row;  // of the part: the first
     DecodeQuery query;
     DecodeState state;
-    DecodeScores scores;
-    DecodeValues values;
+    DecodeScores scores, few_scores;
+    DecodeValues values, few_values;
 };
 
 // out = out * carry + weights * values for a block of rows of which some don't see what others see, where values are
@@ -331,7 +342,11 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
                 }
                 const Seen *seen = together == EVERY ? nullptr : of_row;
                 for (int t = 0; t < DECODE_TILES; t++) keys.tiles[t] = k[t], keys.ahead[t] = b ? k[t] : k_ahead[t];
+#if OPSOCKET_DIGITS
+                (few_digits_do(query, keys) ? of.few_scores : of.scores)(query, keys, x.s);
+#else
                 of.scores(query, keys, x.s);
+#endif
                 if (knobs) apply_knobs(part, row, query.rows, token, x.s);
                 for (int r = 0; seen && r < query.rows; r++)
                     for (int i = 0; i < DECODE_TOKENS; i += W) {
@@ -343,8 +358,10 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
                     constexpr int R = decltype(rows)::value;
                     soften<R>(kv.v, dot, seen, v, b ? nullptr : v_ahead, state, x);
 #if OPSOCKET_DIGITS
-                    if (dot == DOT_DIGITS && !weights_to_digits<R>(kv.v.code, w))
-                        add = decode_values(kv.v.code, DOT_F32, R);
+                    if (dot != DOT_DIGITS) return;
+                    const int32_t kind = weights_to_digits<R>(kv.v.code, w);
+                    if (kind == DOT_FEW_DIGITS) add = of.few_values;
+                    if (kind == DOT_F32) add = decode_values(kv.v.code, DOT_F32, R);
 #endif
                 });
                 for (int t = 0; t < chunk.tiles; t++) w.ahead[t] = b ? w.tiles[t] : v_ahead[t];
@@ -393,11 +410,15 @@ void decode_part(const Part &part) {
         for (int64_t row = 0; row < blocks.rows_of_head; row += next++->query.rows) {
             const int rows = block_rows(blocks.rows_of_head - row);
             next->row = head * blocks.rows_of_head + row;
+            auto few = [](int32_t dot) { return dot == DOT_DIGITS ? int32_t(DOT_FEW_DIGITS) : dot; };
             float *memory = reinterpret_cast<float *>(take(decode_query_floats(c.dim_qk, rows) * 4));
             decode_prepare(next->query, memory, c.cache.k, head, rows, part.q + next->row * c.dim_qk, c.q_dtype == BF16,
-                           c.scale);
+                           c.scale, c.bf16_probabilities != 0 && !c.lse);
+            const int32_t dot = decode_dot(c.cache.v.code, c.bf16_probabilities != 0);
             next->scores = decode_scores(c.cache.k.code, next->query.dot, rows);
-            next->values = decode_values(c.cache.v.code, decode_dot(c.cache.v.code, c.bf16_probabilities != 0), rows);
+            next->few_scores = decode_scores(c.cache.k.code, few(next->query.dot), rows);
+            next->values = decode_values(c.cache.v.code, dot, rows);
+            next->few_values = decode_values(c.cache.v.code, few(dot), rows);
             std::fill_n(next->state.largest, W, -INFINITY);
             std::fill_n(next->state.sum, W, 0.0f);
             next->state.out = part.acc + next->row * out_width(c);

@@ -30,10 +30,12 @@ constexpr int MOST_HEAD_ROWS = 32;   // of a KV head: beyond, tiles that are wid
 constexpr int DECODE_TILES = 4;
 constexpr int DECODE_TOKENS = DECODE_TILES * TILE;
 
-enum DecodeDot : int32_t { DOT_F32, DOT_BF16, DOT_DIGITS };
+// DOT_FEW_DIGITS: the lowest digit is left out.
+enum DecodeDot : int32_t { DOT_F32, DOT_BF16, DOT_DIGITS, DOT_FEW_DIGITS };
 
-// Of a query 3 digits are as good as f32. Weights of one chunk differ by more: half of SmolLM2's chunks have some below
-// 2^-16 of the largest, of which 3 digits leave less than bf16's 8 bits; an eighth have some below 2^-24.
+// Of a query 3 digits are as good as f32, and 2 where what the third one adds moves no logit by more than 2^-10: a quarter
+// of what the probability may be rounded by. Weights of one chunk differ by more: half of SmolLM2's chunks have some
+// below 2^-16 of the largest, of which 3 digits leave less than bf16's 8 bits; an eighth have some below 2^-24.
 constexpr int K_DIGITS = 3, V_DIGITS = 4;
 
 // Up to DECODE_ROWS query rows of one KV head. f32: values [dims][rows], or as decode_order has them; bf16: packed pairs
@@ -42,6 +44,7 @@ struct DecodeQuery {
     int32_t rows, dot;
     float scale[DECODE_ROWS];  // what dot products are multiplied by
     int32_t first[DECODE_ROWS][4];  // what sums of products with digits begin with
+    float few_digits_until;  // the largest scale of a token with which the lowest digit may be left out
     union {
         float *values;
         int32_t *packed;
@@ -60,9 +63,11 @@ static_assert(DECODE_ROWS <= W);
 int64_t decode_query_floats(int64_t dim, int rows);
 
 // Prepares rows q[rows, dim] (f32; `bf16`: they were bf16) for keys of `k`, of KV head `head`; `memory` is 64-byte
-// aligned and has room for decode_query_floats. Static scales of keys are folded in.
+// aligned and has room for decode_query_floats. Static scales of keys are folded in. bf16_probabilities: whether all that
+// becomes of logits may be rounded so.
 void decode_prepare(
-    DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const float *q, bool bf16, float scale
+    DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const float *q, bool bf16, float scale,
+    bool bf16_probabilities
 );
 
 // Keys of a chunk: its tiles, and what is to be prefetched while they are read. All four are read: where a chunk has
@@ -137,7 +142,7 @@ template <class Fn> inline auto with_rows(int rows, const Fn &f) {
 }
 
 // Of kernels for a cache's code and `rows` rows, the one for products of kind `dot`. Kernels: a template with `f32`,
-// and `pairs`, `bf16` and `digits` where the level has them.
+// and `pairs`, `bf16`, `digits` and `few_digits` where the level has them.
 template <class Function, template <int32_t, int> class Kernels>
 inline Function choose_decode(int32_t code, int32_t dot, int rows) {
     Function chosen = nullptr;
@@ -151,7 +156,7 @@ inline Function choose_decode(int32_t code, int32_t dot, int rows) {
 #endif
 #if OPSOCKET_DIGITS
             if constexpr (decode_dot(C, true) == DOT_DIGITS)
-                if (dot == DOT_DIGITS) return K::digits;
+                if (dot >= DOT_DIGITS) return dot == DOT_DIGITS ? K::digits : K::few_digits;
 #endif
 #if OPSOCKET_AVX512
             if constexpr (decode_order(C, DOT_F32) != ORDER_SINGLE) return K::pairs;

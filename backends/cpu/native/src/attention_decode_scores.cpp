@@ -21,6 +21,7 @@ template <int SIZE> static void spread(const unsigned char *from, int64_t count,
 // than one rounding to f32. Numbers of bf16 are exact down to 2^-14 of the row's largest.
 static bool prepare_digits(DecodeQuery &query, const KVTiles &k, int rows, const float *q, float scale) {
     const int64_t dim = k.dim;
+    float moved = 0;  // at most, by the lowest digits of a row, of logits with keys whose scale is 1
     for (int64_t r = 0; r < rows; r++) {
         auto take = [&](int64_t d) { return load_part(q + r * dim, d, F32, int(std::min<int64_t>(dim - d, W))); };
         F most = set(0.0f), all = set(0.0f), lost = set(0.0f);
@@ -32,9 +33,12 @@ static bool prepare_digits(DecodeQuery &query, const KVTiles &k, int rows, const
         if (std::ldexp(top, 23 - exponent) > most_in_digits(K_DIGITS)) exponent++;
         const float units = std::ldexp(1.0f, 23 - exponent);
         DigitSums sums;
+        I lowest{};
         for (int64_t d = 0; d < dim; d += W) {
             const F x = take(d) * units;
             const __m512i digits = digits_of(x);
+            const I low = (I)_mm512_cvtps_epi32((__m512)x) << 24 >> 24;
+            lowest += (I)_mm512_abs_epi32((__m512i)low);
             lost += abs(x - convert(round(x)));
             sums.add(digits);
             alignas(64) unsigned char numbers[W * 4];
@@ -44,13 +48,16 @@ static bool prepare_digits(DecodeQuery &query, const KVTiles &k, int rows, const
         if (sum(lost) > sum(all) * units * 0x1p-24f) return false;
         sums.store(k.code, query.first[r]);
         query.scale[r] = scale / units;
+        moved = std::max(moved, std::fabs(query.scale[r]) * float(sum(lowest)) * float(1 << offset_bits(k.code)));
     }
+    query.few_digits_until = 0x1p-10f / moved;
     return true;
 }
 #endif
 
 void decode_prepare(
-    DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const float *q, bool bf16, float scale
+    DecodeQuery &query, float *memory, const KVTiles &k, int64_t head, int rows, const float *q, bool bf16, float scale,
+    [[maybe_unused]] bool bf16_probabilities
 ) {
     const int64_t dim = k.dim, n = padded(dim);
     if (k.granularity == SCALE_TENSOR) scale *= k.scale[0];
@@ -61,7 +68,10 @@ void decode_prepare(
     query.values = memory;
 #if OPSOCKET_DIGITS
     if (query.dot == DOT_DIGITS) {
-        if (prepare_digits(query, k, rows, q, scale)) return;
+        if (prepare_digits(query, k, rows, q, scale)) {
+            if (!bf16_probabilities) query.few_digits_until = -1;
+            return;
+        }
         query.dot = DOT_F32;
     }
 #endif
@@ -272,16 +282,16 @@ template <int32_t C, int R> static void scores_bf16(const DecodeQuery &query, co
 #endif
 
 #if OPSOCKET_DIGITS
-template <int32_t C, int R> static void scores_digits(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
-    constexpr int V = digits_beside(R, K_DIGITS), STEPS = kv_per_dword(C) / 4;
+template <int32_t C, int R, int LEFT_OUT> static void scores_digits(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
+    constexpr int DIGITS = K_DIGITS - LEFT_OUT, V = digits_beside(R, DIGITS), STEPS = kv_per_dword(C) / 4;
     for (int first = 0; first < DECODE_TILES; first += V) {
-        __m512i sums[R][V][K_DIGITS];
+        __m512i sums[R][V][DIGITS];
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++)
 #pragma GCC unroll 3
-                for (int n = 0; n < K_DIGITS; n++) sums[r][v][n] = _mm512_set1_epi32(query.first[r][n]);
+                for (int n = 0; n < DIGITS; n++) sums[r][v][n] = _mm512_set1_epi32(query.first[r][LEFT_OUT + n]);
         const int32_t *q = query.packed;
         for (int64_t i = 0; i < keys.vectors; i++) {
             __m512i dwords[V];
@@ -298,16 +308,17 @@ template <int32_t C, int R> static void scores_digits(const DecodeQuery &query, 
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++)
 #pragma GCC unroll 3
-                    for (int n = 0; n < K_DIGITS; n++) {
+                    for (int n = 0; n < DIGITS; n++) {
 #pragma GCC unroll 4
-                        for (int v = 0; v < V; v++) add_products(sums[r][v][n], codes[v], q[r * 4 + n]);
+                        for (int v = 0; v < V; v++) add_products(sums[r][v][n], codes[v], q[r * 4 + LEFT_OUT + n]);
                     }
             }
         }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) put_logits(query, keys, r, first + v, join_digits<K_DIGITS>(sums[r][v]), s);
+            for (int v = 0; v < V; v++)
+                put_logits(query, keys, r, first + v, join_digits<DIGITS>(sums[r][v], LEFT_OUT), s);
     }
 }
 #endif
@@ -321,7 +332,7 @@ template <int32_t C, int R> struct Scores {
     static constexpr DecodeScores bf16 = scores_bf16<C, R>;
 #endif
 #if OPSOCKET_DIGITS
-    static constexpr DecodeScores digits = scores_digits<C, R>;
+    static constexpr DecodeScores digits = scores_digits<C, R, 0>, few_digits = scores_digits<C, R, 1>;
 #endif
 };
 

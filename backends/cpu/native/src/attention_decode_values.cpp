@@ -167,15 +167,15 @@ template <int32_t C, int R, int V> static void sum_bf16(const DecodeWeights &w, 
 
 #if OPSOCKET_DIGITS
 // Of R rows from `row` on.
-template <int32_t C, int R, int V> static void sum_digits(const DecodeWeights &w, int row, int64_t d, float *out) {
-    constexpr int STEPS = kv_per_dword(C) / 4, ROWS = TILE / kv_per_dword(C);
-    __m512i sums[R][V][V_DIGITS];
+template <int32_t C, int R, int V, int LEFT_OUT> static void sum_digits(const DecodeWeights &w, int row, int64_t d, float *out) {
+    constexpr int DIGITS = V_DIGITS - LEFT_OUT, STEPS = kv_per_dword(C) / 4, ROWS = TILE / kv_per_dword(C);
+    __m512i sums[R][V][DIGITS];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++)
 #pragma GCC unroll 4
-            for (int n = 0; n < V_DIGITS; n++) sums[r][v][n] = _mm512_set1_epi32(w.first[row + r][n]);
+            for (int n = 0; n < DIGITS; n++) sums[r][v][n] = _mm512_set1_epi32(w.first[row + r][LEFT_OUT + n]);
     for (int t = 0; t < w.count; t++) {
         const unsigned char *tile = w.tiles[t] + d * 4, *ahead = w.ahead[t] + d * 4;
         const int32_t *p = reinterpret_cast<const int32_t *>(w.packed) + row * DECODE_TOKENS + t * TILE;
@@ -194,9 +194,9 @@ template <int32_t C, int R, int V> static void sum_digits(const DecodeWeights &w
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-                    for (int n = 0; n < V_DIGITS; n++) {
+                    for (int n = 0; n < DIGITS; n++) {
 #pragma GCC unroll 4
-                        for (int v = 0; v < V; v++) add_products(sums[r][v][n], codes[v], p[r * DECODE_TOKENS + n]);
+                        for (int v = 0; v < V; v++) add_products(sums[r][v][n], codes[v], p[r * DECODE_TOKENS + LEFT_OUT + n]);
                     }
             }
         }
@@ -206,7 +206,7 @@ template <int32_t C, int R, int V> static void sum_digits(const DecodeWeights &w
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
             float *o = out + (row + r) * w.width + d + v * 16;
-            store(o, load(o) * w.carry[row + r] + join_digits<V_DIGITS>(sums[r][v]) * w.unit[row + r]);
+            store(o, load(o) * w.carry[row + r] + join_digits<DIGITS>(sums[r][v], LEFT_OUT) * w.unit[row + r]);
         }
 }
 #endif
@@ -241,12 +241,12 @@ template <int32_t C, int R> static void values_bf16(const DecodeWeights &w, floa
 #endif
 
 #if OPSOCKET_DIGITS
-template <int32_t C, int R> static void values_digits(const DecodeWeights &w, float *out) {
-    constexpr int rows = R == 8 ? 4 : R, wide = digits_beside(rows, V_DIGITS);  // 8 would take all registers
+template <int32_t C, int R, int LEFT_OUT> static void values_digits(const DecodeWeights &w, float *out) {
+    constexpr int rows = R == 8 ? 4 : R, wide = digits_beside(rows, V_DIGITS - LEFT_OUT);  // 8 would take all registers
     for (int row = 0; row < R; row += rows) {
         int64_t d = 0;
-        for (; d + wide * 16 <= w.width; d += wide * 16) sum_digits<C, rows, wide>(w, row, d, out);
-        for (; d < w.width; d += 16) sum_digits<C, rows, 1>(w, row, d, out);
+        for (; d + wide * 16 <= w.width; d += wide * 16) sum_digits<C, rows, wide, LEFT_OUT>(w, row, d, out);
+        for (; d < w.width; d += 16) sum_digits<C, rows, 1, LEFT_OUT>(w, row, d, out);
     }
 }
 #endif
@@ -260,7 +260,7 @@ template <int32_t C, int R> struct Values {
     static constexpr DecodeValues bf16 = values_bf16<C, R>;
 #endif
 #if OPSOCKET_DIGITS
-    static constexpr DecodeValues digits = values_digits<C, R>;
+    static constexpr DecodeValues digits = values_digits<C, R, 0>, few_digits = values_digits<C, R, 1>;
 #endif
 };
 

@@ -1,10 +1,11 @@
 // Fixed point numbers as signed digits of base 256, by which integer codes are multiplied four at a time (vpdpbusd): sums
-// of code * digit are exact, and joined at their end. 3 or 4 products for 4 codes, where f32 takes 4 and has to make
+// of code * digit are exact, and joined at their end. 2 to 4 products for 4 codes, where f32 takes 4 and has to make
 // floats of the codes first.
 //
 // Codes are unsigned there, so an offset (of i8 too, once its sign's bit is turned) is taken off a sum by what it begins
 // with.
 #pragma once
+#include "fixed_point.h"
 #include "tiles.h"
 
 // Where bf16 pairs have an instruction of their own, that one takes what may be rounded to bf16.
@@ -19,14 +20,8 @@ namespace OPSOCKET_LEVEL {
 // The largest number of `digits` digits, less what leaves room for a factor and a product that are rounded up.
 constexpr float most_in_digits(int digits) { return digits == 3 ? 0x7f7f7dp0f : 0x7f7f7ep8f; }
 
-// 16 numbers of at most most_in_digits(4) in size, rounded to integers. In each 128-bit lane: the first digits of its four
-// numbers, lowest first, the second, the third, the fourth.
-inline __m512i digits_of(F numbers) {
-    const __m512i middle = _mm512_set1_epi32(int(0x80808080));  // makes digits of 0 to 255 of those of -128 to 127
-    const __m512i by_digit = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    const __m512i digits = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)numbers), middle);
-    return _mm512_shuffle_epi8(_mm512_xor_si512(digits, middle), by_digit);
-}
+// 16 numbers of at most most_in_digits(4) in size, rounded to integers, as `digits_of_integers` has them.
+inline __m512i digits_of(F numbers) { return (__m512i)digits_of_integers((I)_mm512_cvtps_epi32((__m512)numbers)); }
 
 // What unsigned codes are beyond what they stand for; 2^offset_bits.
 constexpr int offset_bits(int32_t code) { return code == KV_I8 ? 7 : code == KV_I4 ? 3 : 1; }
@@ -48,9 +43,8 @@ class DigitSums {
     void add(__m512i digits) { sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), digits); }
     // What the sum of each digit's products begins with.
     void store(int32_t code, int32_t *first) const {
-        __m512i all = _mm512_add_epi32(sums, _mm512_shuffle_i32x4(sums, sums, 0x4e));
-        all = _mm512_add_epi32(all, _mm512_shuffle_i32x4(all, all, 0xb1));
-        const __m128i offset = _mm_slli_epi32(_mm512_castsi512_si128(all), offset_bits(code));
+        const __m128i all = _mm512_castsi512_si128((__m512i)sum_of_fours((I)sums));
+        const __m128i offset = _mm_slli_epi32(all, offset_bits(code));
         _mm_storeu_si128((__m128i *)first, _mm_sub_epi32(_mm_setzero_si128(), offset));
     }
 
@@ -67,11 +61,12 @@ inline void add_products(__m512i &sum, __m512i codes, const int32_t &digit) {
 // Vectors of codes beside each other: as many as have sums that fill two pipes, whose products take 5 cycles.
 constexpr int digits_beside(int rows, int digits) { return rows == 1 ? 4 : rows * digits < 12 ? 2 : 1; }
 
-template <int DIGITS> inline F join_digits(const __m512i *sums) {
+// What the sums of DIGITS digits come to; with `left_out` digits below them.
+template <int DIGITS> inline F join_digits(const __m512i *sums, int left_out) {
     F all = convert((I)sums[DIGITS - 1]);
 #pragma GCC unroll 3
     for (int n = DIGITS - 2; n >= 0; n--) all = all * 256.0f + convert((I)sums[n]);
-    return all;
+    return left_out ? all * 256.0f : all;
 }
 #endif
 

@@ -14,30 +14,6 @@ constexpr int BY_TABLE = 7;
 constexpr int stored_bits(int bits) { return bits == BY_TABLE ? 4 : bits; }
 constexpr int low_bits(int bits) { return bits == 5 || bits == 6 ? 4 : stored_bits(bits); }
 
-// Bytes of which there are 16, once for each 16 bytes of a vector.
-inline I repeated(const uint8_t *table) {
-    I v;
-    for (int i = 0; i < W / 4; i++) std::memcpy(reinterpret_cast<uint8_t *>(&v) + i * 16, table, 16);
-    return v;
-}
-
-// A repeated table's byte for each byte of codes, all of them below 16.
-inline I look_up(I table, I codes) {
-#if OPSOCKET_AVX512
-    return (I)_mm512_shuffle_epi8((__m512i)table, (__m512i)codes);
-#elif OPSOCKET_AVX2
-    return (I)_mm256_shuffle_epi8((__m256i)table, (__m256i)codes);
-#elif OPSOCKET_NEON
-    return (I)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)codes);
-#else
-    uint8_t bytes[W * 4], places[W * 4];
-    std::memcpy(bytes, &table, sizeof bytes), std::memcpy(places, &codes, sizeof places);
-    I v;
-    for (int i = 0; i < W * 4; i++) reinterpret_cast<uint8_t *>(&v)[i] = bytes[places[i]];
-    return v;
-#endif
-}
-
 // What the bits beyond the low four add to codes of step t of a slab, a byte each: vector v of its 32 dwords.
 template <int BITS, int SLAB> inline I upper_bits(const uint8_t *slab, int t, int v) {
     constexpr int UPPER = BITS - 4, STEPS = SLAB / 4 / (8 / UPPER);

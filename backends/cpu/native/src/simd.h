@@ -395,6 +395,30 @@ inline F exp(F x) {
     return one[0];
 }
 
+// Bytes of which there are 16, once for each 16 bytes of a vector.
+inline I repeated(const uint8_t *table) {
+    I v;
+    for (int i = 0; i < W / 4; i++) std::memcpy(reinterpret_cast<uint8_t *>(&v) + i * 16, table, 16);
+    return v;
+}
+
+// In each 16 bytes: a byte of the table's for each byte of codes, all of them below 16.
+inline I look_up(I table, I codes) {
+#if OPSOCKET_AVX512
+    return (I)_mm512_shuffle_epi8((__m512i)table, (__m512i)codes);
+#elif OPSOCKET_AVX2
+    return (I)_mm256_shuffle_epi8((__m256i)table, (__m256i)codes);
+#elif OPSOCKET_NEON
+    return (I)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)codes);
+#else
+    uint8_t bytes[W * 4], places[W * 4];
+    std::memcpy(bytes, &table, sizeof bytes), std::memcpy(places, &codes, sizeof places);
+    I v;
+    for (int i = 0; i < W * 4; i++) reinterpret_cast<uint8_t *>(&v)[i] = bytes[places[i]];
+    return v;
+#endif
+}
+
 // sum of four products in each 32-bit lane, added to acc: unsigned bytes of w times signed bytes of a. On AVX2 alone two
 // neighbouring products are summed in 16 bits first: |sum| <= 32767 has to hold, so codes of w stay below 128 there
 // (dot_u8), or below 16 and anything goes.

@@ -21,7 +21,8 @@ struct Case {
     float scale, softcap;
     bool alibi, sinks, lse, positions, bf16_probabilities;
     int32_t split_queries;
-    bool outlier = false;  // a query's first element is 2^20, and no cached key has one there
+    float outlier = 0;           // a query's first element, which no cached key has; 0: as any other
+    bool sparse_values = false;  // one cached value in 16 is not 0
 
     const char *text() const {
         static char buffer[300];
@@ -83,9 +84,12 @@ class Scene {
         for (int64_t h = 0; h < sinks.size(); h++) sinks[h] = h % 4 == 3 ? -INFINITY : float(random.normal());
         for (int64_t h = 0; h < slopes.size(); h++) slopes[h] = std::ldexp(1.0f, -1 - int(h));
         fill_keys(random);
-        for (int64_t i = 0; c.outlier && i < q.rows * c.q_heads; i++) q.set(i / c.q_heads, i % c.q_heads * c.dim_qk, 0x1p20);
+        for (int64_t i = 0; c.outlier && i < q.rows * c.q_heads; i++) q.set(i / c.q_heads, i % c.q_heads * c.dim_qk, double(c.outlier));
         for (int64_t i = 0; c.outlier && i < cache.k.slots() * c.kv_heads; i++)
             cache.k.set_code(i / c.kv_heads, i % c.kv_heads, 0, cache.k.zero());
+        for (int64_t i = 0; c.sparse_values && i < cache.v.slots() * c.kv_heads; i++)
+            for (int64_t d = 0; d < c.dim_vo; d++)
+                if (random.below(16)) cache.v.set_code(i / c.kv_heads, i % c.kv_heads, d, cache.v.zero());
     }
 
     const Case &c;
@@ -303,8 +307,25 @@ static void decode(Random &random) {
             // Weights that differ by more than 2^24: digits of them (digits.h) would not do.
             if (round >= 4) c.dim_qk = 40, c.scale = 3, c.softcap = 0;
             // A query of which digits would leave nothing but its largest element.
-            c.outlier = round == 2 && OPSOCKET_LEVEL::kv_is_integer(code) && c.k.granularity != SCALE_CHANNEL;
+            if (round == 2 && OPSOCKET_LEVEL::kv_is_integer(code) && c.k.granularity != SCALE_CHANNEL) c.outlier = 0x1p20f;
             check_case(random, c, {{1, 1 + random.below(200)}, {1, 0}, {1, 64}, {0, 20}, {1, 1 + random.below(40)}});
+        }
+}
+
+// Queries and weights of which the lowest digit (digits.h) counts, and such of which it does not: what comes from weights far
+// below the largest is seen where the larger ones meet zeros.
+static void lowest_digits(Random &random) {
+    for (int32_t code : {KV_I8, KV_I4, KV_I2})
+        for (int round = 0; round < 12; round++) {
+            Case c = some_case(random);
+            c.cached = true, c.mask = MASK_CAUSAL, c.window_left = INT64_MAX, c.window_right = 0, c.positions = false;
+            c.split_queries = 1, c.softcap = 0, c.alibi = false, c.lse = round % 4 == 3;
+            c.k = test::some_format(random, code), c.v = test::some_format(random, code);
+            if (c.k.granularity == SCALE_CHANNEL) c.k.granularity = SCALE_TOKEN_HEAD;
+            c.q_dtype = BF16, c.bf16_probabilities = true, c.out_dtype = F32, c.dim_qk = 40, c.dim_vo = 64;
+            c.scale = round % 3 ? 0.4f : 0.1f, c.sparse_values = true;
+            if (round % 2) c.outlier = 0x1p9f;
+            check_case(random, c, {{1, 200}, {1, 64}, {1, 130}});
         }
 }
 
@@ -353,6 +374,7 @@ int main() {
     test::use_this_level();
     Random random;
     decode(random);
+    lowest_digits(random);
     verify(random);
     longest_heads(random);
     spread_logits(random);
