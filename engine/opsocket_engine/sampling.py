@@ -97,7 +97,7 @@ class Sampler:
 def sample_batch(sequences: Rows[Sequence], ahead: int = 0) -> SampleBatch:
     """The sample operator's batch: every sequence's settings, history and number. ahead: of so many tokens later, which
     none of those that have penalties is."""
-    histories = [np.unique(s.tokens, return_counts=True) if s.params.has_penalties else _EMPTY for s in sequences]
+    histories = [s.history.of(s.tokens) if s.params.has_penalties else _EMPTY for s in sequences]
     ids, counts = zip(*histories, strict=True)
 
     def column(name: str) -> np.ndarray:
@@ -114,11 +114,11 @@ def sample_batch(sequences: Rows[Sequence], ahead: int = 0) -> SampleBatch:
         frequency=column("frequency_penalty"),
         history_indptr=np.array([0, *accumulate(map(len, ids))], np.int64),
         history_ids=np.concatenate(ids, dtype=np.int64),
-        history_counts=np.concatenate(counts, dtype=np.int32, casting="same_kind"),
+        history_counts=np.concatenate(counts, dtype=np.int32),
     )
 
 
-_EMPTY = (np.empty(0, np.int64), np.empty(0, np.int64))
+_EMPTY = (np.empty(0, np.int64), np.empty(0, np.int32))
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from opsocket_engine.history import History
 from opsocket_engine.sampling import SamplingParams
 
 
@@ -24,6 +25,7 @@ class Sequence:
     num_prompt: int
     sample: int = 0
     unparted: int = 1
+    history: History = field(default_factory=History, repr=False)
 
     @property
     def key(self) -> tuple[int, int]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from opsocket.operators import ContractError
+from opsocket_engine.history import History
 from opsocket_engine.sampling import SamplingParams, sample_batch, uniform
 from opsocket_engine.sequence import Sequence
 
@@ -67,6 +72,26 @@ def make_sequence(tokens: list[int], **params: float) -> Sequence:
     return Sequence(0, SamplingParams(**params), 5, tokens, len(tokens))
 
 
+@given(st.lists(st.lists(st.integers(0, 99) | st.integers(0, 1 << 40)), min_size=1))
+def test_a_history_that_grows_has_what_counting_anew_has(parts: list[list[int]]):
+    history, tokens = History(), []
+    for part in parts:
+        tokens += part
+        ids, counts = history.of(tokens)
+        assert dict(zip(ids.tolist(), counts.tolist(), strict=True)) == Counter(tokens)
+    ids, counts = history.of([*tokens, *range(200)])  # beyond what there was room for
+    assert dict(zip(ids.tolist(), counts.tolist(), strict=True)) == Counter([*tokens, *range(200)])
+
+
+def test_samples_of_a_prompt_have_histories_of_their_own():
+    first = Sequence(0, SamplingParams(n=2, repetition_penalty=1.5), 5, [4, 4], 2, unparted=2)
+    first.history.of(first.tokens)
+    _, second = first.part()
+    second.tokens.append(7)
+    assert second.history.of(second.tokens)[0].tolist() == [4, 7]
+    assert first.history.of(first.tokens)[0].tolist() == [4]
+
+
 def test_batch_has_each_token_of_a_history_once_where_there_are_penalties():
     batch = sample_batch(
         [
@@ -76,8 +101,8 @@ def test_batch_has_each_token_of_a_history_once_where_there_are_penalties():
         ]
     )
     assert batch.history_indptr.tolist() == [0, 2, 2, 4]
-    assert batch.history_ids.tolist() == [1, 3, 2, 8]
-    assert batch.history_counts.tolist() == [1, 3, 1, 2]
+    seen = list(zip(batch.history_ids.tolist(), batch.history_counts.tolist(), strict=True))
+    assert [sorted(seen[:2]), sorted(seen[2:])] == [[(1, 1), (3, 3)], [(2, 1), (8, 2)]]
     assert batch.repetition.tolist() == [1.5, 1, 1]
     assert batch.frequency.tolist() == [0, 0, 0.5]
     assert batch.presence.tolist() == [0, 0, 0.25]

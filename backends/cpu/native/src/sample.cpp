@@ -156,7 +156,7 @@ class Candidates {
         }
     }
 
-    // All tokens whose logits are larger than `logit`.
+    // All tokens whose logits are larger than `logit`; `last` is any token.
     Prefix beyond(float logit) const {
         Mass mass;
         I count{};
@@ -165,7 +165,7 @@ class Candidates {
             count -= is;
             mass.add(chosen(load(weights + i), is));
         }
-        Prefix prefix{mass.all(), 0, 0};
+        Prefix prefix{mass.all(), 0, index_of(order[0])};
         for (int lane = 0; lane < W; lane++) prefix.count += count[lane];
         return prefix;
     }
@@ -174,7 +174,7 @@ class Candidates {
     Prefix search(const Enough &enough) const {
         float high = top, low = std::max(top - 110 * temperature, std::nextafter(bottom, -INFINITY));
         low = std::max(-FLT_MAX, std::min(low, std::nextafter(top, -INFINITY)));
-        Prefix above{0, 0, 0}, below = beyond(low);
+        Prefix above{0, 0, index_of(order[0])}, below = beyond(low);
         for (bool halve = true; below.count - above.count > FEW; halve = !halve) {
             const float middle = low / 2 + high / 2;
             if (!(low < middle && middle < high)) return take_equal(above, high, enough);
