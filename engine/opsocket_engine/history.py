@@ -15,8 +15,10 @@ class History:
         self._counts = np.zeros(64, np.int32)
 
     def of(self, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Each id of `tokens` once, i64, and how often it is there, i32; valid until the next call. tokens: those of
-        the last call, and perhaps more behind them."""
+        """Each id of `tokens` once, i64 [H], and how often it is there, i32 [H]; valid until the next call.
+
+        tokens: those of the last call, and perhaps more behind them.
+        """
         for token in tokens[self._counted :]:
             place = self._place.setdefault(token, len(self._place))
             if place == len(self._ids):

@@ -15,7 +15,7 @@ class Sequence:
 
     request: the request's number, which grows in order of arrival. sample: from 0 to n - 1 within it. tokens: the
     prompt's and those generated. unparted: how many samples it stands for: n until its prompt is computed, then 1,
-    since the others have become sequences of their own.
+    since the others have become sequences of their own. history: what its penalties go by.
     """
 
     request: int

@@ -76,10 +76,10 @@ def test_no_case_is_measured_twice():
         assert len(labels) == len(set(labels))
 
 
-def ask(script: str, *jobs: dict, **environment: str) -> list[dict]:
+def ask(script: str, *jobs: dict, backend: str = "cuda", **environment: str) -> list[dict]:
     """A worker's answers, after its first line."""
     result = subprocess.run(
-        [sys.executable, str(PEERS / script), "--threads", "1", "--backend", "cuda"],
+        [sys.executable, str(PEERS / script), "--threads", "1", "--backend", backend],
         input="".join(json.dumps(job) + "\n" for job in jobs),
         capture_output=True, text=True, env=os.environ | environment, timeout=300,
     )  # fmt: skip
@@ -103,6 +103,38 @@ def test_a_gpu_is_asked_what_its_kernels_serve():
         assert prepared["skip"] is None
         assert prepared["bytes"] > 0
         assert len(timed["seconds"]) == 1, "calls that are enqueued are timed together"
+
+
+@pytest.mark.parametrize(
+    ("script", "formats"), [("operators_opsocket.py", ("q4_0", "q4_0_a8", "bf16")), ("operators_torch.py", ("bf16",))]
+)
+def test_a_cpu_is_asked_for_products_of_one_weight_and_of_experts(script: str, formats: tuple[str, ...]):
+    small = {"n": 64, "k": 64, "experts": 6, "top": 2, "dtype": "bf16"}
+    jobs = []
+    for fmt in formats:
+        bits, group = (16, 0) if fmt == "bf16" else (4, 32)
+        one = cases.matmul(fmt, bits, group, False, 64, 64, 3, dtype="bf16")
+        several = [cases.experts(fmt, bits, group, False, m, dtype="bf16") for m in (1, 5)]
+        for facts in (one.facts, *(case.facts | small for case in several)):
+            jobs += [{"case": facts}, {"calls": 3}]
+    answers = ask(script, *jobs, backend="cpu", OPSOCKET_BENCH_ROTATED_BYTES="1")
+    for prepared, timed in zip(answers[::2], answers[1::2], strict=True):
+        assert prepared["skip"] is None
+        assert prepared["bytes"] > 0
+        assert len(timed["seconds"]) == 3
+
+
+@pytest.mark.parametrize("m", [1, 7])
+def test_tokens_meet_distinct_experts_and_one_token_meets_all_in_turn(m: int):
+    case = cases.experts("q4_0", 4, 32, False, m).facts
+    turns, layers, touched = protocol.routes(case, case["n"] * case["k"] * 9 // 16)
+    assert (turns, layers, touched) == protocol.routes(case, case["n"] * case["k"] * 9 // 16)
+    assert all(len(turn) == m and all(len(set(token)) == case["top"] for token in turn) for turn in turns)
+    assert touched == sum(len({expert for token in turn for expert in token}) for turn in turns) / len(turns)
+    if m == 1:
+        for layer in range(layers):
+            met = [expert for turn in turns[layer::layers] for expert in turn[0]]
+            assert sorted(met) == list(range(case["experts"]))
 
 
 def test_no_speed_is_told_of_an_interpreted_device():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ class Together(NamedTuple):
 
 
 class Product(weights.OverPanels, NativePlan):
-    """Named before `OneWeight` or `WeightForEach`. A subclass has `_product`."""
+    """Named before `OneWeight` or `WeightForEach`."""
 
     def _setup(self) -> None:
         super()._setup()
@@ -47,6 +48,7 @@ class Product(weights.OverPanels, NativePlan):
             self._together.put(packed, found)
         return found
 
+    @abstractmethod
     def _product(
         self,
         y: torch.Tensor,
@@ -55,8 +57,11 @@ class Product(weights.OverPanels, NativePlan):
         offsets: torch.Tensor | None,
         bias: torch.Tensor | None,
     ) -> Command:
-        """The command; without offsets all rows meet the only weight."""
-        raise NotImplementedError
+        """The command that writes y [M, N] = x [M, K] W^T + bias.
+
+        offsets i64 [E + 1]: rows offsets[e] to offsets[e + 1] meet weight e of E, with bias f32 [E, N]; None: all rows
+        meet the only weight, with bias f32 [N].
+        """
 
 
 class OneWeight(Product, MatmulPlan):
