@@ -15,7 +15,9 @@ from opsocket_conformance.operators import (
     argmax,
     matmul,
     merge_states,
+    moe_combine,
     moe_route,
+    moe_sort,
     rms_norm,
     rope,
     sample,
@@ -33,7 +35,7 @@ _FAMILIES: Final[tuple[Callable[[], Iterable[Case]], ...]] = tuple(
     module.cases
     for module in (
         attention, latent, merge_states, cache_operators, matmul, rms_norm, rope, silu_mul, add, take_rows, moe_route,
-        argmax, sample, capture, preconditions, contract, traffic,
+        moe_sort, moe_combine, argmax, sample, capture, preconditions, contract, traffic,
         large_caches, large_rows,
     )
 )  # fmt: skip

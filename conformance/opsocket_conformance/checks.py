@@ -25,7 +25,9 @@ from opsocket_conformance.operators.matmul.grouped_matmul import GroupedMatmul
 from opsocket_conformance.operators.matmul.matmul import Matmul
 from opsocket_conformance.operators.matmul.quantize_activation import QuantizeActivation
 from opsocket_conformance.operators.merge_states import MergeStates
+from opsocket_conformance.operators.moe_combine import MoECombine
 from opsocket_conformance.operators.moe_route import MoERoute
+from opsocket_conformance.operators.moe_sort import MoESort
 from opsocket_conformance.operators.rms_norm import RMSNorm
 from opsocket_conformance.operators.rope import Rope
 from opsocket_conformance.operators.sample import Sample
@@ -53,6 +55,8 @@ CHECKS: Final[tuple[type[Check], ...]] = (
     Add,
     TakeRows,
     MoERoute,
+    MoESort,
+    MoECombine,
     Argmax,
     Sample,
     Capture,

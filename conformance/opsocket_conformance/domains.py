@@ -29,7 +29,9 @@ from opsocket_conformance.operators.matmul.grouped_matmul import GroupedMatmul
 from opsocket_conformance.operators.matmul.matmul import Matmul
 from opsocket_conformance.operators.matmul.quantize_activation import QuantizeActivation
 from opsocket_conformance.operators.merge_states import MergeStates
+from opsocket_conformance.operators.moe_combine import MoECombine
 from opsocket_conformance.operators.moe_route import MoERoute
+from opsocket_conformance.operators.moe_sort import MoESort
 from opsocket_conformance.operators.rms_norm import RMSNorm
 from opsocket_conformance.operators.rope import Rope
 from opsocket_conformance.operators.sample import Sample
@@ -206,6 +208,17 @@ def _moe_route(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@st.composite
+def _moe_sort(draw: st.DrawFn) -> dict[str, Any]:
+    experts = draw(st.integers(1, 400))
+    return {
+        "t": draw(st.integers(0, 40) | st.integers(41, 600)),
+        "experts": experts,
+        "k": draw(st.integers(1, min(experts, 16))),
+        "x": draw(st.sampled_from(("normal", "same", "first", "last", "falling", "twice"))),
+    }
+
+
 def _of(**fields: st.SearchStrategy[Any]) -> Fields:
     return st.fixed_dictionaries(fields)
 
@@ -243,6 +256,11 @@ DOMAINS: Final[Mapping[type[Check], Fields]] = {
     Add: _of(t=_ROWS, dtype=_DTYPE, width=_WIDTH),
     TakeRows: _of(t=st.integers(2, 40), dtype=_DTYPE, width=st.integers(3, 1200)),
     MoERoute: _moe_route(),
+    MoESort: _moe_sort(),
+    MoECombine: _of(
+        t=_ROWS, dtype=_DTYPE, width=_WIDTH, k=st.integers(1, 16), slots=st.sampled_from(("once", "shared")),
+        x=st.sampled_from(("normal", "cancel", "tiny", "zeros", "special")), strided=_FLAG,
+    ),
     Argmax: _of(
         b=st.integers(3, 20), v=st.integers(7, 4000), dtype=_DTYPE, x=st.sampled_from(("normal", "ties", "infinite"))
     ),

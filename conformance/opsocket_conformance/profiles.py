@@ -114,7 +114,7 @@ PROFILES: Final[tuple[Profile, ...]] = (
         "moe",
         "mixture of experts",
         ("weight:*", *_ANY_DTYPE),
-        ("op:grouped_matmul", "op:moe_route"),
+        ("op:grouped_matmul", "op:moe_route", "op:moe_sort", "op:moe_combine"),
         (_ANY_DTYPE, ("weight:*",)),
     ),
     Profile("speculative", "tree masks, several tokens verified at once", _ATTENTION, ("tree",), (_ANY_DTYPE,)),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from opsocket.operators import Cache, ContractError, Plan
 
-_PAIRS: Final = {
-    "attention": "(out, lse), lse None unless the spec wants one",
-    "merge_states": "(out, lse)",
-    "cache_read": "(k, v), v None for a latent cache",
-    "quantize_activation": "(codes, scale)",
-    "moe_route": "(weights, experts)",
+_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "attention": ("out", "lse"),
+    "merge_states": ("out", "lse"),
+    "cache_read": ("k", "v"),
+    "quantize_activation": ("codes", "scale"),
+    "moe_route": ("weights", "experts"),
+    "moe_sort": ("rows", "expert_offsets", "slots"),
 }
+_NONE: Final = {"attention": ", lse None unless the spec wants one", "cache_read": ", v None for a latent cache"}
+"""Where a part may be missing."""
 _CACHES: Final = ("cache_write", "cache_move", "cache_copy_blocks")
 
 
@@ -27,15 +31,16 @@ def check_returned(plan: Plan, result: Any) -> None:
         if not isinstance(result, Cache):
             raise _wrong(plan, result, "the cache that was written: a Cache")
         return
-    pair = _PAIRS.get(op, "(y, x + residual)" if getattr(plan.request.spec, "residual", False) else "")
-    if not pair:
+    parts = _PARTS.get(op, ("y", "x + residual") if getattr(plan.request.spec, "residual", False) else ())
+    if not parts:
         _check_array(plan, result, "an array")
         return
-    if not (isinstance(result, tuple) and len(result) == 2):
-        raise _wrong(plan, result, f"a tuple {pair}")
+    want = f"a tuple ({', '.join(parts)}){_NONE.get(op, '')}"
+    if not (isinstance(result, tuple) and len(result) == len(parts)):
+        raise _wrong(plan, result, want)
     for part in result:
-        if part is not None or "None" not in pair:
-            _check_array(plan, part, f"a tuple {pair} of arrays")
+        if part is not None or op not in _NONE:
+            _check_array(plan, part, f"{want} of arrays")
 
 
 def _check_array(plan: Plan, array: Any, want: str) -> None:

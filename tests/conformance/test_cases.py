@@ -27,9 +27,11 @@ from opsocket_conformance.verdicts import Result, Verdict
 
 OPERATORS = {
     "add", "argmax", "attention", "cache_copy_blocks", "cache_move", "cache_read", "cache_write", "capture",
-    "embedding", "grouped_matmul", "matmul", "merge_states", "moe_route", "quantize_activation", "rms_norm", "rope",
-    "sample", "silu_mul", "take_rows",
+    "embedding", "grouped_matmul", "matmul", "merge_states", "moe_combine", "moe_route", "moe_sort",
+    "quantize_activation", "rms_norm", "rope", "sample", "silu_mul", "take_rows",
 }  # fmt: skip
+
+EXPERTS = {"moe_route", "moe_sort", "moe_combine"}
 
 
 def test_ids_are_unique_and_say_everything():
@@ -138,7 +140,11 @@ def test_every_profile_asks_for_what_its_name_says():
             assert members, (tier, profile.name)
     decoder = find_profiles(["decoder"])[0]
     operators = {case.check.operator for case in cases_of("default") if decoder.includes(case.check.features())}
-    assert operators == OPERATORS - {"capture", "merge_states", "grouped_matmul", "quantize_activation", "moe_route"}
+    others = {"capture", "merge_states", "grouped_matmul", "quantize_activation", *EXPERTS}
+    assert operators == OPERATORS - others
+    moe = find_profiles(["moe"])[0]
+    operators = {case.check.operator for case in cases_of("default") if moe.includes(case.check.features())}
+    assert operators == {"grouped_matmul", *EXPERTS}
     batches = {
         c.check.batch
         for c in cases_of("default")

@@ -14,7 +14,9 @@ from opsocket_conformance.operators import (
     argmax,
     matmul,
     merge_states,
+    moe_combine,
     moe_route,
+    moe_sort,
     rms_norm,
     rope,
     sample,
@@ -25,6 +27,7 @@ from opsocket_conformance.operators.cache import probes as cache_operators
 from opsocket_conformance.power.catalogue import (
     cache_copies,
     cache_writes,
+    experts,
     int8_products,
     merge,
     model,
@@ -52,12 +55,14 @@ FAULTS = tuple(
         model,
         positions,
         routing,
+        experts,
         sampling,
     )
     for fault in module.FAULTS
 )
 _FAMILIES = (
-    add, argmax, cache_operators, matmul, merge_states, moe_route, rms_norm, rope, sample, silu_mul, take_rows
+    add, argmax, cache_operators, matmul, merge_states, moe_combine, moe_route, moe_sort, rms_norm, rope, sample,
+    silu_mul, take_rows,
 )  # fmt: skip
 
 
@@ -101,6 +106,8 @@ def test_a_fault_is_found(session, fault):
         ("silu_mul", model.silu_mul()),
         ("add", model.add()),
         ("moe_route", routing.route()),
+        ("moe_sort", experts.sort()),
+        ("moe_combine", experts.combine()),
         ("sample", sampling.sample()),
     ],
 )

@@ -79,6 +79,7 @@ def test_a_read_by_the_host_is_seen():
         "rope[strided=1]#0",
         "matmul[strided=1]#0",
         "take_rows[strided=1]#0",
+        "moe_combine[strided=1]#0",
         "attention[strided=1]#0",
     ],
 )

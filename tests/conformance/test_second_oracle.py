@@ -23,7 +23,18 @@ from opsocket_conformance import operators
 from opsocket_conformance.cases import cases_of
 from opsocket_conformance.cli.oracles import command
 from opsocket_conformance.guard import judge_only, listening
-from opsocket_conformance.operators import add, argmax, merge_states, moe_route, rms_norm, rope, sample, silu_mul
+from opsocket_conformance.operators import (
+    add,
+    argmax,
+    merge_states,
+    moe_combine,
+    moe_route,
+    moe_sort,
+    rms_norm,
+    rope,
+    sample,
+    silu_mul,
+)
 from opsocket_conformance.operators.attention.oracle import Problem, attention
 from opsocket_conformance.operators.cache.quantizer import store
 from opsocket_conformance.operators.matmul.product import matmul
@@ -217,10 +228,13 @@ def test_the_rest(agreement, rng):
         argmax.argmax(np.vstack([ties, np.full((1, 40), -np.inf)]))
         for renormalize in (False, True):
             moe_route.moe_route(ties, 6, renormalize)
+        moe_sort.moe_sort(ties.astype(np.int64), 7)
+        moe_sort.moe_sort(np.empty((0, 3), np.int64), 4)
+        moe_combine.moe_combine(b, rng.integers(0, 7, (5, 3)), rng.standard_normal((5, 3)))
         for chosen in ({}, {"temperature": 0}, {"top_k": 0}, {"top_p": 1, "min_p": 0}, {"uniform": 0}, {"top_p": 0}):
             sample.sample(a[0], sample_batch(**chosen), 0)
     assert agreement.holds, agreement.disagreements
-    assert len(agreement.tallies) == 9
+    assert len(agreement.tallies) == 11
 
 
 # ---- and can disagree
@@ -327,7 +341,13 @@ def test_wrong_choices_are_found(agreement, rng):
     ties = np.array([[1.0, 3.0, 3.0]])
     agreement("argmax", (ties,), {}, np.array([2]))
     agreement("moe_route", (ties, 1, True), {}, (np.ones((1, 1)), np.array([[2]])))
-    assert {found.entry for found in agreement.disagreements} == {"sample", "argmax", "moe_route"}
+    agreement("moe_sort", (np.array([[2], [1]]), 3), {}, ([1, 0], [0, 0, 1, 1], [[1], [0]]))
+    assert {found.entry for found in agreement.disagreements} == {"sample", "argmax", "moe_route", "moe_sort"}
+
+
+def test_weights_of_another_choice_are_found(agreement, rng):
+    x, slots, weights = rng.standard_normal((8, 5)), rng.permutation(8).reshape(4, 2), rng.standard_normal((4, 2))
+    assert wrong(agreement, moe_combine.moe_combine, (x, slots, weights), (x, slots, weights[:, ::-1]))
 
 
 def test_what_nobody_wrote_a_second_answer_for_is_not_passed_over(agreement):

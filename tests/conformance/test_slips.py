@@ -71,3 +71,8 @@ def add(change):
 )
 def test_it_is_told(findings, case_id, module, kernel, run, told):
     assert told in findings(case_id, module, kernel, run)
+
+
+def test_a_triple_that_lacks_a_part_is_told(judge):
+    found = judge("moe_sort[]#0", "moe_sort", result=lambda plan, right, args: right[:2])
+    assert "wanted a tuple (rows, expert_offsets, slots)" in "\n".join(found.messages)

@@ -68,6 +68,8 @@ SLOTS = 7 * 16
          2 * 4 * 14 * 64 * 2 + (9 + 9 + 2 + 9) * 2 * (64 + 64) * 2),
         ("attention[hq=14,hkv=2,d=64,bs=0,q=bf16,batch=tail,x=normal]#0",
          2 * 4 * 14 * 64 * 2 + (37 + 131 + 2 + 16) * 2 * (64 + 64) * 2),
+        ("moe_sort[t=7,experts=23,k=4]#0", 8 * (7 * 4 + 7 * 4 + 24 + 7 * 4)),
+        ("moe_combine[t=7,dtype=bf16,width=576,k=8]#0", 2 * 576 * (7 * 8 + 7) + (8 + 4) * 7 * 8),
         (WRITE, SLOTS * 3 * (2 * 64 * 2 + 2 * 64 + 2 * 4)),
         ("cache_copy_blocks[hkv=3,d=64,bs=16,dtype=bf16,how=rotate]#0", 2 * 5 * 16 * 3 * 2 * 64 * 2),
     ],

@@ -11,7 +11,7 @@ import pytest
 from opsocket.operators import Numerics
 from opsocket.quantization import get_format
 from opsocket_conformance.floats import round_to
-from opsocket_conformance.operators import merge_states, moe_route, rms_norm, rope, silu_mul
+from opsocket_conformance.operators import merge_states, moe_combine, moe_route, rms_norm, rope, silu_mul
 from opsocket_conformance.operators.attention.distributions import DISTRIBUTIONS
 from opsocket_conformance.operators.attention.oracle import attention
 from opsocket_conformance.operators.attention.tolerance import tolerance as attention_tolerance
@@ -282,3 +282,27 @@ def test_norm_rotation_activation_and_softmax_in_f32():
     p = np.take_along_axis(p / p.sum(axis=1, keepdims=True, dtype=F), chosen, axis=1)
     got = p / p.sum(axis=1, keepdims=True, dtype=F)
     assert ratio(got, want, moe_route.tolerance(want, logits.astype(float))) <= HALF
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 8])
+@pytest.mark.parametrize("kind", ["normal", "cancel", "positive"])
+def test_sums_over_experts_in_f32(kind, top_k):
+    """One chain either way, and a tree."""
+    rng = np.random.default_rng(14)
+    x, slots = rng.standard_normal((400, 896)).astype(F), rng.integers(0, 400, (50, top_k))
+    weights = rng.standard_normal((50, top_k)).astype(F)
+    if kind == "cancel":
+        weights[:, 1::2], slots[:, 1::2] = -weights[:, : top_k // 2 * 2 : 2], slots[:, : top_k // 2 * 2 : 2]
+    if kind == "positive":
+        x, weights = np.abs(x), np.abs(weights)
+    exact, w = x.astype(float), weights.astype(float)
+    want = moe_combine.moe_combine(exact, slots, w)
+    bound = moe_combine.tolerance(exact, slots, w, want, "f32")
+    terms = weights[..., None] * x[slots]
+    for order in (range(top_k), range(top_k)[::-1]):
+        total = np.zeros_like(terms[:, 0])
+        for choice in order:
+            total += terms[:, choice]
+        assert ratio(total, want, bound) <= HALF
+    halves = terms[:, : top_k // 2].sum(axis=1, dtype=F), terms[:, top_k // 2 :].sum(axis=1, dtype=F)
+    assert ratio(halves[0] + halves[1], want, bound) <= HALF

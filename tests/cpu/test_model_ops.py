@@ -11,10 +11,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import opsocket
 from opsocket.operators import (
     AddSpec,
     ContractError,
+    MoECombineSpec,
     MoERouteSpec,
+    MoESortSpec,
     Request,
     RMSNormSpec,
     RopeScaling,
@@ -210,3 +213,36 @@ def test_moe_route(session: Any, dtype: str, renormalize: bool):
         want = shares[row, order] / (shares[row, order].sum() if renormalize else 1)
         np.testing.assert_array_equal(session.download(experts)[row], order)
         np.testing.assert_allclose(session.download(weights)[row], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 50])
+def test_moe_sort(session: Any, tokens: int):
+    experts = np.random.default_rng(6).integers(0, 9, (tokens, 3))
+    rows, offsets, slots = map(session.download, session.plan(Request(MoESortSpec(12, 3))).run(session.upload(experts)))
+    order = np.argsort(experts.ravel(), kind="stable")
+    np.testing.assert_array_equal(rows, order // 3)
+    np.testing.assert_array_equal(slots.ravel()[order], np.arange(3 * tokens))
+    np.testing.assert_array_equal(offsets, [(experts < e).sum() for e in range(13)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moe_combine(session: Any, dtype: str):
+    rng = np.random.default_rng(7)
+    x, x64 = _given(session, rng.standard_normal((40, 33)), dtype)
+    slots, weights = rng.integers(0, 40, (11, 4)), rng.standard_normal((11, 4)).astype(np.float32)
+    plan = session.plan(Request(MoECombineSpec(33, 4, dtype)))
+    got = plan.run(x, session.upload(slots), session.upload(weights))
+    _close(session.download(got).astype(np.float64), np.einsum("tj,tjw->tw", weights, x64[slots]), dtype)
+    out = session.empty((11, 33), dtype)
+    assert plan.run(x, session.upload(slots), session.upload(weights), out=out) is out
+    assert torch.equal(out, got)
+
+
+@pytest.mark.parametrize("bad", [-1, 12])
+def test_deep_checks_find_what_is_no_expert_and_no_slot(bad: int):
+    with opsocket.open("cpu", threads=1, checked="deep") as deep:
+        with pytest.raises(ContractError, match=r"experts: wanted 0 to 11"):
+            deep.plan(Request(MoESortSpec(12, 2))).run(deep.upload(np.array([[0, bad]])))
+        x, weights = deep.upload(np.ones((12, 3), np.float32)), deep.upload(np.ones((1, 2), np.float32))
+        with pytest.raises(ContractError, match=r"slots: wanted 0 to 11"):
+            deep.plan(Request(MoECombineSpec(3, 2))).run(x, deep.upload(np.array([[0, bad]])), weights)

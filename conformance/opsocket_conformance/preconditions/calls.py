@@ -24,7 +24,9 @@ from opsocket.operators import (
     KVFormat,
     MatmulSpec,
     MergeStatesSpec,
+    MoECombineSpec,
     MoERouteSpec,
+    MoESortSpec,
     MoveBatch,
     QuantizeActivationSpec,
     Request,
@@ -192,6 +194,20 @@ def _moe_route(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
     return Call(request, None, {"logits": _array(bench, rng, (5, 8), dtype)})
 
 
+def _moe_sort(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
+    request = _asked(bench, Request(MoESortSpec(8, 2)))
+    experts = np.stack([rng.permutation(8)[:2] for _ in range(5)])
+    return Call(request, None, {"experts": bench.session.upload(experts)})
+
+
+def _moe_combine(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
+    request = _asked(bench, Request(MoECombineSpec(64, 2, dtype)))
+    args = {"x": _array(bench, rng, (12, 64), dtype)}
+    args |= {"slots": bench.session.upload(rng.permutation(12)[:10].reshape(5, 2))}
+    args |= {"weights": _array(bench, rng, (5, 2), "f32"), "out": bench.out("out", (5, 64), dtype)}
+    return Call(request, None, args)
+
+
 def _argmax(bench: Bench, rng: np.random.Generator, dtype: str) -> Call:
     request = _asked(bench, Request(ArgmaxSpec(64, dtype)))
     args = {"logits": _array(bench, rng, (5, 64), dtype), "out": bench.out("out", (5,), "i64")}
@@ -226,6 +242,8 @@ CALLS: Final[Mapping[str, Make]] = {
     "add": _add,
     "take_rows": _take_rows,
     "moe_route": _moe_route,
+    "moe_sort": _moe_sort,
+    "moe_combine": _moe_combine,
     "argmax": _argmax,
     "sample": _sample,
 }

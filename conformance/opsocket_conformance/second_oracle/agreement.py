@@ -23,7 +23,7 @@ from opsocket_conformance.second_oracle.cache import static_scale, store
 from opsocket_conformance.second_oracle.evaluators import Evaluator
 from opsocket_conformance.second_oracle.matmul import int8_rows, matmul, quantize_activation
 from opsocket_conformance.second_oracle.merge_states import merge_states
-from opsocket_conformance.second_oracle.model import add, moe_route, rms_norm, rope, silu_mul
+from opsocket_conformance.second_oracle.model import add, moe_combine, moe_route, moe_sort, rms_norm, rope, silu_mul
 from opsocket_conformance.second_oracle.sampling import argmax, sample
 from opsocket_conformance.second_oracle.weights import dequantize
 
@@ -33,7 +33,7 @@ SECOND: Final[Mapping[str, Callable[..., tuple[Part | None, ...]]]] = {
     function.__name__: function
     for function in (
         attention, merge_states, matmul, quantize_activation, int8_rows, dequantize, store, static_scale, rms_norm,
-        silu_mul, rope, add, moe_route, argmax, sample,
+        silu_mul, rope, add, moe_route, moe_sort, moe_combine, argmax, sample,
     )
 }  # fmt: skip
 """The first oracle's entry points, by name: each takes an evaluator and the same arguments, and gives one `Part` for

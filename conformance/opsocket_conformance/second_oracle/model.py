@@ -1,4 +1,4 @@
-"""The rest of a decoder as ONNX primitives: norm, rotary embedding, gated activation, residual add, expert routing."""
+"""The rest of a decoder as ONNX primitives: norm, rotary embedding, gated activation, residual add, experts."""
 
 from __future__ import annotations
 
@@ -79,6 +79,42 @@ def _moe_route(renormalize: bool) -> Graph:
     chosen = g("Exp", falling - largest)
     among = chosen if renormalize else g("Exp", logits - largest)
     return g.finish(weights=chosen / g("ReduceSum", among, [-1], keepdims=1), experts=experts)
+
+
+def moe_sort(evaluate: Evaluator, experts: Int64, num_experts: int) -> tuple[Part, ...]:
+    """experts i64[T, top_k] -> rows i64[T * top_k], expert_offsets i64[E + 1], slots i64[T, top_k], all of them
+    exactly."""
+    names = np.arange(num_experts + 1)
+    rows, offsets, slots = evaluate(_moe_sort(), experts=experts, names=names, top_k=np.array(experts.shape[1]))
+    return Part("rows", rows), Part("expert_offsets", offsets), Part("slots", slots)
+
+
+@cache
+def _moe_sort() -> Graph:
+    """TopK of keys that are all different; an offset is how many choices are of experts before."""
+    g = Writer()
+    experts, names, top_k = (g.input(name, "i64") for name in ("experts", "names", "top_k"))
+    flat = experts.reshape(-1)
+    count = g("Shape", flat)
+    choices = g("Range", 0, g("Squeeze", count), 1)
+    _, order = g.many("TopK", flat * count + choices, count, dtypes=("i64", "i64"), axis=-1, largest=0, sorted=1)
+    before = (flat.unsqueeze(1) < names.unsqueeze(0)).cast("i64")
+    slots = g("Reshape", g("ScatterElements", choices, order, choices, axis=0), g("Shape", experts))
+    return g.finish(rows=order // top_k, offsets=g("ReduceSum", before, [0], keepdims=0), slots=slots)
+
+
+def moe_combine(evaluate: Evaluator, x: Float64, slots: Int64, weights: Float64) -> tuple[Part, ...]:
+    """x f64[C, width], slots i64[T, top_k], weights f64[T, top_k] -> y f64[T, width]."""
+    y, sizes = evaluate(_moe_combine(), x=x, slots=slots, weights=weights)
+    return (near("y", y, (growth(slots.shape[1]) + 1) * U * sizes),)
+
+
+@cache
+def _moe_combine() -> Graph:
+    g = Writer()
+    x, slots, weights = g.input("x", "f64"), g.input("slots", "i64"), g.input("weights", "f64")
+    terms = g("Gather", x, slots, axis=0) * weights.unsqueeze(2)
+    return g.finish(y=g("ReduceSum", terms, [1], keepdims=0), sizes=g("ReduceSum", g("Abs", terms), [1], keepdims=0))
 
 
 def rope(

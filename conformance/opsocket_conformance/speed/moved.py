@@ -22,6 +22,7 @@ _ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "embedding": ("ids", "packed"),
     "grouped_matmul": ("x", "packed", "expert_offsets", "bias"),
     "take_rows": ("x", "rows"),
+    "moe_combine": ("x", "slots", "weights"),
 }
 _OUTPUTS: Final = ("out", "lse_out")
 
@@ -53,6 +54,10 @@ def bytes_moved(session: Session, plan: Any, args: tuple[Any, ...], kwargs: Mapp
     if op == "take_rows":
         rows = np.unique(session.download(given["rows"])).size
         return rows * _row_bytes(session, given["x"]) + nbytes(session, given["rows"]) + outputs
+    if op == "moe_combine":
+        rows = np.unique(session.download(given["slots"])).size
+        others = nbytes(session, given["slots"]) + nbytes(session, given["weights"])
+        return rows * _row_bytes(session, given["x"]) + others + outputs
     if op == "grouped_matmul":
         used = np.diff(session.download(given["expert_offsets"])) > 0
         given["packed"] = [packed for packed, any_row in zip(given["packed"], used, strict=True) if any_row]

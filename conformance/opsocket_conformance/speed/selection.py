@@ -16,7 +16,9 @@ from opsocket_conformance.operators.matmul.grouped_matmul import GroupedMatmul
 from opsocket_conformance.operators.matmul.matmul import Matmul
 from opsocket_conformance.operators.matmul.quantize_activation import QuantizeActivation
 from opsocket_conformance.operators.merge_states import MergeStates
+from opsocket_conformance.operators.moe_combine import MoECombine
 from opsocket_conformance.operators.moe_route import MoERoute
+from opsocket_conformance.operators.moe_sort import MoESort
 from opsocket_conformance.operators.rms_norm import RMSNorm
 from opsocket_conformance.operators.rope import Rope
 from opsocket_conformance.operators.sample import Sample
@@ -27,7 +29,8 @@ from opsocket_conformance.verdicts import Result, Verdict
 
 TIMED: Final[tuple[type[Check], ...]] = (
     Attention, MergeStates, CacheWrite, CacheRead, CacheMove, CacheCopyBlocks, Matmul, GroupedMatmul, Embedding,
-    QuantizeActivation, RMSNorm, Rope, SiluMul, Add, TakeRows, MoERoute, Argmax, Sample, Traffic,
+    QuantizeActivation, RMSNorm, Rope, SiluMul, Add, TakeRows, MoERoute, MoESort, MoECombine, Argmax, Sample,
+    Traffic,
 )  # fmt: skip
 """The kinds whose cases are calls of one operator: not laws, captures, refusals, contracts or loading."""
 

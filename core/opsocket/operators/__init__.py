@@ -37,6 +37,14 @@ from opsocket.operators.errors import (
     ResourceError,
     Unsupported,
 )
+from opsocket.operators.experts import (
+    MoECombinePlan,
+    MoECombineSpec,
+    MoERoutePlan,
+    MoERouteSpec,
+    MoESortPlan,
+    MoESortSpec,
+)
 from opsocket.operators.ladder import Artifact, Fact, Ladder, VendorCall, WrongKernel, WrongLaunch
 from opsocket.operators.layout import CacheLayout, CacheSpec, KVFormat, Plane
 from opsocket.operators.matmul import (
@@ -53,8 +61,6 @@ from opsocket.operators.matmul import (
 from opsocket.operators.model import (
     AddPlan,
     AddSpec,
-    MoERoutePlan,
-    MoERouteSpec,
     RMSNormPlan,
     RMSNormSpec,
     RopePlan,
@@ -123,8 +129,12 @@ __all__ = [
     "Memory",
     "MergeStatesPlan",
     "MergeStatesSpec",
+    "MoECombinePlan",
+    "MoECombineSpec",
     "MoERoutePlan",
     "MoERouteSpec",
+    "MoESortPlan",
+    "MoESortSpec",
     "MoveBatch",
     "Numerics",
     "OpsocketError",

@@ -13,7 +13,8 @@ from typing import Final
 from opsocket.operators.backend import Pick, Provider
 from opsocket.operators.device import DeviceInfo
 from opsocket.operators.errors import Reason
-from opsocket.operators.model import AddSpec, MoERouteSpec, RMSNormSpec, RopeSpec, SiluMulSpec, TakeRowsSpec
+from opsocket.operators.experts import MoECombineSpec, MoERouteSpec, MoESortSpec
+from opsocket.operators.model import AddSpec, RMSNormSpec, RopeSpec, SiluMulSpec, TakeRowsSpec
 from opsocket.operators.request import Request, Spec
 from opsocket.operators.rope_frequencies import undefined
 from opsocket.operators.sampling import ArgmaxSpec, SampleSpec
@@ -24,7 +25,9 @@ _KERNELS: Final[dict[type[Spec], tuple[str, str]]] = {
     SiluMulSpec: ("composed_model", "ComposedSiluMul"),
     AddSpec: ("composed_model", "ComposedAdd"),
     TakeRowsSpec: ("composed_model", "ComposedTakeRows"),
-    MoERouteSpec: ("composed_model", "ComposedMoERoute"),
+    MoERouteSpec: ("composed_experts", "ComposedMoERoute"),
+    MoESortSpec: ("composed_experts", "ComposedMoESort"),
+    MoECombineSpec: ("composed_experts", "ComposedMoECombine"),
     ArgmaxSpec: ("composed_sampling", "ComposedArgmax"),
     SampleSpec: ("composed_sampling", "ComposedSample"),
 }

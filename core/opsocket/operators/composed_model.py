@@ -1,4 +1,4 @@
-"""Norm, gated activation, residual add, row selection and expert routing out of torch operations."""
+"""Norm, gated activation, residual add and row selection out of torch operations."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import torch
 
 from opsocket.operators.model import (
     AddPlan,
-    MoERoutePlan,
-    MoERouteSpec,
     RMSNormPlan,
     RMSNormSpec,
     SiluMulPlan,
@@ -60,16 +58,3 @@ class ComposedTakeRows(TakeRowsPlan):
 
     def _run(self, x: torch.Tensor, rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         return torch.index_select(x, 0, rows) if out is None else torch.index_select(x, 0, rows, out=out)
-
-
-class ComposedMoERoute(MoERoutePlan):
-    """A stable descending sort of the logits, so that ties go to the lower index, and their softmax in that order."""
-
-    def _run(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        spec = self.request.spec
-        assert isinstance(spec, MoERouteSpec)
-        logits, experts = logits.float().sort(dim=-1, descending=True, stable=True)
-        weights = torch.softmax(logits, -1)[:, : spec.top_k]
-        if spec.renormalize:
-            weights = weights / weights.sum(-1, keepdim=True)
-        return weights.contiguous(), experts[:, : spec.top_k].contiguous()

@@ -1,4 +1,4 @@
-"""The rest of a decoder: norm, rotary embedding, gated activation, residual add, row selection, expert routing.
+"""The rest of a decoder: norm, rotary embedding, gated activation, residual add, row selection.
 
 Core has a composed version of each for torch sessions (`opsocket.operators.composed`); a backend may offer its own.
 """
@@ -16,13 +16,7 @@ from opsocket.operators.dtypes import check_float
 from opsocket.operators.errors import ContractError
 from opsocket.operators.plan import Plan
 from opsocket.operators.request import Spec
-from opsocket.operators.validate import check_array, check_optional
-
-
-def _positive(spec: Spec, *names: str) -> None:
-    for name in names:
-        if getattr(spec, name) < 1:
-            raise ContractError(name, "at least 1", getattr(spec, name))
+from opsocket.operators.validate import check_array, check_optional, check_positive
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class RMSNormSpec(Spec):
     heads: int | None = None
 
     def __post_init__(self) -> None:
-        _positive(self, "width")
+        check_positive(self, "width")
         check_float(self.dtype, "dtype")
         if not (np.isfinite(self.eps) and self.eps >= 0):
             raise ContractError("eps", "a finite number of at least 0", self.eps)
@@ -136,7 +130,7 @@ class RopeSpec(Spec):
     dtype: str = "f32"
 
     def __post_init__(self) -> None:
-        _positive(self, "num_heads", "head_dim", "rotary_dim")
+        check_positive(self, "num_heads", "head_dim", "rotary_dim")
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             raise ContractError("rotary_dim", f"even and at most head_dim={self.head_dim}", self.rotary_dim)
         if not (np.isfinite(self.theta) and self.theta > 0):
@@ -174,7 +168,7 @@ class SiluMulSpec(Spec):
     dtype: str = "f32"
 
     def __post_init__(self) -> None:
-        _positive(self, "width")
+        check_positive(self, "width")
         check_float(self.dtype, "dtype")
 
 
@@ -207,7 +201,7 @@ class AddSpec(Spec):
     dtype: str = "f32"
 
     def __post_init__(self) -> None:
-        _positive(self, "width")
+        check_positive(self, "width")
         check_float(self.dtype, "dtype")
 
 
@@ -240,7 +234,7 @@ class TakeRowsSpec(Spec):
     dtype: str = "f32"
 
     def __post_init__(self) -> None:
-        _positive(self, "width")
+        check_positive(self, "width")
         check_float(self.dtype, "dtype")
 
 
@@ -266,39 +260,3 @@ class TakeRowsPlan(Plan):
 
     @abstractmethod
     def _run(self, x: Array, rows: Array, out: Array | None) -> Array: ...
-
-
-@dataclass(frozen=True)
-class MoERouteSpec(Spec):
-    """softmax over experts in f32, the top_k largest (ties to the lower index), optionally renormalized to sum 1."""
-
-    op: ClassVar[str] = "moe_route"
-    num_experts: int
-    top_k: int
-    renormalize: bool = True
-    dtype: str = "f32"
-
-    def __post_init__(self) -> None:
-        _positive(self, "num_experts", "top_k")
-        if self.top_k > self.num_experts:
-            raise ContractError("top_k", f"at most num_experts={self.num_experts}", self.top_k)
-        check_float(self.dtype, "dtype")
-
-
-class MoERoutePlan(Plan):
-    """run(logits[T, E]) -> weights f32[T, top_k] in falling order, experts i64[T, top_k]."""
-
-    spec_type = MoERouteSpec
-
-    def run(self, logits: Array) -> tuple[Array, Array]:
-        again: tuple[Array, Array] | None = self._again(logits)
-        if again is not None:
-            return again
-        spec = self.request.spec
-        assert isinstance(spec, MoERouteSpec)
-        check_array(self.session, "logits", logits, spec.dtype, (None, spec.num_experts), 1)
-        result: tuple[Array, Array] = self._call(self._run, logits)
-        return result
-
-    @abstractmethod
-    def _run(self, logits: Array) -> tuple[Array, Array]: ...

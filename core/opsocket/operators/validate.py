@@ -1,4 +1,4 @@
-"""Checks of arrays that every operator shares: done once, in core, before any kernel sees them."""
+"""Checks of specs and arrays that operators share: done once, in core, before any kernel sees them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from opsocket.operators.errors import ContractError
 
 if TYPE_CHECKING:
     from opsocket.operators.device import Array
+    from opsocket.operators.request import Spec
     from opsocket.operators.session import Session
+
+
+def check_positive(spec: Spec, *names: str) -> None:
+    """Fields of a spec that count something of which there has to be one."""
+    for name in names:
+        if getattr(spec, name) < 1:
+            raise ContractError(name, "at least 1", getattr(spec, name))
 
 
 def check_array(

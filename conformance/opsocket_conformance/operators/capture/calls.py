@@ -17,6 +17,7 @@ from opsocket_conformance.preconditions.calls import CALLS, Call
 
 _CHANGED: Final = (
     "q", "k", "v", "x", "residual", "a", "b", "gate", "up", "logits", "outs", "ids", "rows", "positions",
+    "experts", "slots", "weights",
 )  # fmt: skip
 
 

@@ -138,6 +138,11 @@ def _value(operand: Tensor | Number) -> Any:
 _register()
 
 
+@answers("aclnnInplaceAddcmul", "self factor other scale")
+def _add_product(self: Tensor, factor: Tensor, other: Tensor, scale: Number) -> None:
+    self.write(_quiet(lambda a, b, c: a + scale * b * c)(self.value(), factor.value(), other.value()))
+
+
 @answers("aclnnClamp", "self low high out")
 def _clamp(self: Tensor, low: Number | None, high: Number | None, out: Tensor) -> None:
     out.write(np.clip(self.value(), low, high) if (low, high) != (None, None) else self.value())

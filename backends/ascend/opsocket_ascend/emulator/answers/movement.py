@@ -66,6 +66,14 @@ def _index_copy(self: Tensor, dim: int, index: Tensor, source: Tensor) -> None:
     target[numbers(index, self.shape[dim]).reshape(-1)] = np.moveaxis(source.raw(), dim, 0)
 
 
+@answers("aclnnInplaceScatter", "self dim:int index source reduce:int")
+def _scatter(self: Tensor, dim: int, index: Tensor, source: Tensor, reduce: int) -> None:
+    if reduce or len(self.shape) != 1:
+        raise EmulationError("scatter that reduces, or of more than one dimension: not emulated")
+    at = numbers(index, self.shape[dim])
+    self.raw()[at] = source.raw()[: len(at)]
+
+
 @answers("aclnnCat", "tensors dim:int out")
 def _cat(tensors: tuple[Tensor, ...], dim: int, out: Tensor) -> None:
     if any(t.dtype != out.dtype for t in tensors):
@@ -91,6 +99,15 @@ def _sort(self: Tensor, stable: bool, dim: int, descending: bool, values: Tensor
     order = np.argsort(-key if descending else key, axis=dim, kind="stable")
     indices.write(order)
     values.raw()[...] = np.take_along_axis(self.raw(), order, axis=dim)
+
+
+@answers("aclnnSearchSorted", "found values in_i32:bool right:bool sorter out")
+def _search_sorted(
+    found: Tensor, values: Tensor, in_i32: bool, right: bool, sorter: Tensor | None, out: Tensor
+) -> None:
+    if len(found.shape) != 1 or sorter is not None:
+        raise EmulationError("searchsorted in several rows, or by a sorter: not emulated")
+    out.write(np.searchsorted(found.value(), values.value(), "right" if right else "left"))
 
 
 @answers("aclnnRepeat", "self repeats out")

@@ -1,10 +1,10 @@
-"""The rest of a decoder: norm, rotary embedding, gated activation, addition, row selection, expert routing."""
+"""The rest of a decoder: norm, rotary embedding, gated activation, addition, row selection."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from opsocket.operators import AddPlan, MoERoutePlan, RMSNormPlan, RopePlan, SiluMulPlan, TakeRowsPlan
+from opsocket.operators import AddPlan, RMSNormPlan, RopePlan, SiluMulPlan, TakeRowsPlan
 from opsocket.operators.rope_frequencies import frequencies, magnitude
 from opsocket_template.arrays import result
 
@@ -67,16 +67,3 @@ class Add(AddPlan):
 class TakeRows(TakeRowsPlan):
     def _run(self, x: np.ndarray, rows: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         return result(x[rows], self.request.spec.dtype, out)
-
-
-class MoERoute(MoERoutePlan):
-    """A stable sort: ties go to the lower index."""
-
-    def _run(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        spec = self.request.spec
-        wide = logits.astype(np.float32)
-        order = np.argsort(-wide, axis=-1, kind="stable")
-        shares = np.exp(wide - wide.max(-1, keepdims=True))
-        experts = order[:, : spec.top_k]
-        chosen = np.take_along_axis(shares, experts, -1)
-        return chosen / (chosen if spec.renormalize else shares).sum(-1, keepdims=True), experts
