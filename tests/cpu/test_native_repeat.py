@@ -17,7 +17,9 @@ from opsocket.operators import (
     ArgmaxSpec,
     ContractError,
     MatmulSpec,
+    MoECombineSpec,
     MoERouteSpec,
+    MoESortSpec,
     QuantizeActivationSpec,
     Request,
     RMSNormSpec,
@@ -70,6 +72,12 @@ CASES: dict[str, tuple[Spec, Callable[[], tuple[Any, ...]], torch.dtype | None]]
     "take_rows": (TakeRowsSpec(WIDTH), lambda: (_rows(), _numbers()), torch.float32),
     "argmax": (ArgmaxSpec(WIDTH), lambda: (_rows(),), torch.int64),
     "moe_route": (MoERouteSpec(WIDTH, 4), lambda: (_rows(),), None),
+    "moe_sort": (MoESortSpec(ROWS, 2), lambda: (torch.randint(0, ROWS, (ROWS, 2)),), None),
+    "moe_combine": (
+        MoECombineSpec(WIDTH, 2),
+        lambda: (_rows(), torch.randint(0, ROWS, (ROWS, 2)), _floats(ROWS, 2)),
+        torch.float32,
+    ),
     "quantize_activation": (QuantizeActivationSpec(WIDTH), lambda: (_rows(),), None),
 }  # fmt: skip
 

@@ -23,11 +23,11 @@ enum Op : int32_t {
     OP_QUANTIZE_ACTIVATION,
     OP_MERGE_STATES,
     OP_MOE_ROUTE,
+    OP_MOE_SORT,
+    OP_MOE_COMBINE,
     OP_EMBEDDING,
     OP_MATMUL,          // float activations
     OP_MATMUL_A8,       // int8 activations
-    OP_GROUPED_MATMUL,
-    OP_PACK,
     OP_CACHE_WRITE,
     OP_CACHE_READ,
     OP_CACHE_MOVE,
@@ -69,5 +69,6 @@ struct Rate : Command {
 
 #include "commands_attention.h"
 #include "commands_cache.h"
+#include "commands_experts.h"
 #include "commands_matmul.h"
 #include "commands_model.h"

@@ -1,4 +1,4 @@
-// The rest of a decoder: norm, rotary embedding, gated activation, sums, rows, merging, routing, sampling.
+// The rest of a decoder: norm, rotary embedding, gated activation, sums, rows, merging, sampling.
 #pragma once
 #include "commands.h"
 
@@ -93,16 +93,6 @@ struct MergeStates : Command {
     int64_t y_stride;
     float *lse;  // [rows, heads]
     int32_t in_dtype, out_dtype;
-};
-
-struct MoERoute : Command {  // workspace: 8 bytes for every thread and expert
-    int64_t rows, experts, top_k;
-    const void *logits;  // [rows, experts]
-    int64_t logits_stride;
-    float *weights;  // [rows, top_k]
-    int64_t *chosen;  // [rows, top_k]
-    int32_t renormalize;
-    int32_t dtype;
 };
 
 struct SampleRows {  // the batch: one entry for each row of logits

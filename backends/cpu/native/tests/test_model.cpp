@@ -1,4 +1,4 @@
-// Sums, gated activation, norms, rotary embedding, rows, merged states and routing, against f64. Every result is
+// Sums, gated activation, norms, rotary embedding, rows and merged states, against f64. Every result is
 // rounded once, so that bounds are of the f32 arithmetic before that.
 #include "arrays.h"
 
@@ -218,43 +218,6 @@ static void merged_states(Random &random) {
     }
 }
 
-static void routing(Random &random) {
-    for (int i = 0; i < 40; i++) {
-        const int64_t rows = 1 + random.below(5), experts = 1 + random.below(70),
-                      top_k = 1 + random.below(std::min<int64_t>(experts, 20));
-        const int32_t dtype = int32_t(random.below(3));
-        Matrix logits = Matrix::random(random, rows, experts, 3, dtype);
-        for (int64_t e = 1; e < experts; e += 3) logits.set(0, e, logits.at(0, e - 1));  // ties
-        Array<float> weights(rows * top_k);
-        Array<int64_t> chosen(rows * top_k);
-        MoERoute command{};
-        command.op = OP_MOE_ROUTE, command.wait = 1, command.rows = rows, command.experts = experts,
-        command.top_k = top_k;
-        command.logits = logits.data(), command.logits_stride = logits.stride, command.dtype = dtype;
-        command.weights = weights.data(), command.chosen = chosen.data(), command.renormalize = i % 2;
-        for (int threads : {1, 2}) {
-            command.workspace = 8 * experts * threads;
-            test::run(command, threads, "moe_route");
-            for (int64_t r = 0; r < rows; r++) {
-                std::vector<int64_t> order(static_cast<size_t>(experts));
-                for (int64_t e = 0; e < experts; e++) order[size_t(e)] = e;
-                std::stable_sort(order.begin(), order.end(),
-                                 [&](int64_t a, int64_t b) { return logits.at(r, a) > logits.at(r, b); });
-                double total = 0;
-                for (int64_t e = 0; e < (i % 2 ? top_k : experts); e++)
-                    total += std::exp(logits.at(r, order[size_t(e)]));
-                for (int64_t e = 0; e < top_k; e++) {
-                    const double want = std::exp(logits.at(r, order[size_t(e)])) / total;
-                    CHECK(chosen[r * top_k + e] == order[size_t(e)], "moe_route: expert %d, not %d",
-                          int(chosen[r * top_k + e]), int(order[size_t(e)]));
-                    CHECK(test::near(weights[r * top_k + e], want, want * 12 * UNIT),
-                          "moe_route: weight %.9g, not %.9g", weights[r * top_k + e], want);
-                }
-            }
-        }
-    }
-}
-
 int main() {
     test::use_this_level();
     Random random;
@@ -263,6 +226,5 @@ int main() {
     rotary_embedding(random);
     rows_by_number(random);
     merged_states(random);
-    routing(random);
     return test::failures();
 }

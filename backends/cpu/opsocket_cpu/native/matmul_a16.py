@@ -57,3 +57,5 @@ class NativeMatmulA16(_A16, OneWeight):
 
 class NativeGroupedMatmulA16(_A16, WeightForEach):
     """The same for each expert's rows."""
+
+    _counted = MatmulA16Command

@@ -75,3 +75,5 @@ class NativeMatmulA8(_A8, OneWeight):
 
 class NativeGroupedMatmulA8(_A8, WeightForEach):
     """The same for each expert's rows."""
+
+    _counted = MatmulA8Command
