@@ -16,6 +16,7 @@ constexpr int MOST = W == 16 ? 8 : 4;  // rows of x that there are loops for
 #else
 constexpr int MOST = 2;  // no such machine is chosen for speed, and its compiler takes the longest
 #endif
+constexpr int64_t FEW_EACH = 64;             // rows of each expert, on average, up to which that is worth more than balance
 constexpr int64_t AHEAD = 4096;              // bytes of weights that several of these ask for before they are needed
 constexpr int64_t BLOCK_BYTES = 640 << 10;   // of quantized rows that stay in a level 2 cache while panels pass
 constexpr int64_t BLOCK_ROWS = 48, MAX_BLOCK_ROWS = 504;
@@ -347,34 +348,54 @@ void matmul_a8(const Command *command, Worker &worker) {
             continue;
         }
         worker.barrier();
-        int64_t total = 0;
+        int64_t total = 0, met = 0;
         each_expert([&](int64_t, const Cuts &, int64_t begin, int64_t end) {
-            total += blocks_of(end - begin) * panels;
+            total += blocks_of(end - begin) * panels, met++;
             return true;
         });
-        // Few rows: panels in one run, which asks for its memory ahead. Many: whoever is free takes the next panel.
-        const bool is_shared = pass >= COUNTERS || last - first <= FEW;
-        auto run_piece = [&](int64_t piece) {
-            each_expert([&](int64_t e, const Cuts &cuts, int64_t begin, int64_t end) {
-                const int64_t blocks = blocks_of(end - begin);
-                if (piece >= blocks * panels) {
-                    piece -= blocks * panels;
-                    return true;
-                }
-                const int64_t block = piece / panels, count = end - begin;
-                const int64_t from = begin + count * block / blocks, to = begin + count * (block + 1) / blocks;
-                const int64_t panel = piece % panels;
-                block_of_panel(c, c.weights[e], cuts, panel, from, to - from, worker.shared + (from - first) * row_bytes,
-                               c.bias ? c.bias + e * c.n : nullptr, scratch, panel + (is_shared ? 1 : worker.count));
-                return false;
-            });
+        // Piece by piece: a panel with a block of the rows that meet it.
+        auto run_piece = [&](int64_t e, const Cuts &cuts, int64_t begin, int64_t end, int64_t piece, int64_t next) {
+            const int64_t block = piece / panels, panel = piece % panels, blocks = blocks_of(end - begin);
+            const int64_t from = begin + (end - begin) * block / blocks, to = begin + (end - begin) * (block + 1) / blocks;
+            block_of_panel(c, c.weights[e], cuts, panel, from, to - from, worker.shared + (from - first) * row_bytes,
+                           c.bias ? c.bias + e * c.n : nullptr, scratch, panel + next);
         };
-        if (!is_shared) {
-            for (int64_t piece; (piece = worker.next(pass, total)) >= 0;) run_piece(piece);
-        } else {
-            int64_t begin, end;
-            worker.share(total, begin, end);
-            for (int64_t piece = begin; piece < end; piece++) run_piece(piece);
+        const int64_t few = c.offsets ? FEW_EACH * met : FEW;
+        if (pass >= COUNTERS || last - first <= few) {
+            // Few rows: a thread's panels in one run, which asks for its memory ahead. A panel takes as long as its rows,
+            // and as some more do for its memory.
+            auto cost_of = [&](int64_t count) { return panels * (count + blocks_of(count) * (FEW / 2)); };
+            int64_t cost = 0, before = 0, from, to;
+            each_expert([&](int64_t, const Cuts &, int64_t begin, int64_t end) {
+                cost += cost_of(end - begin);
+                return true;
+            });
+            worker.share(cost, from, to);
+            each_expert([&](int64_t e, const Cuts &cuts, int64_t begin, int64_t end) {
+                const int64_t own = cost_of(end - begin), pieces = blocks_of(end - begin) * panels;
+                // Of this weight's pieces, how many begin before.
+                auto until = [&](int64_t mark) {
+                    return (std::clamp<int64_t>(mark - before, 0, own) * pieces + own - 1) / own;
+                };
+                const int64_t start = until(from), stop = until(to);
+                // What the weight before has asked for ahead was not this one's.
+                const uint8_t *data = c.weights[e].panels.data + start % panels * cuts.panel_bytes;
+                for (int64_t i = 0; i < std::min(AHEAD, cuts.panel_bytes) && start < stop; i += 64) ask_for_line(data + i);
+                for (int64_t piece = start; piece < stop; piece++) run_piece(e, cuts, begin, end, piece, 1);
+                before += own;
+                return before < to;
+            });
+            continue;
+        }
+        // Many: whoever is free takes the next.
+        for (int64_t number; (number = worker.next(pass, total)) >= 0;) {
+            int64_t piece = number;
+            each_expert([&](int64_t e, const Cuts &cuts, int64_t begin, int64_t end) {
+                const int64_t pieces = blocks_of(end - begin) * panels;
+                if (piece < pieces) run_piece(e, cuts, begin, end, piece, worker.count);
+                piece -= pieces;
+                return piece >= 0;
+            });
         }
     }
 }

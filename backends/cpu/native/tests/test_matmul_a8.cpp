@@ -196,6 +196,18 @@ static void grouped_products(Random &random) {
     }
 }
 
+// Panels of many experts in the shares of two threads: few rows for each, now and then many for one, or for all.
+static void shares_of_experts(Random &random) {
+    for (int i = 0; i < 24; i++) {
+        Case c{{4, i % 2 != 0, false, 32}, i % 3 ? 32 : 0, F32, F32, 0, 1 + random.below(330), 64, false, true, 0};
+        std::vector<int64_t> counts;
+        for (int64_t e = 2 + random.below(20); e > 0; e--) counts.push_back(random.below(4) + (i % 8 == 7 ? 70 : 0));
+        if (i % 4 == 3) counts[size_t(random.below(int64_t(counts.size())))] += 150;
+        for (int64_t count : counts) c.rows += count;
+        check_case(random, c, counts);
+    }
+}
+
 static void quantizer(Random &random) {
     for (int64_t k : {1, 15, 16, 17, 64, 100, 130})
         for (int32_t dtype : {F32, F16, BF16}) {
@@ -289,5 +301,6 @@ int main() {
     own_rows(random);
     longest_rows(random);
     grouped_products(random);
+    shares_of_experts(random);
     return test::failures();
 }
