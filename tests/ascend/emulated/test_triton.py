@@ -10,6 +10,7 @@ from opsocket.operators import (
     CacheWriteSpec,
     KVFormat,
     MergeStatesSpec,
+    MoECombineSpec,
     Request,
     SlotBatch,
 )
@@ -66,18 +67,36 @@ def test_graphs_keep_their_launches_and_replay_them_on_what_memory_holds_then(se
         np.testing.assert_array_equal(*results)
 
 
-def test_a_launch_is_lowered_for_every_chip_that_has_the_compilers(session):
+def merge_once(session):
+    merge = session.plan(Request(MergeStatesSpec(3, 64, "bf16", "f32")))
+    parts = session.upload(np.zeros((2, 5, 3, 64), np.float32), "bf16")
+    merge.run(parts, session.upload(np.zeros((2, 5, 3), np.float32)))
+
+
+def combine_once(session):
+    """Of two tiles to a token, and more of them than cores."""
+    combine = session.plan(Request(MoECombineSpec(2056, 2, "bf16")))
+    rng = np.random.default_rng(0)
+    x, slots, weights = rng.integers(-8, 8, (66, 2056)), rng.permutation(66).reshape(33, 2), rng.integers(0, 3, (33, 2))
+    arrays = session.upload(x.astype(np.float32), "bf16"), session.upload(slots)
+    y = combine.run(*arrays, session.upload(weights.astype(np.float32)))
+    np.testing.assert_array_equal(session.download(y), (weights[..., None] * x[slots]).sum(1))
+
+
+@pytest.mark.parametrize(
+    ("run", "kernel"),
+    [(merge_once, "merge_kernel:merge_heads"), (combine_once, "combine_kernel:combine_tokens")],
+    ids=["merge_states", "moe_combine"],
+)
+def test_a_launch_is_lowered_for_every_chip_that_has_the_compilers(session, run, kernel):
     from opsocket_triton import launch
 
-    merge = session.plan(Request(MergeStatesSpec(3, 64, "bf16", "f32")))
     launch.take_down()
-    merge.run(
-        session.upload(np.zeros((2, 5, 3, 64), np.float32), "bf16"), session.upload(np.zeros((2, 5, 3), np.float32))
-    )
+    run(session)
     (made,) = launch.taken()
     ladder, record = AscendLadder(), made.dumps()
     assert ladder.kind_of(record) == "compiled"
-    assert ladder.kernel_of(record) == "opsocket_ascend.triton_provider.merge_kernel:merge_heads"
+    assert ladder.kernel_of(record) == f"opsocket_ascend.triton_provider.{kernel}"
     if lower.python() is None:
         pytest.skip(f"no compilers for Ascend here: {lower.HOW}")
     chips = [chip for chip in ladder.arches if lower.is_target(chip)]

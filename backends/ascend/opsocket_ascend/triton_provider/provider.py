@@ -15,6 +15,7 @@ from opsocket.operators import (
     CacheWriteSpec,
     DeviceInfo,
     MergeStatesSpec,
+    MoECombineSpec,
     MoERouteSpec,
     Pick,
     Plan,
@@ -47,6 +48,7 @@ _KERNELS: Final[dict[type[Spec], _Kernel]] = {
         "opsocket_ascend.triton_provider.activation", "TritonQuantizeActivation", lambda request: ()
     ),
     MoERouteSpec: _Kernel("opsocket_triton.model.moe_route", "TritonMoERoute", refusals.moe_route),
+    MoECombineSpec: _Kernel("opsocket_ascend.triton_provider.combine", "TritonMoECombine", lambda request: ()),
 }
 
 
