@@ -162,10 +162,12 @@ def _with(requests: DecoderRequests, names: list[str], activations: str) -> Deco
     def changed(layer: LayerRequests) -> LayerRequests:
         new: dict[str, Any] = {}
         for name in set(names) - {"lm_head"}:
-            old = getattr(layer, name)
+            old = getattr(layer if hasattr(layer, name) else layer.feed_forward, name)
             several = isinstance(old, tuple)
             new[name] = tuple(replace(p, request=other(p.request)) for p in old) if several else other(old)
-        return replace(layer, **new)
+        of_layer = {name: value for name, value in new.items() if hasattr(layer, name)}
+        of_mlp = {name: value for name, value in new.items() if name not in of_layer}
+        return replace(layer, **of_layer, feed_forward=replace(layer.feed_forward, **of_mlp))
 
     lm_head = other(requests.lm_head) if "lm_head" in names else requests.lm_head
     return replace(requests, layers=tuple(map(changed, requests.layers)), lm_head=lm_head)

@@ -7,6 +7,9 @@ tied embeddings there is no lm_head. Of each layer, after `layers.{i}.`::
     mlp_norm [hidden]           k_proj, v_proj [kv_heads * head_dim, hidden]
     gate_proj, up_proj [intermediate, hidden]                           o_proj [hidden, q_heads * head_dim]
     down_proj [hidden, intermediate]                                    and {matrix}_bias [out], where the model has it
+
+With experts, each layer has router [num_experts, hidden], and in place of its own gate_proj, up_proj and down_proj
+those of each expert e, after `experts.{e}.`.
 """
 
 from __future__ import annotations
@@ -26,10 +29,18 @@ def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
         "k_proj": (kv_width, hidden),
         "v_proj": (kv_width, hidden),
         "o_proj": (hidden, q_width),
+    }
+    mlp = {
         "gate_proj": (intermediate, hidden),
         "up_proj": (intermediate, hidden),
         "down_proj": (hidden, intermediate),
     }
+    if config.experts is None:
+        layer |= mlp
+    else:
+        layer["router"] = (config.experts.num_experts, hidden)
+        each = range(config.experts.num_experts)
+        layer |= {f"experts.{e}.{name}": shape for e in each for name, shape in mlp.items()}
     shapes = {"embed_tokens": (config.vocab_size, hidden)}
     for i in range(config.num_layers):
         shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}

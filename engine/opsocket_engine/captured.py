@@ -22,7 +22,8 @@ import numpy as np
 
 from opsocket.operators import Array, Exchange, Graph, Request, SampleBatch, Session
 from opsocket_engine.batch import StepBatch
-from opsocket_engine.model import CachePlans, Decoder, Inputs, Outputs
+from opsocket_engine.inputs import CachePlans, Inputs, Outputs
+from opsocket_engine.model import Decoder
 from opsocket_engine.requests import DecoderRequests
 
 MAX_GRAPHS: Final = 32
@@ -61,8 +62,10 @@ class CapturedDecoder:
         self._full = full
         plans = [decoder.plans[request] for request in decoder.requests.mixed_step()]
         counts_rows = session.backend.graph_type is not None and session.backend.graph_type.any_rows
-        # Arrays of tokens and of chosen ones are told apart by how many rows they have.
-        self._any_rows = counts_rows and full != max_batch and all(plan.any_rows for plan in plans)
+        # Arrays of tokens, of chosen ones and of their experts' choices are told apart by how many rows they have.
+        sizes = {rows * each for rows in (full or 0, max_batch) for each in decoder.rows_each}
+        are_distinct = len(sizes) == 2 * len(decoder.rows_each)
+        self._any_rows = counts_rows and are_distinct and all(plan.any_rows for plan in plans)
         self._max_batch = max_batch
         self._runs: OrderedDict[tuple[str, *tuple[int, ...]], _Decode | _Mixed] = OrderedDict()
         self._met: set[tuple[int, ...]] = set()
@@ -253,11 +256,11 @@ class _Mixed(_Recording):
         write(inputs.token_ids, batch.token_ids)
         write(inputs.positions, batch.positions)
         if self._any_rows:
-            counts = {inputs.num_tokens: len(batch.token_ids)}
+            counts = self._counts(inputs.num_tokens, len(batch.token_ids))
         if inputs.rows is not None:
             write(inputs.rows, batch.rows)
             if counts is not None:
-                counts[inputs.num_rows] = len(batch.rows)
+                counts |= self._counts(inputs.num_rows, len(batch.rows))
         self._run(self._all, counts)
         if self._logits is None or counts is None:
             return self._logits
@@ -265,3 +268,6 @@ class _Mixed(_Recording):
 
     def _all(self) -> None:
         self._logits = self._decoder.run(self._inputs)
+
+    def _counts(self, recorded: int, count: int) -> dict[int, int]:
+        return {recorded * each: count * each for each in self._decoder.rows_each}

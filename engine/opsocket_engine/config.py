@@ -8,13 +8,14 @@ from typing import Literal, get_args
 from opsocket.operators import RopeScaling
 from opsocket.operators.errors import ContractError
 
-Architecture = Literal["llama", "qwen2", "qwen3"]
+Architecture = Literal["llama", "qwen2", "qwen3", "qwen3moe"]
 
 # No model comes near these. A header that claims more is damaged or hostile: refused before anything is sized by it.
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 20
 MAX_HEADS = 1 << 14
 MAX_HEAD_DIM = 1 << 12
+MAX_EXPERTS = 1 << 12
 MAX_VOCAB = 1 << 24
 MAX_POSITION = 1 << 31
 
@@ -47,11 +48,34 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts (Shazeer et al. 2017) in place of every layer's MLP, in the terms of `MoERouteSpec`.
+
+    Of num_experts, each token meets the top_k of largest probability, weighted by it; with renormalize, by its share of
+    theirs.
+    """
+
+    num_experts: int
+    top_k: int
+    renormalize: bool
+
+    def __post_init__(self) -> None:
+        _within("experts.num_experts", self.num_experts, 1, MAX_EXPERTS)
+        _within("experts.top_k", self.top_k, 1, self.num_experts)
+
+    @property
+    def share(self) -> float:
+        """Of all experts' weights, what one token meets."""
+        return self.top_k / self.num_experts
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer: RMS norm, rotary embedding, grouped-query attention, gated MLP with SiLU.
 
-    architecture names the family: qwen2 has biases on q, k and v, qwen3 a norm on each head's q and k; the flags say
-    so too, and are what a model is built by. Attention's scale is head_dim^-0.5. vocab_size counts the rows of the
+    architecture names the family: qwen2 has biases on q, k and v, qwen3 and qwen3moe a norm on each head's q and k; the
+    flags say so too, and are what a model is built by. experts: None where each layer has one MLP; intermediate_size is
+    that of the MLP or of each expert. Attention's scale is head_dim^-0.5. vocab_size counts the rows of the
     embedding, which may be more than the tokenizer has. sliding_window: a query sees that many keys, itself included,
     in the layers that sliding_layers lists; None and () where every layer sees all. eos_ids: every token that ends a
     generation. Raises ContractError naming the field where the numbers don't fit together.
@@ -75,6 +99,7 @@ class ModelConfig:
     qk_norm: bool = False
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
+    experts: ExpertsConfig | None = None
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
 
@@ -92,6 +117,8 @@ class ModelConfig:
         _within("max_position", self.max_position, 1, MAX_POSITION)
         if self.num_q_heads % self.num_kv_heads:
             raise ContractError("num_kv_heads", f"a divisor of num_q_heads={self.num_q_heads}", self.num_kv_heads)
+        if self.experts is not None and self.mlp_bias:
+            raise ContractError("mlp_bias", "False with experts", True)
         _within("num_q_heads * head_dim", self.num_q_heads * self.head_dim, 1, MAX_WIDTH)
         _within("rope.rotary_dim", self.rope.rotary_dim, 2, self.head_dim)
         if self.sliding_window is not None:

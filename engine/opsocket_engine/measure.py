@@ -164,8 +164,13 @@ def _until_decoding(engine: Engine) -> None:
 
 def stored_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the matrices that every step reads in full, as the model's file stores them: all but an embedding that
-    only has rows looked up."""
+    only has rows looked up, and of experts those that one token meets."""
     names = set(matrix_shapes(checkpoint.config))
     if checkpoint.has("lm_head"):
         names.remove("embed_tokens")
-    return sum(tensor.nbytes for name in names for tensor in checkpoint.weight(name).tensors.values())
+    experts = checkpoint.config.experts
+    total = 0.0
+    for name in names:
+        size = sum(tensor.nbytes for tensor in checkpoint.weight(name).tensors.values())
+        total += size * experts.share if experts and ".experts." in name else size
+    return int(total)

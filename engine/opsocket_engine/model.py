@@ -1,98 +1,38 @@
 """A decoder made of operators alone: every computation of a step is a plan's `run`.
 
-Llama (SmolLM2, Yi, Mistral), Qwen2 and Qwen3 differ by flags of their configuration. One plan serves all layers that
-make the same request. No array is touched by anything but the session and its plans, so any session's arrays will do.
+Llama (SmolLM2, Yi, Mistral, Mixtral), Qwen2, Qwen3 and its mixtures differ by flags of their configuration. One plan
+serves all layers that make the same request. No array is touched by anything but the session and its plans, so any
+session's arrays will do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from opsocket.operators import Array, Cache, PackedWeight, Request, Session
-from opsocket.quantization import concatenate
+from opsocket.operators import Array, Cache, Request, Session
 from opsocket_engine.batch import StepBatch
 from opsocket_engine.checkpoint import Checkpoint
-from opsocket_engine.requests import CacheRequests, DecoderRequests, LayerRequests, Projection
-
-
-class CachePlans:
-    """Every layer's plans of the operators that take a step's batch; equal requests share one."""
-
-    def __init__(self, plan: Callable[[Request], Any], layers: Sequence[CacheRequests]) -> None:
-        distinct = dict.fromkeys(request for layer in layers for request in (layer.cache_write, layer.attention))
-        made = {request: plan(request) for request in distinct}
-        self.cache_write = [made[layer.cache_write] for layer in layers]
-        self.attention = [made[layer.attention] for layer in layers]
-        self._writes, self._attentions = dict.fromkeys(self.cache_write), dict.fromkeys(self.attention)
-
-    def exchanged(self, others: CachePlans) -> dict[Any, Any]:
-        """Each plan to that of `others` which serves the same layers."""
-        return dict(zip((*self._writes, *self._attentions), (*others._writes, *others._attentions), strict=True))
-
-    def update(self, batch: StepBatch) -> None:
-        for plan in self._attentions:
-            plan.update(batch.attention)
-        for plan in self._writes:
-            plan.update(batch.cache_write)
-
-
-class Outputs:
-    """Arrays for what the operators of a step of `rows` tokens compute: one by each name, which all layers share."""
-
-    def __init__(self, session: Session, rows: int) -> None:
-        self._session = session
-        self.rows = rows
-        self._arrays: dict[Any, Array] = {}
-
-    def __call__(self, name: str, dtype: str, *shape: int) -> Array:
-        key = name, dtype, shape
-        if key not in self._arrays:
-            self._arrays[key] = self._session.empty((self.rows, *shape), dtype)
-        return self._arrays[key]
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What a step is computed from, on the device: token_ids, positions i64[T], and the plans that have its batch.
-
-    rows i64[num_rows]: the hidden states whose logits are wanted; None where those are all, in order. outputs,
-    row_outputs: the arrays to compute into, for all tokens and for those of `rows` alone; None for new ones.
-    """
-
-    num_tokens: int
-    token_ids: Array
-    positions: Array
-    num_rows: int
-    rows: Array | None
-    plans: CachePlans
-    outputs: Outputs | None = None
-    row_outputs: Outputs | None = None
-
-    def of_rows(self) -> Inputs:
-        """What goes on with the rows alone, once they are taken."""
-        return replace(self, num_tokens=self.num_rows, rows=None, outputs=self.row_outputs)
-
-    def out(self, name: str, dtype: str, *shape: int) -> Array | None:
-        """Where an operator puts its result of `shape` for each token."""
-        return None if self.outputs is None else self.outputs(name, dtype, *shape)
+from opsocket_engine.feed_forward import Experts, Mlp
+from opsocket_engine.inputs import CachePlans, Inputs
+from opsocket_engine.requests import DecoderRequests, ExpertsRequests, LayerRequests
+from opsocket_engine.weights import Linear, Loader, Norm
 
 
 class Decoder:
     """Weights, caches and plans of one model on one session. `plans` holds the plan of every distinct request.
 
-    weight_bytes: what the matrices take on the device. step_bytes: what a step reads of them, which is all but a table
-    from which it only looks up rows. cache_bytes: what the caches take.
+    weight_bytes: what the matrices take on the device. step_bytes: what a step reads of them at least, which is all but
+    a table from which it only looks up rows, and experts that one token does not meet. cache_bytes: what the caches
+    take. rows_each: how many rows a step's arrays have for each token: one; where there are experts, others `top_k`.
     """
 
     def __init__(self, session: Session, checkpoint: Checkpoint, requests: DecoderRequests) -> None:
         self._session = session
         self.requests = requests
         self.plans: dict[Request, Any] = {request: session.plan(request) for request in requests.distinct()}
-        loader = _Loader(session, checkpoint, self.plans)
+        loader = Loader(session, checkpoint, self.plans)
         factors = checkpoint.config.rope.frequency_factors
         rope_factors = session.upload(np.array(factors, np.float32)) if factors else None
         self._embedding = self.plans[requests.embedding]
@@ -106,9 +46,13 @@ class Decoder:
         self._copy_blocks = self.plans[requests.copy_blocks]
         self._mixed = CachePlans(self.plans.__getitem__, [layer.mixed for layer in requests.layers])
         self._decode = CachePlans(self.plans.__getitem__, [layer.decode for layer in requests.layers])
-        self.weight_bytes = sum(weight.nbytes for weight in loader.weights)
+        experts_bytes = sum(weight.nbytes for weight in loader.expert_weights)
+        self.weight_bytes = sum(weight.nbytes for weight in loader.weights) + experts_bytes
         looked_up = 0 if self._table is tied else self._table.nbytes
-        self.step_bytes = self.weight_bytes - looked_up
+        experts = checkpoint.config.experts
+        met_bytes = int(experts_bytes * experts.share) if experts else 0
+        self.step_bytes = self.weight_bytes - looked_up - experts_bytes + met_bytes
+        self.rows_each = tuple(dict.fromkeys((1, experts.top_k if experts else 1)))
         self.cache_bytes = sum(_cache_bytes(layer.cache) for layer in self._layers)
 
     def forward(self, batch: StepBatch) -> Array | None:
@@ -155,105 +99,16 @@ class Decoder:
         return plan.run(x, rows, out=inputs.out(name, spec.dtype, spec.width))
 
 
-@dataclass(frozen=True, eq=False)
-class _Linear:
-    """y = x W^T + b, under a name that its output goes by."""
-
-    name: str
-    plan: Any
-    weight: PackedWeight
-    bias: Array | None
-
-    def __call__(self, inputs: Inputs, x: Array) -> Array:
-        out = inputs.out(self.name, self.plan.spec.out_dtype, self.plan.spec.n)
-        return self.plan.run(x, self.weight, self.bias, out=out)
-
-
-@dataclass(frozen=True, eq=False)
-class _Projections:
-    """Matrices that multiply the same input; their outputs come back by name."""
-
-    linears: tuple[tuple[Projection, _Linear], ...]
-    split: Callable[[Array, Sequence[int]], tuple[Array, ...]]
-
-    def __call__(self, inputs: Inputs, x: Array) -> dict[str, Array]:
-        outputs = {}
-        for projection, linear in self.linears:
-            y = linear(inputs, x)
-            parts = (y,) if len(projection.names) == 1 else self.split(y, projection.widths)
-            outputs |= zip(projection.names, parts, strict=True)
-        return outputs
-
-
-@dataclass(frozen=True, eq=False)
-class _Norm:
-    """RMS norm; where the plan has a residual: (normed sum, sum)."""
-
-    name: str
-    plan: Any
-    weight: Array
-
-    def __call__(self, inputs: Inputs, x: Array, residual: Array | None = None) -> Any:
-        spec = self.plan.request.spec
-        shape = (spec.width,) if spec.heads is None else (spec.heads, spec.width)
-        out = inputs.out(self.name, spec.dtype, *shape)
-        if residual is None:
-            return self.plan.run(x, self.weight, out=out)
-        added = inputs.out(self.name + " sum", spec.dtype, *shape)
-        return self.plan.run(x, self.weight, residual, out=out, residual_out=added)
-
-
-@dataclass(frozen=True, eq=False)
-class _Loader:
-    """Brings weights onto the session, each prepared by the kernel that will read it."""
-
-    session: Session
-    checkpoint: Checkpoint
-    plans: dict[Request, Any]
-    weights: list[PackedWeight] = field(default_factory=list)
-
-    def linear(self, name: str, output: str, request: Request) -> _Linear:
-        return self._linear([name], output, request)
-
-    def projections(self, prefix: str, projections: Sequence[Projection]) -> _Projections:
-        linears = []
-        for projection in projections:
-            names = [prefix + name for name in projection.names]
-            linears.append((projection, self._linear(names, "+".join(projection.names), projection.request)))
-        return _Projections(tuple(linears), self.session.split)
-
-    def norm(self, name: str, output: str, request: Request) -> _Norm:
-        return _Norm(output, self.plans[request], self.session.upload(self.checkpoint.vector(name)))
-
-    def table(self, name: str, request: Request, tied: PackedWeight | None) -> PackedWeight:
-        """The embedding's table: the output head's weight where they are tied and one layout serves both kernels."""
-        if tied is not None and tied.layout in self.plans[request].weight_layouts:
-            return tied
-        return self._prepare([name], request)
-
-    def _linear(self, names: Sequence[str], output: str, request: Request) -> _Linear:
-        plan, bias = self.plans[request], None
-        if plan.spec.bias:
-            bias = self.session.upload(np.concatenate([self.checkpoint.vector(f"{name}_bias") for name in names]))
-        return _Linear(output, plan, self._prepare(names, request), bias)
-
-    def _prepare(self, names: Sequence[str], request: Request) -> PackedWeight:
-        tensors = concatenate([self.checkpoint.weight(name) for name in names]).tensors
-        weight = self.session.prepare_weight(request, tensors)
-        self.weights.append(weight)
-        return weight
-
-
 class _Layer:
-    """Attention, then a gated MLP, each on the normed residual stream."""
+    """Attention, then an MLP or a mixture of them, each on the normed residual stream."""
 
-    def __init__(self, loader: _Loader, index: int, requests: LayerRequests, rope_factors: Array | None) -> None:
+    def __init__(self, loader: Loader, index: int, requests: LayerRequests, rope_factors: Array | None) -> None:
         prefix = f"layers.{index}."
 
-        def linear(name: str, request: Request) -> _Linear:
+        def linear(name: str, request: Request) -> Linear:
             return loader.linear(prefix + name, name, request)
 
-        def norm(name: str, request: Request) -> _Norm:
+        def norm(name: str, request: Request) -> Norm:
             return loader.norm(prefix + name, name, request)
 
         spec: Any = requests.mixed.attention.spec
@@ -271,9 +126,8 @@ class _Layer:
         self._k_rope = loader.plans[requests.k_rope]
         self._o_proj = linear("o_proj", requests.o_proj)
         self._mlp_norm = norm("mlp_norm", requests.mlp_norm)
-        self._gate_up = loader.projections(prefix, requests.gate_up)
-        self._silu_mul = loader.plans[requests.silu_mul]
-        self._down_proj = linear("down_proj", requests.down_proj)
+        is_mixture = isinstance(requests.feed_forward, ExpertsRequests)
+        self._feed_forward = (Experts if is_mixture else Mlp)(loader, prefix, requests.feed_forward)
         cache_spec = requests.mixed.attention.cache
         assert cache_spec is not None
         self.cache: Cache = loader.session.allocate_cache(cache_spec)
@@ -304,11 +158,9 @@ class _Layer:
         return self._view(attended, (inputs.num_tokens, self._q_shape[0] * self._q_shape[1]))
 
     def feed_forward(self, inputs: Inputs, attended: Array, residual: Array) -> tuple[Array, Array]:
-        """(what the MLP adds to the residual stream, the stream before that); of all rows, or of some."""
+        """(what that adds to the residual stream, the stream before that); of all rows, or of some."""
         normed, residual = self._mlp_norm(inputs, self._o_proj(inputs, attended), residual)
-        y = self._gate_up(inputs, normed)
-        out = inputs.out("silu_mul", self._dtype, self._silu_mul.request.spec.width)
-        return self._down_proj(inputs, self._silu_mul.run(y["gate_proj"], y["up_proj"], out=out)), residual
+        return self._feed_forward(inputs, normed), residual
 
 
 def _cache_bytes(cache: Cache) -> int:

@@ -18,7 +18,11 @@ from opsocket.operators import (
     CacheSpec,
     CacheWriteSpec,
     EmbeddingSpec,
+    GroupedMatmulSpec,
     MatmulSpec,
+    MoECombineSpec,
+    MoERouteSpec,
+    MoESortSpec,
     Request,
     RMSNormSpec,
     RopeSpec,
@@ -26,9 +30,10 @@ from opsocket.operators import (
     SiluMulSpec,
     TakeRowsSpec,
 )
+from opsocket.operators.errors import ContractError
 from opsocket.quantization import get_format, rows_join, with_activation
 from opsocket_engine.canonical import matrix_shapes
-from opsocket_engine.config import ModelConfig
+from opsocket_engine.config import ExpertsConfig, ModelConfig
 from opsocket_engine.options import EngineOptions, parse_kv_format
 
 FormatOf = Callable[[str], str]
@@ -54,11 +59,35 @@ class CacheRequests:
 
 
 @dataclass(frozen=True)
+class MlpRequests:
+    """gate_up: gate_proj and up_proj, in as few products as their formats allow."""
+
+    gate_up: tuple[Projection, ...]
+    silu_mul: Request
+    down_proj: Request
+
+
+@dataclass(frozen=True)
+class ExpertsRequests:
+    """A mixture of experts, whose products take the rows of all of them. take: of each token the row for each of its
+    experts."""
+
+    router: Request
+    route: Request
+    sort: Request
+    take: Request
+    gate_up: tuple[Projection, ...]
+    silu_mul: Request
+    down_proj: Request
+    combine: Request
+
+
+@dataclass(frozen=True)
 class LayerRequests:
     """One layer's operators, in the order in which they run.
 
-    qkv: q_proj, k_proj and v_proj; gate_up: gate_proj and up_proj: in as few products as their formats allow.
-    q_norm, k_norm: None where the model has no QK norm. decode: for steps in which every sequence computes one token
+    qkv: q_proj, k_proj and v_proj, in as few products as their formats allow. q_norm, k_norm: None where the model has
+    no QK norm. decode: for steps in which every sequence computes one token
     (`StepBatch.is_decode`); mixed: for all others.
     """
 
@@ -72,9 +101,7 @@ class LayerRequests:
     decode: CacheRequests
     o_proj: Request
     mlp_norm: Request
-    gate_up: tuple[Projection, ...]
-    silu_mul: Request
-    down_proj: Request
+    feed_forward: MlpRequests | ExpertsRequests
 
 
 @dataclass(frozen=True)
@@ -143,7 +170,7 @@ def decoder_requests(
         n, k = shapes.get(name) or shapes["embed_tokens"]
         return Request(MatmulSpec(product_format(name), n, k, dtype, out_dtype, bias, numerics), bounds=bounds)
 
-    def projections(prefix: str, names: tuple[str, ...], bias: bool) -> tuple[Projection, ...]:
+    def joined(prefix: str, names: tuple[str, ...]) -> list[tuple[str, ...]]:
         """Matrices of one format are one matrix, wherever they stand in `names`."""
         groups: list[list[str]] = []
         for name in names:
@@ -154,13 +181,16 @@ def decoder_requests(
                 groups.append([name])
             else:
                 group.append(name)
-        return tuple(projection(prefix, group, bias) for group in groups)
+        return list(map(tuple, groups))
 
-    def projection(prefix: str, names: list[str], bias: bool) -> Projection:
+    def projections(prefix: str, names: tuple[str, ...], bias: bool) -> tuple[Projection, ...]:
+        return tuple(projection(prefix, group, bias) for group in joined(prefix, names))
+
+    def projection(prefix: str, names: tuple[str, ...], bias: bool) -> Projection:
         widths = tuple(shapes[prefix + name][0] for name in names)
         k = shapes[prefix + names[0]][1]
         spec = MatmulSpec(product_format(prefix + names[0]), sum(widths), k, dtype, dtype, bias, numerics)
-        return Projection(tuple(names), widths, Request(spec, bounds=step))
+        return Projection(names, widths, Request(spec, bounds=step))
 
     def norm(residual: bool) -> Request:
         return Request(RMSNormSpec(config.hidden_size, config.rms_norm_eps, dtype, residual), bounds=step)
@@ -192,6 +222,41 @@ def decoder_requests(
         write = Request(CacheWriteSpec(dtype), cache, bounds=Bounds(max_tokens=bounds.max_tokens))
         return CacheRequests(write, Request(spec, cache, bounds=bounds))
 
+    def mlp(prefix: str) -> MlpRequests:
+        return MlpRequests(
+            gate_up=projections(prefix, ("gate_proj", "up_proj"), config.mlp_bias),
+            silu_mul=Request(SiluMulSpec(config.intermediate_size, dtype), bounds=step),
+            down_proj=matmul(prefix + "down_proj", config.mlp_bias),
+        )
+
+    def experts(prefix: str, mixture: ExpertsConfig) -> ExpertsRequests:
+        choices = Bounds(max_tokens=options.max_step_tokens * mixture.top_k)
+
+        def grouped(names: tuple[str, ...]) -> Projection:
+            first = f"{prefix}experts.0."
+            widths = tuple(shapes[first + name][0] for name in names)
+            spec = GroupedMatmulSpec(
+                mixture.num_experts, product_format(first + names[0]), sum(widths), shapes[first + names[0]][1],
+                dtype, dtype, numerics=numerics,
+            )  # fmt: skip
+            return Projection(names, widths, Request(spec, bounds=choices))
+
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            formats = {format_of(f"{prefix}experts.{e}.{name}") for e in range(mixture.num_experts)}
+            if len(formats) > 1:
+                raise ContractError(f"{prefix}experts.*.{name}", "one format for all experts", sorted(formats))
+        first = f"{prefix}experts.0."
+        return ExpertsRequests(
+            router=matmul(prefix + "router", False, "f32"),
+            route=Request(MoERouteSpec(mixture.num_experts, mixture.top_k, mixture.renormalize, "f32"), bounds=step),
+            sort=Request(MoESortSpec(mixture.num_experts, mixture.top_k), bounds=step),
+            take=Request(TakeRowsSpec(config.hidden_size, dtype), bounds=choices),
+            gate_up=tuple(map(grouped, joined(first, ("gate_proj", "up_proj")))),
+            silu_mul=Request(SiluMulSpec(config.intermediate_size, dtype), bounds=choices),
+            down_proj=grouped(("down_proj",)).request,
+            combine=Request(MoECombineSpec(config.hidden_size, mixture.top_k, dtype), bounds=step),
+        )
+
     def layer(i: int) -> LayerRequests:
         prefix = f"layers.{i}."
         return LayerRequests(
@@ -205,9 +270,7 @@ def decoder_requests(
             decode=over_cache(config.window(i), decode),
             o_proj=matmul(prefix + "o_proj", config.o_bias),
             mlp_norm=norm(residual=True),
-            gate_up=projections(prefix, ("gate_proj", "up_proj"), config.mlp_bias),
-            silu_mul=Request(SiluMulSpec(config.intermediate_size, dtype), bounds=step),
-            down_proj=matmul(prefix + "down_proj", config.mlp_bias),
+            feed_forward=mlp(prefix) if config.experts is None else experts(prefix, config.experts),
         )
 
     vocab, hidden = shapes["embed_tokens"]

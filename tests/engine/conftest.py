@@ -186,7 +186,7 @@ def save_transformers() -> Callable[[Any, Path], Any]:
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                scale = 1.0 if "embed" in name else parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.3
+                scale = 1.0 if "embed" in name else parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
                 mean = 1.0 if name.endswith("norm.weight") or "layernorm" in name else 0.0
                 parameter.normal_(mean, scale)
         model.save_pretrained(folder)

@@ -207,7 +207,7 @@ def test_yarn_scales_cosine_and_sine_by_its_own_rule_unless_told(read):
         (
             {"model_type": "lama"},
             "model_type",
-            "wanted one of llama, mistral, qwen2, qwen3, got 'lama'; the nearest is llama",
+            "wanted one of llama, mistral, qwen2, qwen3, mixtral, qwen3_moe, got 'lama'; the nearest is llama",
         ),
         ({"model_type": "mamba2"}, "model_type", "got 'mamba2'"),
         ({"model_type": None}, "model_type", "wanted a string, got nothing"),

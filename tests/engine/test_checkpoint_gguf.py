@@ -301,7 +301,7 @@ def test_a_sliding_window_holds_in_every_layer_of_a_llama(tmp_path, tensors):
             "got 'longrope'",
         ),
         ({"rope.scaling.type": "linear"}, {}, "llama.rope.scaling.factor", "got nothing"),
-        ({"expert_count": 8}, {}, "llama.expert_count", "wanted 0, got 8"),
+        ({"expert_count": 8}, {}, "llama.expert_used_count", "wanted an integer, got nothing"),
         ({"attention.scale": 0.5}, {}, "llama.attention.scale", "wanted 0.0, got 0.5"),
         ({"vocab_size": 97}, {}, "llama.vocab_size", "wanted 96, got 97"),
         ({}, {"tokenizer.ggml.tokens": 5}, "tokenizer.ggml.tokens", "wanted a list of str, got 5"),
@@ -322,7 +322,9 @@ def test_metadata_that_is_not_built_or_makes_no_sense_is_refused(tmp_path, tenso
 
 
 def test_an_unknown_architecture_is_refused_with_the_nearest(tmp_path, tensors):
-    with pytest.raises(FormatError, match="wanted one of llama, qwen2, qwen3, got 'qwen2moe'; the nearest is qwen2"):
+    with pytest.raises(
+        FormatError, match="wanted one of llama, qwen2, qwen3, qwen3moe, got 'qwen2moe'; the nearest is qwen3moe"
+    ):
         open_file(save(tmp_path / "m.gguf", "qwen2moe", tensors))
 
 

@@ -48,6 +48,16 @@ CONFIGS = {
     ),
     "qwen3": transformers.Qwen3Config(**SIZES),
     "qwen3, yarn": transformers.Qwen3Config(**SIZES, **rope("yarn", **YARN)),
+    "mixtral": transformers.MixtralConfig(**SIZES, num_local_experts=5, num_experts_per_tok=2),
+    "mixtral, window": transformers.MixtralConfig(
+        **SIZES, num_local_experts=3, num_experts_per_tok=3, sliding_window=9
+    ),
+    "qwen3_moe": transformers.Qwen3MoeConfig(
+        **SIZES, num_experts=11, num_experts_per_tok=4, moe_intermediate_size=56, norm_topk_prob=False
+    ),
+    "qwen3_moe, renormalized": transformers.Qwen3MoeConfig(
+        **SIZES, num_experts=8, num_experts_per_tok=1, moe_intermediate_size=72, norm_topk_prob=True
+    ),
 }
 
 

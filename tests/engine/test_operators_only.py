@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import opsocket_engine
 from opsocket.operators import Graph, Plan, Session
 from opsocket.runtime import Recorder, load_config, place
+from opsocket_engine.config import ExpertsConfig
 from opsocket_engine.engine import Engine
 from opsocket_engine.explain import model_requests
 from opsocket_engine.options import EngineOptions
@@ -81,8 +82,9 @@ def watch(session: Session, monkeypatch) -> Watch:
     ],
     ids=["greedy", "sampled, in two samples"],
 )
-def test_no_tensor_operation_outside_a_plan(session, tiny, watch, params):
-    checkpoint = tiny(qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True)
+@pytest.mark.parametrize("feed_forward", [{"mlp_bias": True}, {"experts": ExpertsConfig(6, 2, True)}])
+def test_no_tensor_operation_outside_a_plan(session, tiny, watch, params, feed_forward):
+    checkpoint = tiny(qkv_bias=True, o_bias=True, qk_norm=True, **feed_forward)
     with Engine(session, checkpoint, None, ENGINE) as engine:
         for prompt in PROMPTS:
             engine.add_request(prompt, params)
@@ -108,8 +110,9 @@ def test_plans_are_made_once_for_each_distinct_request(session, tiny):
         assert deep.requests.distinct() == shallow.requests.distinct() == list(deep._decoder.plans)
 
 
-def test_every_operator_ran_where_explain_said(session, tiny):
-    with Engine(session, tiny(qk_norm=True), None, ENGINE) as engine:
+@pytest.mark.parametrize("experts", [None, ExpertsConfig(6, 2, False)])
+def test_every_operator_ran_where_explain_said(session, tiny, experts):
+    with Engine(session, tiny(qk_norm=True, experts=experts), None, ENGINE) as engine:
         placed = {p.request: p for p in place(session.backend, session.device, engine.requests.distinct())}
         with Recorder(session) as recorder:
             engine.generate(PROMPTS, SamplingParams(max_tokens=12, ignore_eos=True, n=2))

@@ -78,12 +78,17 @@ class GGUFTensor:
     format: QuantFormat
     data: npt.NDArray[Any]
 
-    def weight(self) -> WeightTensor:
-        """The tensor as a weight [N, K]. ContractError unless it has two dimensions."""
-        if len(self.shape) != 2:
-            raise ContractError(self.name, "a tensor of two dimensions, [N, K]", list(self.shape))
+    def weight(self, expert: int | None = None) -> WeightTensor:
+        """The tensor as a weight [N, K], or that of one expert of a tensor [E, N, K]. ContractError unless it has these
+        dimensions, and the expert."""
+        if len(self.shape) != (2 if expert is None else 3):
+            want = "a tensor of two dimensions, [N, K]" if expert is None else "a tensor of three dimensions, [E, N, K]"
+            raise ContractError(self.name, want, list(self.shape))
+        if expert is not None and not 0 <= expert < self.shape[0]:
+            raise ContractError("expert", f"0 to {self.shape[0] - 1}", expert)
         name = "weight" if self.format.is_float else "blocks"
-        return WeightTensor(self.format, self.shape[0], self.shape[1], {name: self.data})
+        data = self.data if expert is None else self.data[expert]
+        return WeightTensor(self.format, self.shape[-2], self.shape[-1], {name: data})
 
     def array(self) -> npt.NDArray[np.float32]:
         """The tensor as f32, any shape (norms, biases). ContractError for a quantized one: that is a `weight`."""

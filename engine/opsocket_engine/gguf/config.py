@@ -17,19 +17,24 @@ from opsocket.operators import RopeScaling
 from opsocket.operators.errors import ContractError, FormatError
 from opsocket.quantization.gguf_file import GGUFTensor
 from opsocket_engine.config import (
+    MAX_EXPERTS,
     MAX_HEAD_DIM,
     MAX_HEADS,
     MAX_LAYERS,
     MAX_POSITION,
     MAX_WIDTH,
     Architecture,
+    ExpertsConfig,
     ModelConfig,
     RopeConfig,
 )
 from opsocket_engine.keys import Keys
 
 # llama.cpp's converter reorders the rows of q and k for rotation of neighbouring channels in this architecture alone.
-_INTERLEAVED: dict[str, bool] = {"llama": True, "qwen2": False, "qwen3": False}
+_INTERLEAVED: dict[str, bool] = {"llama": True, "qwen2": False, "qwen3": False, "qwen3moe": False}
+
+# Of these architectures, what their files call a mixture is one in every layer, whose weights are renormalized.
+_MIXTURES = ("llama", "qwen3moe")
 
 # A model ends its turn with any of these, and most files name only one of them as their end of sequence.
 _END_OF_GENERATION = frozenset({"<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>"})
@@ -38,7 +43,13 @@ _CONTROL = 3
 
 # Where one of these is set, the model computes something else than ModelConfig can say.
 _NEUTRAL = {
-    "expert_count": 0,
+    "expert_shared_count": 0,
+    "expert_group_count": 0,
+    "expert_gating_func": 1,  # softmax
+    "expert_weights_scale": 1.0,
+    "expert_weights_norm": True,
+    "leading_dense_block_count": 0,
+    "interleave_moe_layer_step": 1,
     "attention.scale": 0.0,
     "attention.clamp_kqv": 0.0,
     "attention.max_alibi_bias": 0.0,
@@ -75,14 +86,14 @@ def config_from_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
             raise keys.wrong("attention.head_count", f"wanted a divisor of {hidden_size}, got {num_q_heads}")
         head_dim = hidden_size // num_q_heads
     keys.only("attention.value_length", head_dim, "values of another size than keys")
-    window = _sliding_window(keys, architecture)
+    window, experts = _sliding_window(keys, architecture), _experts(keys, architecture)
     vocab_size = _vocab_size(general, keys, tensors)
     bos_id, eos_ids = _special_ids(general, vocab_size)
     try:
         return ModelConfig(
             architecture=cast(Architecture, architecture),
             hidden_size=hidden_size,
-            intermediate_size=keys.integer("feed_forward_length", 1, MAX_WIDTH),
+            intermediate_size=_intermediate_size(keys, architecture),
             num_layers=num_layers,
             num_q_heads=num_q_heads,
             num_kv_heads=keys.integer("attention.head_count_kv", 1, MAX_HEADS, num_q_heads),
@@ -98,6 +109,7 @@ def config_from_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[s
             qk_norm="blk.0.attn_q_norm.weight" in tensors,
             sliding_window=window,
             sliding_layers=tuple(range(num_layers)) if window else (),
+            experts=experts,
             bos_id=bos_id,
             eos_ids=eos_ids,
         )
@@ -122,6 +134,24 @@ def _sliding_window(keys: Keys, architecture: str) -> int | None:
     if architecture != "llama":
         keys.only("attention.sliding_window", 0, "in which layers it holds is not said")
     return keys.integer("attention.sliding_window", 0, MAX_POSITION, 0) or None
+
+
+def _experts(keys: Keys, architecture: str) -> ExpertsConfig | None:
+    if architecture not in _MIXTURES:
+        keys.only("expert_count", 0, "not built")
+        return None
+    count = keys.integer("expert_count", 0, MAX_EXPERTS, 0)
+    if not count:
+        if architecture == "qwen3moe":
+            raise keys.wrong("expert_count", f"wanted an integer in 1..{MAX_EXPERTS}, got {keys.get('expert_count')!r}")
+        return None
+    return ExpertsConfig(count, keys.integer("expert_used_count", 1, count), renormalize=True)
+
+
+def _intermediate_size(keys: Keys, architecture: str) -> int:
+    # Beside its experts' a qwen3moe file states the width of MLPs that none of its layers has.
+    name = "expert_feed_forward_length" if architecture == "qwen3moe" else "feed_forward_length"
+    return keys.integer(name, 1, MAX_WIDTH)
 
 
 def _special_ids(general: Keys, vocab_size: int) -> tuple[int | None, tuple[int, ...]]:

@@ -25,17 +25,26 @@ _LAYER = {
     "gate_proj": "ffn_gate",
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
+    "router": "ffn_gate_inp",
 }
-_CANONICAL = re.compile(r"layers\.(\d+)\.(\w+?)(_bias)?")
+_CANONICAL = re.compile(r"layers\.(\d+)\.(?:experts\.(\d+)\.)?(\w+?)(_bias)?")
 
 
 def gguf_name(name: str) -> str:
-    """The file's name of the tensor that is canonically called `name`."""
+    """The file's name of the tensor that is canonically called `name`, or that has it among those of other experts."""
+    return _found(name)[0]
+
+
+def _found(name: str) -> tuple[str, int | None]:
+    """The tensor, and which expert's part of it: None for all of it."""
     if name in _TOP:
-        return _TOP[name]
+        return _TOP[name], None
     match = _CANONICAL.fullmatch(name)
     assert match is not None
-    return f"blk.{match[1]}.{_LAYER[match[2]]}.{'bias' if match[3] else 'weight'}"
+    layer, expert, matrix, bias = match.groups()
+    experts = "" if expert is None else "_exps"
+    tensor = f"blk.{layer}.{_LAYER[matrix]}{experts}.{'bias' if bias else 'weight'}"
+    return tensor, None if expert is None else int(expert)
 
 
 class GGUFCheckpoint:
@@ -49,7 +58,11 @@ class GGUFCheckpoint:
         self.config = config_from_gguf(files.path, files.file.metadata, self._tensors)
         self._matrices = matrix_shapes(self.config)
         self._vectors = vector_lengths(self.config)
-        shapes: dict[str, tuple[int, ...]] = {gguf_name(name): shape for name, shape in self._matrices.items()}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in self._matrices.items():
+            file_name, expert = _found(name)
+            experts = self.config.experts
+            shapes[file_name] = shape if expert is None or experts is None else (experts.num_experts, *shape)
         shapes |= {gguf_name(name): (length,) for name, length in self._vectors.items()}
         for file_name, shape in shapes.items():
             if file_name not in self._tensors:
@@ -73,7 +86,8 @@ class GGUFCheckpoint:
         if name == "lm_head" and self.config.tie_embeddings:
             name = "embed_tokens"
         check_name(name, self._matrices, "matrices")
-        return self._tensors[gguf_name(name)].weight()
+        file_name, expert = _found(name)
+        return self._tensors[file_name].weight(expert)
 
     def vector(self, name: str) -> np.ndarray:
         check_name(name, self._vectors, "vectors")

@@ -16,6 +16,7 @@ from typing import Any
 from opsocket.operators import RopeScaling
 from opsocket.operators.errors import ContractError, FormatError
 from opsocket_engine.config import (
+    MAX_EXPERTS,
     MAX_HEAD_DIM,
     MAX_HEADS,
     MAX_LAYERS,
@@ -23,10 +24,21 @@ from opsocket_engine.config import (
     MAX_VOCAB,
     MAX_WIDTH,
     Architecture,
+    ExpertsConfig,
     ModelConfig,
     RopeConfig,
 )
 from opsocket_engine.keys import Keys
+
+
+@dataclass(frozen=True)
+class _ExpertsKeys:
+    """How a family's config.json says what its experts are. renormalize: None where a key says it."""
+
+    num_experts: tuple[str, ...]
+    top_k: int
+    intermediate_size: str
+    renormalize: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class _Family:
     head_dim: int | None = None
     qk_norm: bool = False
     window_in_every_layer: bool = False
+    experts: _ExpertsKeys | None = None
 
 
 _FAMILIES = {
@@ -45,6 +58,16 @@ _FAMILIES = {
     "mistral": _Family("llama", qkv_bias=False, window_in_every_layer=True),
     "qwen2": _Family("qwen2", qkv_bias=True),
     "qwen3": _Family("qwen3", head_dim=128, qk_norm=True),
+    "mixtral": _Family(
+        "llama",
+        qkv_bias=False,
+        window_in_every_layer=True,
+        experts=_ExpertsKeys(("num_local_experts",), 2, "intermediate_size", renormalize=True),
+    ),
+    # Version 5 of transformers writes num_local_experts, version 4 num_experts.
+    "qwen3_moe": _Family(
+        "qwen3moe", qk_norm=True, experts=_ExpertsKeys(("num_experts", "num_local_experts"), 8, "moe_intermediate_size")
+    ),
 }
 
 
@@ -77,11 +100,12 @@ def config_from_huggingface(folder: Path, config: Mapping[str, Any], generation:
     # Qwen2 puts biases on q, k and v, and reads no key; the others' key covers q, k, v and o alike.
     attention_bias = False if family.qkv_bias is not None else keys.flag("attention_bias", False)
     window, layers = _sliding_window(keys, family, num_layers)
+    width = "intermediate_size" if family.experts is None else family.experts.intermediate_size
     try:
         return ModelConfig(
             architecture=family.architecture,
             hidden_size=hidden_size,
-            intermediate_size=keys.integer("intermediate_size", 1, MAX_WIDTH),
+            intermediate_size=keys.integer(width, 1, MAX_WIDTH),
             num_layers=num_layers,
             num_q_heads=num_q_heads,
             num_kv_heads=keys.integer("num_key_value_heads", 1, MAX_HEADS, num_q_heads),
@@ -97,11 +121,22 @@ def config_from_huggingface(folder: Path, config: Mapping[str, Any], generation:
             qk_norm=family.qk_norm,
             sliding_window=window,
             sliding_layers=layers,
+            experts=None if family.experts is None else _experts(keys, family.experts),
             bos_id=keys.integer("bos_token_id", 0, vocab_size - 1, None),
             eos_ids=_eos(Keys(folder / "generation_config.json", generation), vocab_size) or _eos(keys, vocab_size),
         )
     except ContractError as error:
         raise FormatError(path, error.argument, f"wanted {error.want}, got {error.got}") from None
+
+
+def _experts(keys: Keys, known: _ExpertsKeys) -> ExpertsConfig:
+    keys.only("decoder_sparse_step", 1, "layers without experts")
+    keys.only("mlp_only_layers", [], "layers without experts")
+    name = next((name for name in known.num_experts if keys.get(name) is not None), known.num_experts[0])
+    count = keys.integer(name, 1, MAX_EXPERTS)
+    top_k = keys.integer("num_experts_per_tok", 1, count, known.top_k)
+    renormalize = keys.flag("norm_topk_prob", False) if known.renormalize is None else known.renormalize
+    return ExpertsConfig(count, top_k, renormalize)
 
 
 def _eos(keys: Keys, vocab_size: int) -> tuple[int, ...]:

@@ -29,16 +29,22 @@ _LAYER = {
     "up_proj": "mlp.up_proj",
     "down_proj": "mlp.down_proj",
 }
-_CANONICAL = re.compile(r"layers\.(\d+)\.(\w+?)(_bias)?")
+_EXPERTS = {"router": "mlp.gate", "gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
+_MIXTRAL = {"router": "block_sparse_moe.gate", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+_CANONICAL = re.compile(r"layers\.(\d+)\.(?:experts\.(\d+)\.)?(\w+?)(_bias)?")
 
 
-def module_name(name: str) -> str:
-    """The module that holds the tensor which is canonically called `name`."""
+def module_name(name: str, model_type: str = "") -> str:
+    """The module that holds the tensor which is canonically called `name`. model_type: of config.json."""
     if name in _TOP:
         return _TOP[name]
     match = _CANONICAL.fullmatch(name)
     assert match is not None
-    return f"model.layers.{match[1]}.{_LAYER[match[2]]}"
+    layer, expert, matrix, _ = match.groups()
+    mixture = _MIXTRAL if model_type == "mixtral" else _EXPERTS
+    if expert is not None:
+        return f"model.layers.{layer}.{mixture['router'].removesuffix('gate')}experts.{expert}.{mixture[matrix]}"
+    return f"model.layers.{layer}.{(mixture if matrix == 'router' else _LAYER)[matrix]}"
 
 
 def _vector_name(name: str) -> str:
@@ -56,7 +62,7 @@ class HuggingFaceCheckpoint:
         scheme = read_scheme(Keys(files.path / "config.json", config))
         self._matrices: dict[str, StoredMatrix] = {}
         for name, (n, k) in matrix_shapes(self.config).items():
-            module = module_name(name)
+            module = module_name(name, config["model_type"])
             quantized = None if scheme is None else scheme.stored(self._source, names, module, n, k)
             self._matrices[name] = quantized or Dense().stored(self._source, names, module, n, k)
             self._matrices[name].check(self._source, names)
