@@ -91,6 +91,9 @@ CASES = (
     *(Case(1, batch, 32) for batch in (2, 4, 8, 16)),
     Case(1024, 8, 16),
 )
+SETTLE_SECONDS = 0.3
+"""Threads of OpenMP spin for up to 0.2 s after their last work, and memory is read raw, and the next system run, beside
+them."""
 LEAST_CONTEXT = 2048
 """Tokens that a system is given room for where no case needs more."""
 
@@ -161,6 +164,7 @@ def measure(
 def sample(worker: Worker, reader: Reader, prompts: list[list[int]], decode: int) -> tuple[float, dict[str, Any], bool]:
     """One run beside a raw read; taken again where other work disturbed it."""
     for _ in range(3):
+        time.sleep(SETTLE_SECONDS)
         others = busy_elsewhere(worker)
         start = time.perf_counter()
         read = reader.bytes_per_second()

@@ -33,7 +33,9 @@ from opsocket.operators import (
     KVFormat,
     MatmulSpec,
     MergeStatesSpec,
+    MoECombineSpec,
     MoERouteSpec,
+    MoESortSpec,
     QuantizeActivationSpec,
     Request,
     RMSNormSpec,
@@ -62,6 +64,8 @@ K_QUANTS = f"{_RUNS[1]}/k-quants"
 """Folder of both benchmarks' results over K-quants."""
 EXPERTS = f"{_RUNS[1]}/experts/operators.json"
 """Results of operators.py over weights of 16 bits and products of experts."""
+EXPERTS_MODEL = f"{_RUNS[1]}/experts/whole_model.json"
+"""Results of whole_model.py over a file of experts."""
 BF16_MODEL = f"{_RUNS[1]}/bf16/whole_model.json"
 """Results of whole_model.py over a file of bf16 weights."""
 DTYPES = ("f32", "bf16", "f16")
@@ -137,10 +141,12 @@ def rows() -> Iterable[Row]:
         lambda d: AddSpec(512, d),
         lambda d: TakeRowsSpec(512, d),
         lambda d: MoERouteSpec(8, 2, dtype=d),
+        lambda d: MoECombineSpec(512, 2, d),
         lambda d: ArgmaxSpec(512, d),
         lambda d: SampleSpec(512, d),
     ):
         yield _by_dtype(make("f32").op, lambda d, make=make: Request(make(d)))
+    yield Row("moe_sort", {"i64": {"i64": Request(MoESortSpec(8, 2))}})
 
 
 def weight_formats() -> dict[str, tuple[str, ...]]:
@@ -278,6 +284,10 @@ def experts() -> str:
     return _products(EXPERTS)
 
 
+def experts_model() -> str:
+    return _whole_model((EXPERTS_MODEL,))
+
+
 def bf16_model() -> str:
     return _whole_model((BF16_MODEL,))
 
@@ -285,6 +295,7 @@ def bf16_model() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "bf16-model": bf16_model,
     "experts": experts,
+    "experts-model": experts_model,
     "goals": goals,
     "k-quants": k_quants,
     "support-matrix": support_matrix,
