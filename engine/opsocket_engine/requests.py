@@ -151,9 +151,11 @@ def decoder_requests(
     """The requests of a decoder whose caches have `num_blocks` blocks. format_of: as the weights are stored."""
 
     def product_format(name: str) -> str:
-        """The format that a matrix is multiplied in. One of floats, or that states int8 activations itself, is kept."""
+        """The format that a matrix is multiplied in. One of floats, or that states int8 activations itself, is kept; so
+        is a router's, whose choices change at once where others' results change a little."""
         stored = get_format(format_of(name))
-        if options.activations == "none" or not stored.has_integer_codes or stored.activation != "none":
+        is_kept = options.activations == "none" or name.endswith(".router")
+        if is_kept or not stored.has_integer_codes or stored.activation != "none":
             return stored.id
         return with_activation(stored.id, options.activations)
 
@@ -230,10 +232,9 @@ def decoder_requests(
         )
 
     def experts(prefix: str, mixture: ExpertsConfig) -> ExpertsRequests:
-        choices = Bounds(max_tokens=options.max_step_tokens * mixture.top_k)
+        choices, first = Bounds(max_tokens=options.max_step_tokens * mixture.top_k), f"{prefix}experts.0."
 
         def grouped(names: tuple[str, ...]) -> Projection:
-            first = f"{prefix}experts.0."
             widths = tuple(shapes[first + name][0] for name in names)
             spec = GroupedMatmulSpec(
                 mixture.num_experts, product_format(first + names[0]), sum(widths), shapes[first + names[0]][1],
@@ -245,7 +246,6 @@ def decoder_requests(
             formats = {format_of(f"{prefix}experts.{e}.{name}") for e in range(mixture.num_experts)}
             if len(formats) > 1:
                 raise ContractError(f"{prefix}experts.*.{name}", "one format for all experts", sorted(formats))
-        first = f"{prefix}experts.0."
         return ExpertsRequests(
             router=matmul(prefix + "router", False, "f32"),
             route=Request(MoERouteSpec(mixture.num_experts, mixture.top_k, mixture.renormalize, "f32"), bounds=step),

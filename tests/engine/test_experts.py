@@ -182,6 +182,12 @@ def test_steps_by_graphs_choose_the_same_tokens(session, tiny, top_k, max_batch)
         assert stats.captured_steps == stats.steps
 
 
+def test_a_router_keeps_its_activations(session, tiny):
+    checkpoint = tiny({"layers.0.router": "q8_0", "layers.1.router": "q8_0"}, experts=ExpertsConfig(32, 2, True))
+    with Engine(session, checkpoint, None, replace(OPTIONS, activations="i8_g32")) as engine:
+        assert {layer.feed_forward.router.spec.weight_format for layer in engine.requests.layers} == {"q8_0"}
+
+
 def test_experts_of_one_layer_have_one_format(session, tiny):
     checkpoint = tiny({"layers.1.experts.2.up_proj": "q8_0"}, experts=ExpertsConfig(4, 2, True))
     with pytest.raises(ContractError, match=r"layers\.1\.experts\.\*\.up_proj: wanted one format for all experts"):

@@ -10,6 +10,7 @@
 #include "matmul_a16_codes.h"
 #include "matmul_a16_digits.h"
 #include "matmul_a16_floats.h"
+#include "shares.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
@@ -35,7 +36,6 @@ struct Product {
           y_stride(c.y_stride), x_dtype(c.x_dtype), y_dtype(c.y_dtype), float_dtype(c.float_dtype) {}
 
     int64_t padded() const { return float_dtype >= 0 ? k : weight.k; }
-    int64_t panels() const { return (n + PANEL - 1) / PANEL; }
 };
 
 // visit(expert, first, count) for each weight that rows meet, of the first `rows` of x.
@@ -50,6 +50,7 @@ template <class Visit> void each_weight(const MatmulA16 &c, int64_t rows, const 
 constexpr int ROWS = W == 16 ? 8 : W == 8 ? 3 : 1;  // that meet a tile at a time: registers decide
 constexpr int64_t BLOCK_ROWS = 384;          // rows whose sums are kept at a time
 constexpr int64_t FEW = 16;                  // rows up to which a panel takes no longer than to agree on who takes it
+constexpr int64_t MEMORY_ROWS = 2;           // as long as whose products a panel's memory takes
 constexpr int64_t OWN_ROWS = 48;             // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
 
 // sums[r][32] += x[r][0 .. count) tile[count][32], R rows. A tile's sum is its own: in one chain through all of k roundings
@@ -178,15 +179,14 @@ void write_sums(const Product &p, int64_t number, int64_t row, int64_t rows, flo
     }
 }
 
-// Whether the product was done so. Every thread splits the rows for itself: sooner done than another's are waited for.
-bool by_digits(const Product &p, Worker &worker, float *sums, unsigned char *own, size_t own_bytes) {
+// Panels begin to end of a product, and whether they were done so. Every thread splits the rows for itself: sooner done than
+// another's are waited for.
+bool by_digits(const Product &p, int64_t begin, int64_t end, float *sums, unsigned char *own, size_t own_bytes) {
     if (p.float_dtype >= 0) return false;
     DigitRows rows;
     RowsByDigits multiply = p.x_dtype == F32 ? nullptr : split_by_form<3>(p, own, own_bytes, rows);
     if (!multiply) multiply = split_by_form<4>(p, own, own_bytes, rows);
     if (!multiply) return false;
-    int64_t begin, end;
-    worker.share((p.n + PANEL - 1) / PANEL, begin, end);
     for (int64_t number = begin; number < end; number++) {
         multiply(p.weight, p.weight.data + number * p.weight.panel_bytes(), rows, sums);
         write_sums(p, number, 0, p.rows, sums);
@@ -231,18 +231,31 @@ void matmul_a16(const Command *command, Worker &worker) {
     const size_t rest_bytes = OWN_BYTES - size_t(rest - worker.own);
     // Offsets are read here for the first time, unless `checked="deep"`: wrong ones may give wrong rows, no more.
     const int64_t rows = c.offsets ? std::clamp(c.offsets[c.experts], int64_t(0), c.rows) : c.rows;
+    const int64_t panels = (c.n + PANEL - 1) / PANEL;
+    int64_t begin, end;
+    worker.share(panels, begin, end);
     // Of one weight before rows are widened, which threads wait for.
-    if (!c.offsets && by_digits(Product(c, 0, 0, rows), worker, sums, rest, rest_bytes)) return;
+    if (!c.offsets && by_digits(Product(c, 0, 0, rows), begin, end, sums, rest, rest_bytes)) return;
     const WideRows wide = widen_rows(c, rows, worker);
+    // Panels of few rows are shared by what they cost, so that a thread has those of some experts, and splits no rows of others:
+    // a panel takes as long as its rows, and as some more do for its memory.
+    auto cost_of = [&](int64_t count) { return count <= FEW ? panels * (count + MEMORY_ROWS) : 0; };
+    int64_t cost = 0;
+    each_weight(c, rows, [&](int64_t, int64_t, int64_t count) { cost += cost_of(count); });
+    Shares shares(worker, cost);
     // Panels of many rows, one weight's after the other's: whoever is free takes the next.
     int64_t taken = -1, before = 0;
     auto take = [&] { return worker.next(0, std::numeric_limits<int64_t>::max()); };
     each_weight(c, rows, [&](int64_t expert, int64_t first, int64_t count) {
+        if (count <= FEW) {
+            shares.take(panels, cost_of(count), begin, end);
+            if (begin == end) return;
+        }
         const Product p(c, expert, first, count);
-        if (c.offsets && by_digits(p, worker, sums, rest, rest_bytes)) return;
+        if (c.offsets && count <= FEW && by_digits(p, begin, end, sums, rest, rest_bytes)) return;
         const float *x = wide.x + first * wide.stride;
         // In place of the tile, which few rows do without.
-        const int64_t groups = p.float_dtype < 0 ? p.padded() / p.weight.group : 0, panels = p.panels();
+        const int64_t groups = p.float_dtype < 0 ? p.padded() / p.weight.group : 0;
         const bool few = groups && count <= MOST_IN_REGISTERS && count * groups <= TILE_K * PANEL;
         for (int64_t r = 0; few && r < count; r++)
             totals_of_groups(x + r * wide.stride, p.padded(), p.weight.group, tile + r * groups);
@@ -253,12 +266,11 @@ void matmul_a16(const Command *command, Worker &worker) {
                 write_sums(p, number, row, some, sums);
             }
         };
-        int64_t begin, end;
         if (count >= OWN_ROWS * worker.count) {
-            worker.share(count, begin, end);
-            for (int64_t number = 0; number < panels; number++) panel_of_rows(number, begin, end);
+            int64_t own_first, own_last;
+            worker.share(count, own_first, own_last);
+            for (int64_t number = 0; number < panels; number++) panel_of_rows(number, own_first, own_last);
         } else if (count <= FEW) {
-            worker.share(panels, begin, end);
             for (int64_t number = begin; number < end; number++) panel_of_rows(number, 0, count);
         } else {
             if (taken < 0) taken = take();

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels.h"
+#include "shares.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
@@ -365,25 +366,20 @@ void matmul_a8(const Command *command, Worker &worker) {
             // Few rows: a thread's panels in one run, which asks for its memory ahead. A panel takes as long as its rows,
             // and as some more do for its memory.
             auto cost_of = [&](int64_t count) { return panels * (count + blocks_of(count) * (FEW / 2)); };
-            int64_t cost = 0, before = 0, from, to;
+            int64_t cost = 0;
             each_expert([&](int64_t, const Cuts &, int64_t begin, int64_t end) {
                 cost += cost_of(end - begin);
                 return true;
             });
-            worker.share(cost, from, to);
+            Shares shares(worker, cost);
             each_expert([&](int64_t e, const Cuts &cuts, int64_t begin, int64_t end) {
-                const int64_t own = cost_of(end - begin), pieces = blocks_of(end - begin) * panels;
-                // Of this weight's pieces, how many begin before.
-                auto until = [&](int64_t mark) {
-                    return (std::clamp<int64_t>(mark - before, 0, own) * pieces + own - 1) / own;
-                };
-                const int64_t start = until(from), stop = until(to);
+                int64_t start, stop;
+                shares.take(blocks_of(end - begin) * panels, cost_of(end - begin), start, stop);
                 // What the weight before has asked for ahead was not this one's.
                 const uint8_t *data = c.weights[e].panels.data + start % panels * cuts.panel_bytes;
                 for (int64_t i = 0; i < std::min(AHEAD, cuts.panel_bytes) && start < stop; i += 64) ask_for_line(data + i);
                 for (int64_t piece = start; piece < stop; piece++) run_piece(e, cuts, begin, end, piece, 1);
-                before += own;
-                return before < to;
+                return !shares.are_taken();
             });
             continue;
         }

@@ -178,6 +178,20 @@ static void check_floats(Random &random, int32_t dtype, const Shape &s, const st
         [](int64_t, int64_t j) { return j; });
 }
 
+// Panels of many experts in the shares of two threads: few rows for each, as digits, in registers or widened, and now and then
+// more for one, whose panels are for who comes first.
+static void shares_of_experts(Random &random) {
+    for (int i = 0; i < 24; i++) {
+        std::vector<int64_t> counts;
+        for (int64_t e = 2 + random.below(20); e > 0; e--) counts.push_back(random.below(i % 4 == 3 ? 12 : 4));
+        if (i % 4 == 1) counts[size_t(random.below(int64_t(counts.size())))] = 30;
+        Shape s{0, 1 + random.below(330), 64, F32, F32, true};
+        for (int64_t count : counts) s.rows += count;
+        if (i % 3) check_codes(random, {4, i % 2 != 0, false, 32}, s, counts, false);
+        else check_floats(random, i % 2 ? BF16 : F32, s, counts);
+    }
+}
+
 static void floats(Random &random) {
     for (int32_t dtype : {F32, F16, BF16}) {
         for (int64_t rows : {1, 2, 3, 5, 8, 12, 14, 400}) {
@@ -199,6 +213,7 @@ int main() {
     Random random;
     codes(random);
     grouped_products(random);
+    shares_of_experts(random);
     floats(random);
     return test::failures();
 }
