@@ -10,6 +10,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from opsocket.operators import DeviceInfo, SessionOptions
 from opsocket.operators.errors import ContractError, FormatError
@@ -21,6 +23,7 @@ from opsocket_engine.checkpoint import Checkpoint, open_checkpoint
 from opsocket_engine.config import ExpertsConfig
 from opsocket_engine.engine import Engine
 from opsocket_engine.gguf.weights import gguf_name
+from opsocket_engine.huggingface.weights import module_name
 from opsocket_engine.locate import locate
 from opsocket_engine.measure import stored_bytes
 from opsocket_engine.options import EngineOptions
@@ -154,6 +157,55 @@ def test_experts_with_codes_are_as_their_weights(session, tiny, engine_logits, w
         # int8 activations move a router's choice now and then, and a token's logits with it.
         error = np.abs(got - want).max(-1) / want.std()
         assert np.median(error) < (1e-4 if activations == "none" else 0.15)
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]}
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "config"),
+    [
+        ("gptq_v1_i4_g32", GPTQ),
+        ("gptq_v1_i4_g32_act", GPTQ | {"desc_act": True}),
+        ("awq_i4_g32", AWQ),
+        ("f8e4m3fn_128x128", BLOCKS),
+    ],
+)
+def test_a_folder_of_quantized_experts(mixture, tmp_path, session, tiny, engine_logits, weight_format, config):
+    """Every matrix but the router, the table and the head; some formats' rows join, so that gate and up are one
+    product."""
+    _, _, folder = mixture
+    path, arrays = tmp_path / "hf", {}
+    settings = json.loads((path / "config.json").read_text())
+    tensors = load_file(path / "model.safetensors")
+    for name in matrix_shapes(folder.config):
+        arrays[name] = values(folder, name)
+        if not name.endswith("_proj"):
+            continue
+        stored = quantize(get_format(weight_format), arrays[name])
+        arrays[name] = dequantize(get_format(weight_format), stored, *arrays[name].shape)
+        module = module_name(name, settings["model_type"])
+        del tensors[f"{module}.weight"]
+        for part, array in stored.items():
+            tensor = torch.from_numpy(np.array(array))
+            is_code = config is BLOCKS and part == "weight"
+            stored_name = "weight_scale_inv" if config is BLOCKS and part == "scale" else part
+            tensors[f"{module}.{stored_name}"] = tensor.view(torch.float8_e4m3fn) if is_code else tensor
+    save_file(tensors, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(settings | {"quantization_config": config}))
+    quantized = open_checkpoint(locate(str(path)))
+    assert quantized.weight("layers.1.experts.3.down_proj").format.id == weight_format
+    rounded = replace(
+        tiny(), config=folder.config, arrays=arrays | {n: folder.vector(n) for n in vector_lengths(folder.config)}
+    )
+    prompts = [list(range(40)), [7]]
+    for got, want in zip(
+        engine_logits(session, quantized, prompts), engine_logits(session, rounded, prompts), strict=True
+    ):
+        assert want.std() > 0.3
+        assert np.abs(got - want).max() < 1e-4
 
 
 @pytest.mark.parametrize(("top_k", "max_batch"), [(1, 6), (3, 6), (4, 16)])
