@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
@@ -61,7 +61,8 @@ class Completion:
 class Engine:
     """Continuous batching of one model on one session; not shared between threads.
 
-    tokenizer: None where prompts come as ids and no text is wanted.
+    tokenizer: None where prompts come as ids and no text is wanted. progress: is told while weights are loaded how many
+    bytes of the file's matrices are on the session, and how many there are.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Engine:
         checkpoint: Checkpoint,
         tokenizer: Tokenizer | None = None,
         options: EngineOptions | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         options = options or EngineOptions()
         config = checkpoint.config
@@ -80,7 +82,7 @@ class Engine:
         self.config = config
         self._session = session
         self._tokenizer = tokenizer
-        self._decoder = Decoder(session, checkpoint, self.requests)
+        self._decoder = Decoder(session, checkpoint, self.requests, progress)
         self._captured: CapturedDecoder | None = None
         self._samples_captured = captures_sampled(session, self.requests)
         if options.capture and captures(session, self.requests):

@@ -171,6 +171,6 @@ def stored_bytes(checkpoint: Checkpoint) -> int:
     experts = checkpoint.config.experts
     total = 0.0
     for name in names:
-        size = sum(tensor.nbytes for tensor in checkpoint.weight(name).tensors.values())
+        size = checkpoint.weight(name).nbytes
         total += size * experts.share if experts and ".experts." in name else size
     return int(total)

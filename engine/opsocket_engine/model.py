@@ -7,6 +7,7 @@ session's arrays will do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from opsocket_engine.checkpoint import Checkpoint
 from opsocket_engine.feed_forward import Experts, Mlp
 from opsocket_engine.inputs import CachePlans, Inputs
 from opsocket_engine.requests import DecoderRequests, ExpertsRequests, LayerRequests
-from opsocket_engine.weights import Linear, Loader, Norm
+from opsocket_engine.weights import Linear, Loader, Loading, Norm
 
 
 class Decoder:
@@ -28,11 +29,18 @@ class Decoder:
     take. rows_each: how many rows a step's arrays have for each token: one; where there are experts, others `top_k`.
     """
 
-    def __init__(self, session: Session, checkpoint: Checkpoint, requests: DecoderRequests) -> None:
+    def __init__(
+        self,
+        session: Session,
+        checkpoint: Checkpoint,
+        requests: DecoderRequests,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
         self._session = session
         self.requests = requests
         self.plans: dict[Request, Any] = {request: session.plan(request) for request in requests.distinct()}
-        loader = Loader(session, checkpoint, self.plans)
+        loading = None if progress is None else Loading(progress, checkpoint)
+        loader = Loader(session, checkpoint, self.plans, loading)
         factors = checkpoint.config.rope.frequency_factors
         rope_factors = session.upload(np.array(factors, np.float32)) if factors else None
         self._embedding = self.plans[requests.embedding]
@@ -43,6 +51,8 @@ class Decoder:
         self._lm_head = loader.linear("lm_head", "lm_head", requests.lm_head)
         tied = None if checkpoint.has("lm_head") else self._lm_head.weight
         self._table = loader.table("embed_tokens", requests.embedding, tied)
+        if loading is not None:
+            loading.end()
         self._copy_blocks = self.plans[requests.copy_blocks]
         self._mixed = CachePlans(self.plans.__getitem__, [layer.mixed for layer in requests.layers])
         self._decode = CachePlans(self.plans.__getitem__, [layer.decode for layer in requests.layers])

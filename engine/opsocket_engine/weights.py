@@ -10,6 +10,7 @@ import numpy as np
 
 from opsocket.operators import Array, PackedWeight, Request, Session
 from opsocket.quantization import concatenate
+from opsocket_engine.canonical import matrix_shapes
 from opsocket_engine.checkpoint import Checkpoint
 from opsocket_engine.inputs import Inputs
 from opsocket_engine.requests import Projection
@@ -77,6 +78,22 @@ class Norm:
         return self.plan.run(x, self.weight, residual, out=out, residual_out=added)
 
 
+class Loading:
+    """How far loading is. report: is told (bytes of the file's matrices that are on the session, all of them)."""
+
+    def __init__(self, report: Callable[[int, int], None], checkpoint: Checkpoint) -> None:
+        self._report, self._done = report, 0
+        self._total = sum(checkpoint.weight(name).nbytes for name in matrix_shapes(checkpoint.config))
+
+    def add(self, size: int) -> None:
+        # A table that the head shares, and needs in another layout, is read twice.
+        self._done = min(self._done + size, self._total)
+        self._report(self._done, self._total)
+
+    def end(self) -> None:
+        self.add(self._total)
+
+
 @dataclass(frozen=True, eq=False)
 class Loader:
     """Brings weights onto the session, each prepared by the kernel that will read it.
@@ -87,6 +104,7 @@ class Loader:
     session: Session
     checkpoint: Checkpoint
     plans: dict[Request, Any]
+    loading: Loading | None = None
     weights: list[PackedWeight] = field(default_factory=list)
     expert_weights: list[PackedWeight] = field(default_factory=list)
 
@@ -133,5 +151,8 @@ class Loader:
         return weight
 
     def _prepared(self, names: Sequence[str], request: Request) -> PackedWeight:
-        tensors = concatenate([self.checkpoint.weight(name) for name in names]).tensors
-        return self.session.prepare_weight(request, tensors)
+        joined = concatenate([self.checkpoint.weight(name) for name in names])
+        weight = self.session.prepare_weight(request, joined.tensors)
+        if self.loading is not None:
+            self.loading.add(joined.nbytes)
+        return weight

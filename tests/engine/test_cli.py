@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -74,6 +76,26 @@ def test_a_chat_streams_to_stdout_and_numbers_go_to_stderr():
     assert result.stdout == "The capital of France is Paris.\n"
     assert "tokens" in result.stderr
     assert "cache: f32, peak 3 of" in result.stderr
+
+
+@pytest.mark.model
+def test_loading_is_shown_on_a_terminal_and_gone_in_the_end():
+    terminal, stderr = pty.openpty()
+    arguments = [EXECUTABLE, "generate", *FAST, "--max-tokens", "2", "--no-chat", "1, 2, 3,"]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=stderr, env=environment) as running:
+        os.close(stderr)
+        shown = b""
+        with contextlib.suppress(OSError):  # as a terminal ends whose other side is closed
+            while piece := os.read(terminal, 4096):
+                shown += piece
+        stdout, _ = running.communicate()
+    os.close(terminal)
+    assert running.returncode == 0
+    assert stdout.decode().strip() == "4"
+    assert b"loading smollm2" in shown
+    assert b"MB" in shown
+    assert b"loading smollm2" not in shown.rpartition(b"\x1b[2K")[2]
 
 
 @pytest.mark.model

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from opsocket.operators import BackendError, ContractError
+from opsocket_engine.canonical import matrix_shapes
+from opsocket_engine.config import ExpertsConfig
 from opsocket_engine.engine import Engine
 from opsocket_engine.locate import locate
 from opsocket_engine.options import EngineOptions, kv_format_name
@@ -35,6 +37,18 @@ def text_engine(session, tiny, tokenizer):
     """A model of random weights, but with real text."""
     with Engine(session, tiny(vocab_size=49152, eos_ids=(2,)), tokenizer, OPTIONS) as engine:
         yield engine
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"experts": ExpertsConfig(4, 2, True)}])
+def test_loading_is_told_byte_by_byte(session, tiny, changes):
+    checkpoint, told = tiny({"lm_head": "q8_0"} if not changes else {}, **changes), []
+    Engine(session, checkpoint, None, OPTIONS, lambda done, total: told.append((done, total))).close()
+    total = sum(checkpoint.weight(name).nbytes for name in matrix_shapes(checkpoint.config))
+    assert {of for _, of in told} == {total}
+    done = [done for done, _ in told]
+    assert done == sorted(done)
+    assert 0 < done[0] < done[-1] == total
+    assert len(done) > 8
 
 
 @pytest.mark.parametrize(

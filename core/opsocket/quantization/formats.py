@@ -220,6 +220,11 @@ class WeightTensor:
     k: int
     tensors: Mapping[str, Array]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
 
 def _float(id: str, bits: int) -> QuantFormat:
     return QuantFormat(id, bits, "float", 0, 0, "", "none", "dense")

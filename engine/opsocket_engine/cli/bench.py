@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from opsocket.cli.common import json_option, open_session, print_json, print_table, require_backend
-from opsocket_engine.cli.common import engine_options, precision
+from opsocket_engine.cli.common import engine_options, load_engine, precision
 
 if TYPE_CHECKING:
     from opsocket.runtime import RuntimeConfig
@@ -69,7 +69,6 @@ def command(
     selection = require_backend(config)
     from opsocket.runtime.select import HOST
     from opsocket_engine.checkpoint import open_checkpoint
-    from opsocket_engine.engine import Engine
     from opsocket_engine.locate import locate
     from opsocket_engine.measure import Case, Decode, HostReader, Prompts, blocks_for, measure, stored_bytes
     from opsocket_engine.options import EngineOptions
@@ -85,7 +84,7 @@ def command(
     checkpoint = open_checkpoint(locate(model))
     blocks = options.num_blocks or blocks_for(cases, options.block_size)
     options = replace(options, max_context=max(case.context for case in cases), num_blocks=blocks)
-    with open_session(config, selection) as session, Engine(session, checkpoint, None, options) as engine:
+    with open_session(config, selection) as session, load_engine(session, checkpoint, None, options, model) as engine:
         on_host = selection.device.backend == HOST
         threads = config.threads or len(os.sched_getaffinity(0))
         runs = measure(engine, cases, repeats, HostReader(threads) if on_host else None)

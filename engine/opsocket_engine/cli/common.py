@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +15,10 @@ from opsocket.cli.common import backend_options
 if TYPE_CHECKING:
     from opsocket.operators import Reason, Request, Session
     from opsocket.runtime import Placed, RuntimeConfig
+    from opsocket_engine.checkpoint import Checkpoint
+    from opsocket_engine.engine import Engine
+    from opsocket_engine.options import EngineOptions
+    from opsocket_engine.tokenizer import Tokenizer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -62,6 +68,27 @@ def engine_options(command: F) -> F:
         return command(*args, config=config.override("flag", given), **kwargs)
 
     return wrapper  # type: ignore[return-value]
+
+
+def load_engine(
+    session: Session, checkpoint: Checkpoint, tokenizer: Tokenizer | None, options: EngineOptions, name: str
+) -> Engine:
+    """An engine, whose loading is shown on stderr where that is a terminal."""
+    from opsocket_engine.engine import Engine
+
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return Engine(session, checkpoint, tokenizer, options)
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("loading {task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(name, total=None)
+
+        def progress(done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total)
+
+        return Engine(session, checkpoint, tokenizer, options, progress)
 
 
 def precision(report: Mapping[str, Any]) -> str:

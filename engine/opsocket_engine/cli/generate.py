@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from opsocket.cli.common import json_option, open_session, print_json, require_backend
-from opsocket_engine.cli.common import engine_options, placement, placement_lines, precision
+from opsocket_engine.cli.common import engine_options, load_engine, placement, placement_lines, precision
 
 if TYPE_CHECKING:
     from opsocket.runtime import RuntimeConfig
@@ -66,7 +66,6 @@ def command(
             raise click.UsageError("give a PROMPT, --prompt-file FILE, or a prompt on standard input")
         files = (sys.stdin,)
     from opsocket_engine.checkpoint import open_checkpoint
-    from opsocket_engine.engine import Engine
     from opsocket_engine.locate import locate
     from opsocket_engine.options import EngineOptions
     from opsocket_engine.sampling import SamplingParams
@@ -80,7 +79,10 @@ def command(
     ids = [_encode(located, tokenizer, text, chat, system) for text in texts]
     room = max(map(len, ids)) + max_tokens
     options = EngineOptions.of(config.engine, max_batch=min(len(ids) * params.n, 16), max_context=room)
-    with open_session(config, selection) as session, Engine(session, checkpoint, tokenizer, options) as engine:
+    with (
+        open_session(config, selection) as session,
+        load_engine(session, checkpoint, tokenizer, options, located.name) as engine,
+    ):
         placed = placement(session, engine.requests.distinct())
         if show_placement:
             click.echo("\n".join(placement_lines(placed)), err=True)
