@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from opsocket_engine.config import ModelConfig
 from opsocket_engine.locate import GGUFModel, locate
 from opsocket_engine.model import Decoder
 from opsocket_engine.options import ACTIVATIONS, EngineOptions
-from opsocket_engine.requests import DecoderRequests, LayerRequests, decoder_requests
+from opsocket_engine.requests import DecoderRequests, decoder_requests
 from opsocket_engine.sampling import SamplingParams
 from opsocket_engine.scheduler import Chunk, Step
 from opsocket_engine.sequence import Sequence
@@ -159,18 +159,18 @@ def _with(requests: DecoderRequests, names: list[str], activations: str) -> Deco
         spec: Any = request.spec
         return replace(request, spec=replace(spec, weight_format=with_activation(spec.weight_format, activations)))
 
-    def changed(layer: LayerRequests) -> LayerRequests:
+    def changed(part: Any) -> Any:
+        """A layer, or its MLP, with those of the names that it has."""
         new: dict[str, Any] = {}
-        for name in set(names) - {"lm_head"}:
-            old = getattr(layer if hasattr(layer, name) else layer.feed_forward, name)
+        for name in {field.name for field in fields(part)} & set(names):
+            old = getattr(part, name)
             several = isinstance(old, tuple)
             new[name] = tuple(replace(p, request=other(p.request)) for p in old) if several else other(old)
-        of_layer = {name: value for name, value in new.items() if hasattr(layer, name)}
-        of_mlp = {name: value for name, value in new.items() if name not in of_layer}
-        return replace(layer, **of_layer, feed_forward=replace(layer.feed_forward, **of_mlp))
+        return replace(part, **new)
 
+    layers = tuple(replace(changed(layer), feed_forward=changed(layer.feed_forward)) for layer in requests.layers)
     lm_head = other(requests.lm_head) if "lm_head" in names else requests.lm_head
-    return replace(requests, layers=tuple(map(changed, requests.layers)), lm_head=lm_head)
+    return replace(requests, layers=layers, lm_head=lm_head)
 
 
 def _in_chunks(
