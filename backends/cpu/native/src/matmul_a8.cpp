@@ -17,7 +17,7 @@ constexpr int MOST = W == 16 ? 8 : 4;  // rows of x that there are loops for
 #else
 constexpr int MOST = 2;  // no such machine is chosen for speed, and its compiler takes the longest
 #endif
-constexpr int64_t FEW_EACH = 64;             // rows of each expert, on average, up to which that is worth more than balance
+constexpr int64_t FEW_EACH = 64;             // rows of each weight, on average, up to which a thread's panels are one run
 constexpr int64_t AHEAD = 4096;              // bytes of weights that several of these ask for before they are needed
 constexpr int64_t BLOCK_BYTES = 640 << 10;   // of quantized rows that stay in a level 2 cache while panels pass
 constexpr int64_t BLOCK_ROWS = 48, MAX_BLOCK_ROWS = 504;
@@ -349,9 +349,11 @@ void matmul_a8(const Command *command, Worker &worker) {
             continue;
         }
         worker.barrier();
-        int64_t total = 0, met = 0;
+        // A panel takes as long as its rows, and as some more do for its memory.
+        auto cost_of = [&](int64_t count) { return panels * (count + blocks_of(count) * (FEW / 2)); };
+        int64_t total = 0, cost = 0, met = 0;
         each_expert([&](int64_t, const Cuts &, int64_t begin, int64_t end) {
-            total += blocks_of(end - begin) * panels, met++;
+            total += blocks_of(end - begin) * panels, cost += cost_of(end - begin), met++;
             return true;
         });
         // Piece by piece: a panel with a block of the rows that meet it.
@@ -361,16 +363,8 @@ void matmul_a8(const Command *command, Worker &worker) {
             block_of_panel(c, c.weights[e], cuts, panel, from, to - from, worker.shared + (from - first) * row_bytes,
                            c.bias ? c.bias + e * c.n : nullptr, scratch, panel + next);
         };
-        const int64_t few = c.offsets ? FEW_EACH * met : FEW;
-        if (pass >= COUNTERS || last - first <= few) {
-            // Few rows: a thread's panels in one run, which asks for its memory ahead. A panel takes as long as its rows,
-            // and as some more do for its memory.
-            auto cost_of = [&](int64_t count) { return panels * (count + blocks_of(count) * (FEW / 2)); };
-            int64_t cost = 0;
-            each_expert([&](int64_t, const Cuts &, int64_t begin, int64_t end) {
-                cost += cost_of(end - begin);
-                return true;
-            });
+        if (pass >= COUNTERS || last - first <= FEW_EACH * met) {
+            // Few rows: panels that stand one behind the other, so that memory is asked for ahead.
             Shares shares(worker, cost);
             each_expert([&](int64_t e, const Cuts &cuts, int64_t begin, int64_t end) {
                 int64_t start, stop;
