@@ -33,8 +33,8 @@ from opsocket_engine.keys import Keys
 
 @dataclass(frozen=True)
 class _ExpertsKeys:
-    """How a family's config.json says what its experts are: the keys of their number, of which one is there, and that of
-    their width. top_k: where no key says it. renormalize: None where a key does."""
+    """How a family's config.json says what its experts are: the keys of their number, of which one is there, and that
+    of their width. top_k: where no key says it. renormalize: None where a key does."""
 
     num_experts: tuple[str, ...]
     top_k: int
