@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from opsocket_engine.sampling import SamplingParams
 from opsocket_engine.scheduler import Step
 from opsocket_engine.sequence import Chunk
 from opsocket_engine.sequence import Sequence as TokenSequence
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # for `mixture`, which writes GGUF files
 
 TINY = ModelConfig(
     architecture="llama",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from mixture import write_mixture
 from safetensors.torch import load_file, save_file
 
 from opsocket.operators import DeviceInfo, SessionOptions
@@ -315,9 +315,6 @@ def test_a_tensor_of_three_dimensions_has_a_weight_for_each_expert(tmp_path):
 def test_smollm2_as_a_mixture_says_the_same(tmp_path, session, generate_ids, activations):
     """Each expert is the layer's MLP with its inner channels in another order: what mixes experts up, or loses a
     choice, speaks no English."""
-    sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-    from mixture import write_mixture
-
     dense = locate("smollm2")
     write_mixture(dense.path, tmp_path / "mixture.gguf", num_experts=3, top_k=2)
     mixture = open_checkpoint(locate(str(tmp_path / "mixture.gguf")))

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from mixture import rewrite
 from safetensors.torch import save_file
 
 from opsocket.quantization import dequantize, get_format, quantize
@@ -30,23 +31,15 @@ def smollm2():
 
 def write_mxfp4(source, path) -> None:
     """The model's own file, every matrix of a layer in MXFP4."""
-    reader = gguf.GGUFReader(source.path)
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != gguf.Keys.General.ARCHITECTURE:
-            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), field.types[0], sub_type)
-    for tensor in reader.tensors:
-        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
-            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-            blocks = quantize(get_format("mxfp4"), np.ascontiguousarray(values, np.float32))["blocks"]
-            writer.add_tensor(tensor.name, blocks, raw_dtype=gguf.GGMLQuantizationType.MXFP4)
-        else:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+
+    def of_tensor(tensor):
+        if not (tensor.name.startswith("blk.") and len(tensor.shape) == 2):
+            return [(tensor.name, tensor.data, tensor.tensor_type)]
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        blocks = quantize(get_format("mxfp4"), np.ascontiguousarray(values, np.float32))["blocks"]
+        return [(tensor.name, blocks, gguf.GGMLQuantizationType.MXFP4)]
+
+    rewrite(source.path, path, of_tensor)
 
 
 def write_fp8_blocks(model, folder) -> None:
