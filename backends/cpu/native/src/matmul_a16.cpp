@@ -47,7 +47,7 @@ template <class Visit> void each_weight(const MatmulA16 &c, int64_t rows, const 
     }
 }
 
-constexpr int ROWS = W == 16 ? 8 : W == 8 ? 3 : 1;  // that meet a tile at a time: registers decide
+constexpr int ROWS = W == 16 ? 8 : 6;        // that meet PART vectors of a tile at a time: registers decide
 constexpr int64_t BLOCK_ROWS = 384;          // rows whose sums are kept at a time
 constexpr int64_t FEW = 16;                  // rows up to which a panel takes no longer than to agree on who takes it
 constexpr int64_t MEMORY_ROWS = 2;           // as long as whose products a panel's memory takes
@@ -56,25 +56,39 @@ constexpr int64_t OWN_ROWS = 48;             // of each thread: from so many on 
 // sums[r][32] += x[r][0 .. count) tile[count][32], R rows. A tile's sum is its own: in one chain through all of k roundings
 // that lean one way would add up.
 template <int R> void multiply(const float *x, int64_t x_stride, const float *tile, int64_t count, float *sums) {
-    F s[R][V] = {};
+    for (int first = 0; first < PANEL; first += PART * W) {
+        F s[R][PART] = {};
 #pragma GCC unroll 4  // of what a k takes beside its products a twelfth is saved, more than by more rows
-    for (int64_t k = 0; k < count; k++) {
-        F t[V];
-        for (int v = 0; v < V; v++) t[v] = load(tile + k * PANEL + v * W);
-        for (int r = 0; r < R; r++) {
-            const F factor = set(x[r * x_stride + k]);
-            for (int v = 0; v < V; v++) s[r][v] = s[r][v] + factor * t[v];
+        for (int64_t k = 0; k < count; k++) {
+            F t[PART];
+            for (int v = 0; v < PART; v++) t[v] = load(tile + k * PANEL + first + v * W);
+            for (int r = 0; r < R; r++) {
+                const F factor = set(x[r * x_stride + k]);
+                for (int v = 0; v < PART; v++) s[r][v] = s[r][v] + factor * t[v];
+            }
         }
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < PART; v++) {
+                float *sum = sums + r * PANEL + first + v * W;
+                store(sum, load(sum) + s[r][v]);
+            }
     }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) store(sums + r * PANEL + v * W, load(sums + r * PANEL + v * W) + s[r][v]);
 }
 
 template <int R = ROWS>
-void multiply_rows(int rows, const float *x, int64_t x_stride, const float *tile, int64_t count, float *sums) {
+void multiply_some(int rows, const float *x, int64_t x_stride, const float *tile, int64_t count, float *sums) {
     if constexpr (R > 0) {
         if (rows == R) multiply<R>(x, x_stride, tile, count, sums);
-        else multiply_rows<R - 1>(rows, x, x_stride, tile, count, sums);
+        else multiply_some<R - 1>(rows, x, x_stride, tile, count, sums);
+    }
+}
+
+// All rows, in blocks of about one size: the sums of a row or two would leave pipes waiting.
+void multiply_rows(int64_t rows, const float *x, int64_t x_stride, const float *tile, int64_t count, float *sums) {
+    for (int64_t blocks = (rows + ROWS - 1) / ROWS; blocks > 0; blocks--) {
+        const int64_t some = (rows + blocks - 1) / blocks;
+        multiply_some(int(some), x, x_stride, tile, count, sums);
+        rows -= some, x += some * x_stride, sums += some * PANEL;
     }
 }
 
@@ -134,16 +148,21 @@ void panel_product(const Product &p, int64_t number, const float *x, int64_t x_s
         for (int64_t first = 0; first < p.k; first += TILE_K) {
             const int64_t count = p.k - first < TILE_K ? p.k - first : TILE_K;
             const float *t = float_tile(p.float_dtype, panel, first, count, tile);
-            for (int64_t r = 0; r < rows; r += ROWS)
-                multiply_rows(int(rows - r < ROWS ? rows - r : ROWS), x + r * x_stride + first, x_stride, t, count,
-                              sums + r * PANEL);
+            multiply_rows(rows, x + first, x_stride, t, count, sums);
         }
         return;
     }
     const Panels &w = p.weight;
     const Widen widened = widen_of(w);
     const uint8_t *panel = w.data + number * w.panel_bytes();
-    if (totals) return few_rows(w, rows)(w, panel, x, x_stride, totals, sums);
+    if (totals) {
+        const int64_t blocks = (rows + MOST_IN_REGISTERS - 1) / MOST_IN_REGISTERS, groups = w.k / w.group;
+        for (int64_t block = 0; block < blocks; block++) {
+            const int64_t r = rows * block / blocks, some = rows * (block + 1) / blocks - r;
+            few_rows(w, some)(w, panel, x + r * x_stride, x_stride, totals + r * groups, sums + r * PANEL);
+        }
+        return;
+    }
     // Whole groups at a time where they are small, pieces of one where they are large.
     const int64_t groups = w.group < TILE_K ? TILE_K / w.group : 1;
     const int64_t piece = w.group < TILE_K ? w.group : TILE_K / w.slab() * w.slab();
@@ -157,9 +176,7 @@ void panel_product(const Product &p, int64_t number, const float *x, int64_t x_s
             widened(w, panel, at / w.group, in_group, part, tile + count * PANEL);
             count += part;
         }
-        for (int64_t r = 0; r < rows; r += ROWS)
-            multiply_rows(int(rows - r < ROWS ? rows - r : ROWS), x + r * x_stride + first, x_stride, tile, count,
-                          sums + r * PANEL);
+        multiply_rows(rows, x + first, x_stride, tile, count, sums);
         first += count;
     }
 }
@@ -256,7 +273,7 @@ void matmul_a16(const Command *command, Worker &worker) {
         const float *x = wide.x + first * wide.stride;
         // In place of the tile, which few rows do without.
         const int64_t groups = p.float_dtype < 0 ? p.padded() / p.weight.group : 0;
-        const bool few = groups && count <= MOST_IN_REGISTERS && count * groups <= TILE_K * PANEL;
+        const bool few = groups && count <= MOST_OF_CODES && count * groups <= TILE_K * PANEL;
         for (int64_t r = 0; few && r < count; r++)
             totals_of_groups(x + r * wide.stride, p.padded(), p.weight.group, tile + r * groups);
         auto panel_of_rows = [&](int64_t number, int64_t begin, int64_t end) {

@@ -46,14 +46,14 @@ void widen(const Panels &w, const uint8_t *panel, int64_t g, int64_t first, int6
     const Scales scales = scales_of(w, panel, g, 0), minimums = scales_of(w, panel, g, 1);
     const I mask = set(int32_t((1 << BITS) - 1)), offset = set(int32_t(w.zero_offset));
     const Numbers numbers(w, w.zero_offset);
-    F scale[V], minimum[V];
-    for (int v = 0; v < V; v++) {
+    F scale[VECTORS], minimum[VECTORS];
+    for (int v = 0; v < VECTORS; v++) {
         scale[v] = scales.vector(v * W);
         minimum[v] = w.has_minimum ? minimums.vector(v * W) : set(0.0f);
     }
     for (int64_t at = 0; at < count; at += SLAB, codes += SLAB * PANEL * BITS / 8) {
         for (int step = 0; step < SLAB / 4; step++, tile += 4 * PANEL) {
-            for (int v = 0; v < V; v++) {
+            for (int v = 0; v < VECTORS; v++) {
                 const I four = codes_of_step<BITS, SLAB>(codes, step, v);
                 [[maybe_unused]] F floats[4];
                 if constexpr (CODE == E4M3FN) four_e4m3fn(four, floats);
@@ -85,8 +85,8 @@ inline Widen widen_of(const Panels &w) {
 template <int R, int BITS, int CODE, int SLAB>
 void rows_by_groups(const Panels &w, const uint8_t *panel, const float *x, int64_t x_stride, const float *totals,
                     float *sums) {
-    constexpr int FIELDS = 8 / low_bits(BITS), STEPS = SLAB / 4 / FIELDS;
-    constexpr int CHAINS = R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;  // of a sum, which would wait for itself
+    constexpr int HERE = together(R), FIELDS = 8 / low_bits(BITS), STEPS = SLAB / 4 / FIELDS;
+    constexpr int CHAINS = R * HERE >= 8 ? 1 : R * HERE >= 4 ? 2 : 4;  // of a sum, which would wait for itself
     constexpr int64_t SLAB_BYTES = SLAB * PANEL * BITS / 8, RUN = 256 / SLAB;  // slabs of a sum: no longer chains than about a tile's
     const int64_t groups = w.k / w.group, block_groups = w.block() / w.group, slabs = w.group / SLAB;
     const int64_t head_bytes = w.head_bytes(), tail_bytes = w.tail_bytes();
@@ -106,55 +106,60 @@ void rows_by_groups(const Panels &w, const uint8_t *panel, const float *x, int64
             scales = scales_at(w, codes, head, in_block, 0), minimums = scales_at(w, codes, head, in_block, 1);
         for (int64_t left = slabs; left;) {
             const int64_t run = left < RUN ? left : RUN;
-            F dot[R][V][CHAINS];
-            for (int r = 0; r < R; r++)
-                for (int v = 0; v < V; v++)
-                    for (int chain = 0; chain < CHAINS; chain++) dot[r][v][chain] = set(0.0f);
-            for (int64_t s = run; s; s--, codes += SLAB_BYTES, x += SLAB) {
-                ask_ahead(codes, SLAB_BYTES);
+            left -= run;
+            for (int first = 0; first < VECTORS; first += HERE) {
+                const uint8_t *slab = codes;
+                const float *row = x;
+                F dot[R][HERE][CHAINS];
+                for (int r = 0; r < R; r++)
+                    for (int v = 0; v < HERE; v++)
+                        for (int chain = 0; chain < CHAINS; chain++) dot[r][v][chain] = set(0.0f);
+                for (int64_t s = run; s; s--, slab += SLAB_BYTES, row += SLAB) {
+                    if (first == 0) ask_ahead(slab, SLAB_BYTES);
 #pragma GCC unroll 2
-                for (int step = 0; step < STEPS; step++)
+                    for (int step = 0; step < STEPS; step++)
 #pragma GCC unroll 4
-                    for (int field = 0; field < FIELDS; field++) {
-                        constexpr bool WHOLE = low_bits(BITS) == BITS;  // codes lie in one place, from bit `from` on
-                        const int from = WHOLE ? field * BITS : 0;
-                        I four[V];
-                        for (int v = 0; v < V; v++)
-                            four[v] = WHOLE ? load_as<I>(codes + step * PANEL * 4 + v * W * 4)
-                                            : codes_of_step<BITS, SLAB>(codes, field * STEPS + step, v);
-                        [[maybe_unused]] F floats[V][4];
-                        for (int v = 0; v < V; v++)
-                            if constexpr (CODE == E4M3FN) four_e4m3fn(four[v], floats[v]);
+                        for (int field = 0; field < FIELDS; field++) {
+                            constexpr bool WHOLE = low_bits(BITS) == BITS;  // codes lie in one place, from bit `from` on
+                            const int from = WHOLE ? field * BITS : 0;
+                            I four[HERE];
+                            for (int v = 0; v < HERE; v++)
+                                four[v] = WHOLE ? load_as<I>(slab + step * PANEL * 4 + (first + v) * W * 4)
+                                                : codes_of_step<BITS, SLAB>(slab, field * STEPS + step, first + v);
+                            [[maybe_unused]] F floats[HERE][4];
+                            for (int v = 0; v < HERE; v++)
+                                if constexpr (CODE == E4M3FN) four_e4m3fn(four[v], floats[v]);
 #pragma GCC unroll 4
-                        for (int b = 0; b < 4; b++) {
-                            F value[V];
-                            for (int v = 0; v < V; v++) {
-                                if constexpr (CODE == E4M3FN) value[v] = floats[v][b];
-                                else value[v] = number<CODE, BITS>(four[v] >> (8 * b + from), mask, I{}, numbers);
-                            }
+                            for (int b = 0; b < 4; b++) {
+                                F value[HERE];
+                                for (int v = 0; v < HERE; v++) {
+                                    if constexpr (CODE == E4M3FN) value[v] = floats[v][b];
+                                    else value[v] = number<CODE, BITS>(four[v] >> (8 * b + from), mask, I{}, numbers);
+                                }
 #pragma GCC unroll 8
-                            for (int r = 0; r < R; r++) {
-                                const F factor = set(x[r * x_stride + (field * STEPS + step) * 4 + b]);
-                                for (int v = 0; v < V; v++) dot[r][v][b % CHAINS] += value[v] * factor;
+                                for (int r = 0; r < R; r++) {
+                                    const F factor = set(row[r * x_stride + (field * STEPS + step) * 4 + b]);
+                                    for (int v = 0; v < HERE; v++) dot[r][v][b % CHAINS] += value[v] * factor;
+                                }
                             }
                         }
+                }
+                for (int v = 0; v < HERE; v++) {
+                    const F scale = scales.vector((first + v) * W);
+                    const F minimum = has_minimum ? minimums.vector((first + v) * W) : set(0.0f);
+                    for (int r = 0; r < R; r++) {
+                        F sum = dot[r][v][0];
+                        for (int chain = 1; chain < CHAINS; chain++) sum += dot[r][v][chain];
+                        if (CODE == E4M3FN) sum = sum * E4M3FN_UNIT;
+                        const F total = set(left ? 0.0f : totals[r * groups + g]);
+                        float *to = sums + r * PANEL + (first + v) * W;
+                        F all = load(to) + scale * (sum - total * zero);
+                        if (has_minimum) all -= minimum * total;
+                        store(to, all);
                     }
-            }
-            left -= run;
-            for (int v = 0; v < V; v++) {
-                const F scale = scales.vector(v * W);
-                const F minimum = has_minimum ? minimums.vector(v * W) : set(0.0f);
-                for (int r = 0; r < R; r++) {
-                    F sum = dot[r][v][0];
-                    for (int chain = 1; chain < CHAINS; chain++) sum += dot[r][v][chain];
-                    if (CODE == E4M3FN) sum = sum * E4M3FN_UNIT;
-                    const F total = set(left ? 0.0f : totals[r * groups + g]);
-                    float *to = sums + r * PANEL + v * W;
-                    F all = load(to) + scale * (sum - total * zero);
-                    if (has_minimum) all -= minimum * total;
-                    store(to, all);
                 }
             }
+            codes += run * SLAB_BYTES, x += run * SLAB;
         }
         ask_ahead(codes, tail_bytes);
         codes += tail_bytes;

@@ -19,36 +19,40 @@ template <int32_t T> inline void load_two(const uint8_t *at, int v, F &first, F 
 // a tile is summed, so that a row's result does not depend on how many there are; one chain for each sum keeps up with memory.
 template <int R, int32_t T>
 void rows_by_floats(const uint8_t *panel, int64_t k, const float *x, int64_t x_stride, float *sums) {
-    constexpr int TWO_BYTES = 2 * PANEL * 2;
-    for (int64_t first = 0; first < k; first += TILE_K) {
-        const int64_t end = std::min(k, first + TILE_K);
-        F dot[R][V] = {};
-        auto add = [&](int64_t at) {
-            F one[V], other[V];
-            for (int v = 0; v < V; v++) load_two<T>(panel, v, one[v], other[v]);
-            panel += TWO_BYTES;
-            for (int r = 0; r < R; r++)
-                for (int v = 0; v < V; v++) dot[r][v] += one[v] * set(x[r * x_stride + at]);
-            for (int r = 0; r < R; r++)
-                for (int v = 0; v < V; v++) dot[r][v] += other[v] * set(x[r * x_stride + at + 1]);
-        };
-        int64_t at = first;
-        for (; at + 4 <= end; at += 4) {
-            ask_ahead(panel, 2 * TWO_BYTES);
-            add(at), add(at + 2);
-        }
-        for (; at + 2 <= end; at += 2) add(at);
-        for (int v = 0; at < end && v < V; v++) {
-            F one;
-            if constexpr (T == BF16) one = as_float(load_as<I>(panel + v * W * 4) << 16);
-            else one = load_half(panel + v * W * 2);
-            for (int r = 0; r < R; r++) dot[r][v] += one * set(x[r * x_stride + at]);
-        }
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < V; v++) {
-                float *to = sums + r * PANEL + v * W;
-                store(to, load(to) + dot[r][v]);
+    constexpr int HERE = together(R), TWO_BYTES = 2 * PANEL * 2;
+    for (int64_t begin = 0; begin < k; begin += TILE_K) {
+        const int64_t end = std::min(k, begin + TILE_K);
+        for (int first = 0; first < VECTORS; first += HERE) {
+            const uint8_t *two = panel;
+            F dot[R][HERE] = {};
+            auto add = [&](int64_t at) {
+                F one[HERE], other[HERE];
+                for (int v = 0; v < HERE; v++) load_two<T>(two, first + v, one[v], other[v]);
+                two += TWO_BYTES;
+                for (int r = 0; r < R; r++)
+                    for (int v = 0; v < HERE; v++) dot[r][v] += one[v] * set(x[r * x_stride + at]);
+                for (int r = 0; r < R; r++)
+                    for (int v = 0; v < HERE; v++) dot[r][v] += other[v] * set(x[r * x_stride + at + 1]);
+            };
+            int64_t at = begin;
+            for (; at + 4 <= end; at += 4) {
+                if (first == 0) ask_ahead(two, 2 * TWO_BYTES);
+                add(at), add(at + 2);
             }
+            for (; at + 2 <= end; at += 2) add(at);
+            for (int v = 0; at < end && v < HERE; v++) {
+                F one;
+                if constexpr (T == BF16) one = as_float(load_as<I>(two + (first + v) * W * 4) << 16);
+                else one = load_half(two + (first + v) * W * 2);
+                for (int r = 0; r < R; r++) dot[r][v] += one * set(x[r * x_stride + at]);
+            }
+            for (int r = 0; r < R; r++)
+                for (int v = 0; v < HERE; v++) {
+                    float *to = sums + r * PANEL + (first + v) * W;
+                    store(to, load(to) + dot[r][v]);
+                }
+        }
+        panel += (end - begin) / 2 * TWO_BYTES;  // odd ends are the last
     }
 }
 
@@ -73,7 +77,7 @@ inline const float *float_tile(int32_t dtype, const uint8_t *panel, int64_t firs
         return tile;
     }
     for (int64_t k = 0; k < count; k += 2)  // a dword holds k and k + 1, the lower k in its lower half
-        for (int v = 0; v < V; v++) {
+        for (int v = 0; v < VECTORS; v++) {
             const I pair = load_as<I>(panel + ((first + k) / 2 * PANEL + v * W) * 4);
             store(tile + k * PANEL + v * W, as_float(pair << 16));
             if (k + 1 < count) store(tile + (k + 1) * PANEL + v * W, as_float(pair & int32_t(0xffff0000)));

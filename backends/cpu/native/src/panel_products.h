@@ -24,7 +24,9 @@ template <class T> inline T element(const unsigned char *p) {
 #if OPSOCKET_AVX2 && !OPSOCKET_AVX_VNNI
 inline I slab_sum(I) { return I{}; }
 inline I add_products(I sum, I w, I a) {
-    return (I)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)a));
+    __m256i all = _mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)a));
+    asm("" : "+x"(all));  // or the compiler makes all products of a slab first, and adds them up from memory
+    return (I)all;
 }
 template <int FACTOR> inline I with_slab(I acc, I sum) {
     return acc + (I)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(FACTOR));
