@@ -137,9 +137,7 @@ void soften(const KVTiles &v, int32_t dot, const Seen *seen, const unsigned char
 #pragma GCC unroll 4
         for (int i = 0; i < DECODE_TOKENS / W; i++) {
             const int at = r * DECODE_TOKENS + i * W;
-#if OPSOCKET_AVX512
-            if (shuffled) weight[i] = (F)_mm512_permute_ps((__m512)weight[i], SHUFFLED);
-#endif
+            if (shuffled) weight[i] = shuffle_fours(weight[i]);
 #if OPSOCKET_AVX512_BF16
             if (dot == DOT_BF16) {
                 store_probabilities(w.packed + at * 2, weight[i]);
@@ -149,7 +147,6 @@ void soften(const KVTiles &v, int32_t dot, const Seen *seen, const unsigned char
             store(w.p + at, weight[i]);
         }
     }
-    (void)shuffled;
     store(state.sum, load(state.sum) * carry + across<R>(sums, [](F a, F b) { return a + b; }));
 }
 
@@ -158,19 +155,18 @@ void soften(const KVTiles &v, int32_t dot, const Seen *seen, const unsigned char
 // largest in this chunk.
 template <int R> int32_t weights_to_digits(int32_t code, DecodeWeights &w) {
     // By their bits, of which NaN has the most. Zeros, which any number of digits holds, become more than that.
+    auto larger = [](F a, F b) { return as_float(max(as_int(a), as_int(b))); };
+    auto smaller = [](F a, F b) { return (F)min((U)a, (U)b); };
     F size[R], rest[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
         for (int i = 0; i < DECODE_TOKENS; i += W) {
-            const I bits = (I)abs(load(w.p + r * DECODE_TOKENS + i)), before = bits - 1;
-            size[r] = (F)(i ? (I)_mm512_max_epi32((__m512i)bits, (__m512i)size[r]) : bits);
-            rest[r] = (F)(i ? (I)_mm512_min_epu32((__m512i)before, (__m512i)rest[r]) : before);
+            const F bits = abs(load(w.p + r * DECODE_TOKENS + i)), before = as_float(as_int(bits) - 1);
+            size[r] = i ? larger(bits, size[r]) : bits;
+            rest[r] = i ? smaller(before, rest[r]) : before;
         }
-    const F top = across<R>(size, [](F a, F b) { return (F)_mm512_max_epi32((__m512i)a, (__m512i)b); });
-    const F least = (F)((I)across<R>(rest, [](F a, F b) { return (F)_mm512_min_epu32((__m512i)a, (__m512i)b); }) + 1);
-    auto is_less = [&](float share) {
-        return _mm512_mask_cmp_ps_mask((1 << R) - 1, (__m512)least, (__m512)(top * share), _CMP_LT_OQ) != 0;
-    };
+    const F top = across<R>(size, larger), least = as_float(as_int(across<R>(rest, smaller)) + 1);
+    auto is_less = [&](float share) { return (true_lanes((I)(least < top * share)) & ((1 << R) - 1)) != 0; };
     if (is_less(0x1p-24f)) return DOT_F32;
     constexpr float most = most_in_digits(V_DIGITS);
     alignas(64) float units[W];
@@ -180,9 +176,9 @@ template <int R> int32_t weights_to_digits(int32_t code, DecodeWeights &w) {
     for (int r = 0; r < R; r++) {
         DigitSums sums;
         for (int i = 0; i < DECODE_TOKENS; i += W) {
-            const __m512i digits = digits_of(load(w.p + r * DECODE_TOKENS + i) * units[r]);
+            const I digits = digits_of(load(w.p + r * DECODE_TOKENS + i) * units[r]);
             sums.add(digits);
-            _mm512_store_si512(w.packed + (r * DECODE_TOKENS + i) * 4, digits);
+            __builtin_memcpy(w.packed + (r * DECODE_TOKENS + i) * 4, &digits, sizeof digits);
         }
         sums.store(code, w.first[r]);
     }
@@ -192,11 +188,11 @@ template <int R> int32_t weights_to_digits(int32_t code, DecodeWeights &w) {
 // Whether the lowest digits of the query may be left out with these keys.
 bool few_digits_do(const DecodeQuery &query, const DecodeKeys &keys) {
     if (query.dot != DOT_DIGITS || !keys.scales_at) return query.dot == DOT_DIGITS && query.few_digits_until >= 1;
-    F most = set(0.0f);
+    I most{};  // by their bits
     for (const unsigned char *tile : keys.tiles)
         for (int i = 0; i < TILE; i += W)
-            most = (F)_mm512_max_epi32((__m512i)most, (__m512i)abs(load(reinterpret_cast<const float *>(tile + keys.scales_at) + i)));
-    return _mm512_cmp_ps_mask((__m512)most, _mm512_set1_ps(query.few_digits_until), _CMP_NLE_UQ) == 0;
+            most = max(as_int(abs(load(reinterpret_cast<const float *>(tile + keys.scales_at) + i))), most);
+    return !true_lanes(~(I)(as_float(most) <= query.few_digits_until));
 }
 #endif
 

@@ -23,7 +23,7 @@ static bool prepare_digits(DecodeQuery &query, const KVTiles &k, int rows, const
     const int64_t dim = k.dim;
     float moved = 0;  // at most, by the lowest digits of a row, of logits with keys whose scale is 1
     for (int64_t r = 0; r < rows; r++) {
-        auto take = [&](int64_t d) { return load_part(q + r * dim, d, F32, int(std::min<int64_t>(dim - d, W))); };
+        auto take = [&](int64_t d) { return load_part(q + r * dim, d, F32, int(std::clamp<int64_t>(dim - d, 0, W))); };
         F most = set(0.0f), all = set(0.0f), lost = set(0.0f);
         for (int64_t d = 0; d < dim; d += W) most = max(most, abs(take(d))), all += abs(take(d));
         const float top = largest(most);
@@ -34,15 +34,14 @@ static bool prepare_digits(DecodeQuery &query, const KVTiles &k, int rows, const
         const float units = std::ldexp(1.0f, 23 - exponent);
         DigitSums sums;
         I lowest{};
-        for (int64_t d = 0; d < dim; d += W) {
+        for (int64_t d = 0; d < padded(dim); d += W) {  // keys have codes beyond the last dim
             const F x = take(d) * units;
-            const __m512i digits = digits_of(x);
-            const I low = (I)_mm512_cvtps_epi32((__m512)x) << 24 >> 24;
-            lowest += (I)_mm512_abs_epi32((__m512i)low);
+            const I digits = digits_of(x), low = round(x) << 24 >> 24;
+            lowest += low < 0 ? -low : low;
             lost += abs(x - convert(round(x)));
             sums.add(digits);
             alignas(64) unsigned char numbers[W * 4];
-            _mm512_store_si512(numbers, digits);
+            std::memcpy(numbers, &digits, sizeof digits);
             spread<16>(numbers, W / 4, rows, reinterpret_cast<unsigned char *>(query.packed + (d / 4 * rows + r) * 4));
         }
         if (sum(lost) > sum(all) * units * 0x1p-24f) return false;
@@ -86,9 +85,7 @@ void decode_prepare(
             auto take = [&](const float *x) { return here == W ? load(x) : load_part(x, 0, F32, here); };
             F x = take(q + r * dim + d);
             if (channels) x = x * take(channels + d);
-#if OPSOCKET_AVX512
-            if (order == ORDER_SHUFFLED) x = (F)_mm512_permute_ps((__m512)x, SHUFFLED);
-#endif
+            if (order == ORDER_SHUFFLED) x = shuffle_fours(x);
             alignas(64) unsigned char numbers[W * 4];
             if (number == 2) store_bf16(numbers, x);
             else store(reinterpret_cast<float *>(numbers), x);
@@ -129,6 +126,7 @@ template <int32_t C, int R> static void scores_f32(const DecodeQuery &query, con
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) sums[r][v] = set(0.0f);
         const float *q = query.values;
+        Decoder<C> decode;
         for (int64_t i = 0; i < keys.vectors; i++) {
             U x[V];
 #pragma GCC unroll 4
@@ -139,15 +137,20 @@ template <int32_t C, int R> static void scores_f32(const DecodeQuery &query, con
             }
 #pragma GCC unroll 16
             for (int j = 0; j < N; j++) {
+                decode.renew();
                 F k[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++) k[v] = decode_one<C>(x[v], j);
+                for (int v = 0; v < V; v++) k[v] = decode(x[v], j);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
                     const F y = set(q[j * R + r]);
 #pragma GCC unroll 4
                     for (int v = 0; v < V; v++) sums[r][v] += k[v] * y;
                 }
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) step_done(sums[r][v], x[v]);
             }
             q += N * R;
         }
@@ -158,64 +161,53 @@ template <int32_t C, int R> static void scores_f32(const DecodeQuery &query, con
     }
 }
 
-#if OPSOCKET_AVX512
+#if OPSOCKET_PAIRS
 // Sums of even and odd lanes beside each other take twice the registers.
-constexpr int pairs_beside(int rows) { return rows <= 2 ? 4 : rows <= 4 ? 2 : 1; }
+constexpr int pairs_beside(int rows) {
+    if (W < 16) return rows == 1 ? 2 : 1;
+    return rows <= 2 ? 4 : rows <= 4 ? 2 : 1;
+}
 
 // Numbers of 16 bits and less, widened two at a time; even and odd lanes of a sum are added at its end.
 template <int32_t C, int R> static void scores_pairs(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
-    constexpr int V = pairs_beside(R), N = kv_per_dword(C);
-    for (int first = 0; first < DECODE_TILES; first += V) {
-        __m512 sums[R][V][2];
+    constexpr int V = pairs_beside(R), N = kv_per_dword(C), OF_TILE = TILE / W;
+    for (int first = 0; first < DECODE_TILES * OF_TILE; first += V) {
+        F sums[R][V][2];
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) sums[r][v][0] = sums[r][v][1] = _mm512_setzero_ps();
+            for (int v = 0; v < V; v++) sums[r][v][0] = sums[r][v][1] = set(0.0f);
         const float *q = query.values;
+        [[maybe_unused]] CodeDecoder<C == KV_F16 ? int32_t(KV_F8E4M3FN) : C> decode;
         for (int64_t i = 0; i < keys.vectors; i++, q += N * R) {
-            if constexpr (C == KV_F16) {
-                __m512 a[V], b[V];
+            const unsigned char *x[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                const int tile = (first + v) / OF_TILE, part = (first + v) % OF_TILE;
+                x[v] = keys.tiles[tile] + i * 64 + part * W * 4;
+                if (part == 0) prefetch(keys.ahead[tile] + i * 64);
+            }
+            [[maybe_unused]] U even[V], odd[V];
+            if constexpr (C != KV_F16) {
+                decode.renew();
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) decode(load_as<U>(x[v]), even[v], odd[v]);
+            }
+#pragma GCC unroll 2
+            for (int half = 0; half < N / 2; half++) {
+                F a[V], b[V];
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) {
-                    const unsigned char *x = keys.tiles[first + v] + i * 64;
-                    a[v] = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)x));
-                    b[v] = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(x + 32)));
-                    prefetch(keys.ahead[first + v] + i * 64);
+                    if constexpr (C == KV_F16) a[v] = load_half(x[v]), b[v] = load_half(x[v] + W * 2);
+                    else a[v] = half_of(even[v], half), b[v] = half_of(odd[v], half);
                 }
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
-                    const __m512 y = broadcast_pair(q + r * 2);
+                    const F y = broadcast_pair(q + r * N + half * 2);
 #pragma GCC unroll 4
                     for (int v = 0; v < V; v++) {
-                        sums[r][v][0] = _mm512_fmadd_ps(a[v], y, sums[r][v][0]);
-                        sums[r][v][1] = _mm512_fmadd_ps(b[v], y, sums[r][v][1]);
-                    }
-                }
-            } else {
-                const CodeDecoder<C> decoder;
-                const __m512i upper = _mm512_set1_epi32(int(0xffff0000));
-                __m512i a[V], b[V];
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++) {
-                    decoder(_mm512_load_si512(keys.tiles[first + v] + i * 64), a[v], b[v]);
-                    prefetch(keys.ahead[first + v] + i * 64);
-                }
-#pragma GCC unroll 2
-                for (int half = 0; half < 2; half++) {
-                    __m512 x[V][2];
-#pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) {
-                        x[v][0] = (__m512)(half ? _mm512_and_si512(a[v], upper) : _mm512_slli_epi32(a[v], 16));
-                        x[v][1] = (__m512)(half ? _mm512_and_si512(b[v], upper) : _mm512_slli_epi32(b[v], 16));
-                    }
-#pragma GCC unroll 8
-                    for (int r = 0; r < R; r++) {
-                        const __m512 y = broadcast_pair(q + r * 4 + half * 2);
-#pragma GCC unroll 4
-                        for (int v = 0; v < V; v++) {
-                            sums[r][v][0] = _mm512_fmadd_ps(x[v][0], y, sums[r][v][0]);
-                            sums[r][v][1] = _mm512_fmadd_ps(x[v][1], y, sums[r][v][1]);
-                        }
+                        sums[r][v][0] += a[v] * y;
+                        sums[r][v][1] += b[v] * y;
                     }
                 }
             }
@@ -224,7 +216,7 @@ template <int32_t C, int R> static void scores_pairs(const DecodeQuery &query, c
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++)
-                put_logits(query, keys, r, first + v, (F)join_pairs<C>(sums[r][v][0], sums[r][v][1]), s);
+                put_logits(query, keys, r, first + v, join_pairs<C>(sums[r][v][0], sums[r][v][1]), s);
     }
 }
 #endif
@@ -256,7 +248,11 @@ template <int32_t C, int R> static void scores_bf16(const DecodeQuery &query, co
                 for (int v = 0; v < V; v++) {
                     if constexpr (C == KV_BF16) x[v][0] = dwords[v];
                     else if constexpr (kv_bits(C) < 8) x[v][0] = decode_words<C>(dwords[v], step);
-                    else CodeDecoder<C>()(dwords[v], x[v][0], x[v][1]);
+                    else {
+                        U even, odd;
+                        CodeDecoder<C>()((U)dwords[v], even, odd);
+                        x[v][0] = (__m512i)even, x[v][1] = (__m512i)odd;
+                    }
                 }
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
@@ -274,7 +270,7 @@ template <int32_t C, int R> static void scores_bf16(const DecodeQuery &query, co
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
                 F all = (F)sums[r][v][0];
-                if constexpr (HALVES == 2) all = (F)join_pairs<C>(sums[r][v][0], sums[r][v][1]);
+                if constexpr (HALVES == 2) all = join_pairs<C>((F)sums[r][v][0], (F)sums[r][v][1]);
                 put_logits(query, keys, r, first + v, all, s);
             }
     }
@@ -283,26 +279,27 @@ template <int32_t C, int R> static void scores_bf16(const DecodeQuery &query, co
 
 #if OPSOCKET_DIGITS
 template <int32_t C, int R, int LEFT_OUT> static void scores_digits(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
-    constexpr int DIGITS = K_DIGITS - LEFT_OUT, V = digits_beside(R, DIGITS), STEPS = kv_per_dword(C) / 4;
-    for (int first = 0; first < DECODE_TILES; first += V) {
-        __m512i sums[R][V][DIGITS];
+    constexpr int DIGITS = K_DIGITS - LEFT_OUT, V = digits_beside(R, DIGITS), STEPS = kv_per_dword(C) / 4, OF_TILE = TILE / W;
+    for (int first = 0; first < DECODE_TILES * OF_TILE; first += V) {
+        I sums[R][V][DIGITS];
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++)
 #pragma GCC unroll 3
-                for (int n = 0; n < DIGITS; n++) sums[r][v][n] = _mm512_set1_epi32(query.first[r][LEFT_OUT + n]);
+                for (int n = 0; n < DIGITS; n++) sums[r][v][n] = set(query.first[r][LEFT_OUT + n]);
         const int32_t *q = query.packed;
         for (int64_t i = 0; i < keys.vectors; i++) {
-            __m512i dwords[V];
+            I dwords[V];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
-                dwords[v] = _mm512_load_si512(keys.tiles[first + v] + i * 64);
-                prefetch(keys.ahead[first + v] + i * 64);
+                const int tile = (first + v) / OF_TILE, part = (first + v) % OF_TILE;
+                dwords[v] = load_as<I>(keys.tiles[tile] + i * 64 + part * W * 4);
+                if (part == 0) prefetch(keys.ahead[tile] + i * 64);
             }
 #pragma GCC unroll 4
             for (int step = 0; step < STEPS; step++, q += R * 4) {
-                __m512i codes[V];
+                I codes[V];
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) codes[v] = unsigned_codes<C>(dwords[v], step);
 #pragma GCC unroll 8
@@ -325,7 +322,7 @@ template <int32_t C, int R, int LEFT_OUT> static void scores_digits(const Decode
 
 template <int32_t C, int R> struct Scores {
     static constexpr DecodeScores f32 = scores_f32<C, R>;
-#if OPSOCKET_AVX512
+#if OPSOCKET_PAIRS
     static constexpr DecodeScores pairs = scores_pairs<C, R>;
 #endif
 #if OPSOCKET_AVX512_BF16

@@ -17,24 +17,30 @@ template <int32_t C, int R, int V> static void sum_f32(const DecodeWeights &w, i
     for (int t = 0; t < w.count; t++) {
         const unsigned char *tile = w.tiles[t] + d * 4, *ahead = w.ahead[t] + d * 4;
         const float *p = w.p + t * TILE;
+        Decoder<C> decode;
         for (int i = 0; i < ROWS; i++) {
             U x[V];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
                 x[v] = load_as<U>(tile + (i * w.width + v * W) * 4);
-                prefetch(ahead + (i * w.width + v * W) * 4);
+                if ((d + v * W) % 16 == 0) prefetch(ahead + (i * w.width + v * W) * 4);
             }
 #pragma GCC unroll 16
             for (int j = 0; j < N; j++) {
+                decode.renew();
                 F value[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++) value[v] = decode_one<C>(x[v], j);
+                for (int v = 0; v < V; v++) value[v] = decode(x[v], j);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
                     F weight = set(p[r * DECODE_TOKENS + i * N + j]);
 #pragma GCC unroll 4
                     for (int v = 0; v < V; v++) sums[r][v] += value[v] * weight;
                 }
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) step_done(sums[r][v], x[v]);
             }
         }
     }
@@ -44,56 +50,39 @@ template <int32_t C, int R, int V> static void sum_f32(const DecodeWeights &w, i
         for (int v = 0; v < V; v++) store(out + r * w.width + d + v * W, sums[r][v]);
 }
 
-#if OPSOCKET_AVX512
-// Floats widened two at a time (two tokens of one dim in neighbouring lanes), V vectors of 16 dims.
+#if OPSOCKET_PAIRS
+// Floats widened two at a time (two tokens of one dim in neighbouring lanes), V vectors of W dims.
 template <int32_t C, int R, int V> static void sum_pairs(const DecodeWeights &w, int64_t d, float *out) {
     constexpr int N = kv_per_dword(C), ROWS = TILE / N;
-    __m512 sums[R][V][2];
+    F sums[R][V][2];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sums[r][v][0] = sums[r][v][1] = _mm512_setzero_ps();
-    const __m512i upper = _mm512_set1_epi32(int(0xffff0000));
+        for (int v = 0; v < V; v++) sums[r][v][0] = sums[r][v][1] = set(0.0f);
+    [[maybe_unused]] CodeDecoder<C == KV_F16 ? int32_t(KV_F8E4M3FN) : C> decode;
     for (int t = 0; t < w.count; t++) {
         const unsigned char *tile = w.tiles[t] + d * 4, *ahead = w.ahead[t] + d * 4;
         const float *p = w.p + t * TILE;
         for (int i = 0; i < ROWS; i++) {
-            if constexpr (C == KV_F16) {
-                __m512 a[V], b[V];
 #pragma GCC unroll 2
-                for (int v = 0; v < V; v++) {
-                    const unsigned char *x = tile + (i * w.width + v * 16) * 4;
-                    a[v] = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)x));
-                    b[v] = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(x + 32)));
-                    prefetch(ahead + (i * w.width + v * 16) * 4);
+            for (int v = 0; v < V; v++) {
+                const unsigned char *x = tile + (i * w.width + v * W) * 4;
+                if ((d + v * W) % 16 == 0) prefetch(ahead + (i * w.width + v * W) * 4);
+                [[maybe_unused]] U even, odd;
+                if constexpr (C != KV_F16) {
+                    decode.renew();
+                    decode(load_as<U>(x), even, odd);
                 }
-#pragma GCC unroll 8
-                for (int r = 0; r < R; r++) {
-                    __m512 weight = broadcast_pair(p + r * DECODE_TOKENS + i * 2);
 #pragma GCC unroll 2
-                    for (int v = 0; v < V; v++) {
-                        sums[r][v][0] = _mm512_fmadd_ps(a[v], weight, sums[r][v][0]);
-                        sums[r][v][1] = _mm512_fmadd_ps(b[v], weight, sums[r][v][1]);
-                    }
-                }
-            } else {
-                const CodeDecoder<C> decoder;
-#pragma GCC unroll 2
-                for (int v = 0; v < V; v++) {
-                    __m512i dwords = _mm512_load_si512(tile + (i * w.width + v * 16) * 4);
-                    prefetch(ahead + (i * w.width + v * 16) * 4);
-                    __m512i a, b;
-                    decoder(dwords, a, b);
-                    __m512 a0 = (__m512)_mm512_slli_epi32(a, 16), a1 = (__m512)_mm512_and_si512(a, upper);
-                    __m512 b0 = (__m512)_mm512_slli_epi32(b, 16), b1 = (__m512)_mm512_and_si512(b, upper);
+                for (int half = 0; half < N / 2; half++) {
+                    F a, b;
+                    if constexpr (C == KV_F16) a = load_half(x), b = load_half(x + W * 2);
+                    else a = half_of(even, half), b = half_of(odd, half);
 #pragma GCC unroll 8
                     for (int r = 0; r < R; r++) {
-                        const float *at = p + r * DECODE_TOKENS + i * 4;
-                        __m512 x = broadcast_pair(at), y = broadcast_pair(at + 2);
-                        sums[r][v][0] = _mm512_fmadd_ps(a0, x, sums[r][v][0]);
-                        sums[r][v][1] = _mm512_fmadd_ps(b0, x, sums[r][v][1]);
-                        sums[r][v][0] = _mm512_fmadd_ps(a1, y, sums[r][v][0]);
-                        sums[r][v][1] = _mm512_fmadd_ps(b1, y, sums[r][v][1]);
+                        const F weight = broadcast_pair(p + r * DECODE_TOKENS + i * N + half * 2);
+                        sums[r][v][0] += a * weight;
+                        sums[r][v][1] += b * weight;
                     }
                 }
             }
@@ -103,8 +92,8 @@ template <int32_t C, int R, int V> static void sum_pairs(const DecodeWeights &w,
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
-            float *o = out + r * w.width + d + v * 16;
-            store(o, load(o) * w.carry[r] + (F)join_pairs<C>(sums[r][v][0], sums[r][v][1]));
+            float *o = out + r * w.width + d + v * W;
+            store(o, load(o) * w.carry[r] + join_pairs<C>(sums[r][v][0], sums[r][v][1]));
         }
 }
 #endif
@@ -137,7 +126,11 @@ template <int32_t C, int R, int V> static void sum_bf16(const DecodeWeights &w, 
                 for (int v = 0; v < V; v++) {
                     if constexpr (C == KV_BF16) x[v][0] = dwords[v];
                     else if constexpr (kv_bits(C) < 8) x[v][0] = decode_words<C>(dwords[v], step);
-                    else CodeDecoder<C>()(dwords[v], x[v][0], x[v][1]);
+                    else {
+                        U even, odd;
+                        CodeDecoder<C>()((U)dwords[v], even, odd);
+                        x[v][0] = (__m512i)even, x[v][1] = (__m512i)odd;
+                    }
                 }
                 const int32_t *at = p + (i * STEPS + step) * HALVES;
 #pragma GCC unroll 8
@@ -159,7 +152,7 @@ template <int32_t C, int R, int V> static void sum_bf16(const DecodeWeights &w, 
         for (int v = 0; v < V; v++) {
             float *o = out + r * w.width + d + v * 16;
             F all = (F)sums[r][v][0];
-            if constexpr (HALVES == 2) all = (F)join_pairs<C>(sums[r][v][0], sums[r][v][1]);
+            if constexpr (HALVES == 2) all = join_pairs<C>((F)sums[r][v][0], (F)sums[r][v][1]);
             store(o, load(o) * w.carry[r] + all);
         }
 }
@@ -169,26 +162,26 @@ template <int32_t C, int R, int V> static void sum_bf16(const DecodeWeights &w, 
 // Of R rows from `row` on.
 template <int32_t C, int R, int V, int LEFT_OUT> static void sum_digits(const DecodeWeights &w, int row, int64_t d, float *out) {
     constexpr int DIGITS = V_DIGITS - LEFT_OUT, STEPS = kv_per_dword(C) / 4, ROWS = TILE / kv_per_dword(C);
-    __m512i sums[R][V][DIGITS];
+    I sums[R][V][DIGITS];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++)
 #pragma GCC unroll 4
-            for (int n = 0; n < DIGITS; n++) sums[r][v][n] = _mm512_set1_epi32(w.first[row + r][LEFT_OUT + n]);
+            for (int n = 0; n < DIGITS; n++) sums[r][v][n] = set(w.first[row + r][LEFT_OUT + n]);
     for (int t = 0; t < w.count; t++) {
         const unsigned char *tile = w.tiles[t] + d * 4, *ahead = w.ahead[t] + d * 4;
         const int32_t *p = reinterpret_cast<const int32_t *>(w.packed) + row * DECODE_TOKENS + t * TILE;
         for (int i = 0; i < ROWS; i++) {
-            __m512i dwords[V];
+            I dwords[V];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
-                dwords[v] = _mm512_load_si512(tile + (i * w.width + v * 16) * 4);
-                prefetch(ahead + (i * w.width + v * 16) * 4);
+                dwords[v] = load_as<I>(tile + (i * w.width + v * W) * 4);
+                if ((d + v * W) % 16 == 0) prefetch(ahead + (i * w.width + v * W) * 4);
             }
 #pragma GCC unroll 4
             for (int step = 0; step < STEPS; step++, p += 4) {
-                __m512i codes[V];
+                I codes[V];
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) codes[v] = unsigned_codes<C>(dwords[v], step);
 #pragma GCC unroll 8
@@ -205,7 +198,7 @@ template <int32_t C, int R, int V, int LEFT_OUT> static void sum_digits(const De
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
-            float *o = out + (row + r) * w.width + d + v * 16;
+            float *o = out + (row + r) * w.width + d + v * W;
             store(o, load(o) * w.carry[row + r] + join_digits<DIGITS>(sums[r][v], LEFT_OUT) * w.unit[row + r]);
         }
 }
@@ -225,9 +218,13 @@ template <int32_t C, int R> static void values_f32(const DecodeWeights &w, float
     for (int64_t d = 0; d < w.width; d += 2 * W) sum_f32<C, R, 2>(w, d, out);
 #endif
 }
-#if OPSOCKET_AVX512
+#if OPSOCKET_PAIRS
 template <int32_t C, int R> static void values_pairs(const DecodeWeights &w, float *out) {
-    BY_VECTORS(sum_pairs, 2, 16)
+#if OPSOCKET_AVX512
+    BY_VECTORS(sum_pairs, 2, W)
+#else
+    for (int64_t d = 0; d < w.width; d += W) sum_pairs<C, R, 1>(w, d, out);
+#endif
 }
 #endif
 #if OPSOCKET_AVX512_BF16
@@ -242,18 +239,19 @@ template <int32_t C, int R> static void values_bf16(const DecodeWeights &w, floa
 
 #if OPSOCKET_DIGITS
 template <int32_t C, int R, int LEFT_OUT> static void values_digits(const DecodeWeights &w, float *out) {
-    constexpr int rows = R == 8 ? 4 : R, wide = digits_beside(rows, V_DIGITS - LEFT_OUT);  // 8 would take all registers
+    constexpr int DIGITS = V_DIGITS - LEFT_OUT, MOST_SUMS = W == 16 ? 16 : 12;  // as registers hold
+    constexpr int rows = R * DIGITS > MOST_SUMS && R % 2 == 0 ? R / 2 : R, wide = digits_beside(rows, DIGITS);
     for (int row = 0; row < R; row += rows) {
         int64_t d = 0;
-        for (; d + wide * 16 <= w.width; d += wide * 16) sum_digits<C, rows, wide, LEFT_OUT>(w, row, d, out);
-        for (; d < w.width; d += 16) sum_digits<C, rows, 1, LEFT_OUT>(w, row, d, out);
+        for (; d + wide * W <= w.width; d += wide * W) sum_digits<C, rows, wide, LEFT_OUT>(w, row, d, out);
+        for (; d < w.width; d += W) sum_digits<C, rows, 1, LEFT_OUT>(w, row, d, out);
     }
 }
 #endif
 
 template <int32_t C, int R> struct Values {
     static constexpr DecodeValues f32 = values_f32<C, R>;
-#if OPSOCKET_AVX512
+#if OPSOCKET_PAIRS
     static constexpr DecodeValues pairs = values_pairs<C, R>;
 #endif
 #if OPSOCKET_AVX512_BF16

@@ -40,6 +40,18 @@ template <int R, class Join> inline F across(const F *x, Join join) {
     };
     if constexpr (R <= 4) return four(x, R);
     else return (F)_mm512_mask_blend_ps(0xf0, (__m512)four(x, 4), (__m512)four(x + 4, R - 4));
+#elif OPSOCKET_AVX2
+    auto four = [&](const F *row, int rows) {
+        auto pair = [&](const F &a, const F &b) {
+            return join((F)_mm256_unpacklo_ps((__m256)a, (__m256)b), (F)_mm256_unpackhi_ps((__m256)a, (__m256)b));
+        };
+        const F ab = pair(row[0], row[rows > 1 ? 1 : 0]), cd = rows > 2 ? pair(row[2], row[rows > 3 ? 3 : 2]) : ab;
+        __m256d low = _mm256_unpacklo_pd((__m256d)ab, (__m256d)cd), high = _mm256_unpackhi_pd((__m256d)ab, (__m256d)cd);
+        const F all = join((F)low, (F)high);
+        return join(all, (F)_mm256_permute2f128_ps((__m256)all, (__m256)all, 1));
+    };
+    if constexpr (R <= 4) return four(x, R);
+    else return (F)_mm256_blend_ps((__m256)four(x, 4), (__m256)four(x + 4, R - 4), 0xf0);
 #else
     F all = x[0];
     for (int r = 0; r < R; r++) {

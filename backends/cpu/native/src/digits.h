@@ -9,7 +9,7 @@
 #include "tiles.h"
 
 // Where bf16 pairs have an instruction of their own, that one takes what may be rounded to bf16.
-#if OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16
+#if (OPSOCKET_AVX512 && !OPSOCKET_AVX512_BF16) || OPSOCKET_AVX_VNNI
 #define OPSOCKET_DIGITS 1
 #endif
 
@@ -20,52 +20,59 @@ namespace OPSOCKET_LEVEL {
 // The largest number of `digits` digits, less what leaves room for a factor and a product that are rounded up.
 constexpr float most_in_digits(int digits) { return digits == 3 ? 0x7f7f7dp0f : 0x7f7f7ep8f; }
 
-// 16 numbers of at most most_in_digits(4) in size, rounded to integers, as `digits_of_integers` has them.
-inline __m512i digits_of(F numbers) { return (__m512i)digits_of_integers((I)_mm512_cvtps_epi32((__m512)numbers)); }
+// W numbers of at most most_in_digits(4) in size, rounded to integers, as `digits_of_integers` has them.
+inline I digits_of(F numbers) { return digits_of_integers(round(numbers)); }
 
 // What unsigned codes are beyond what they stand for; 2^offset_bits.
 constexpr int offset_bits(int32_t code) { return code == KV_I8 ? 7 : code == KV_I4 ? 3 : 1; }
 static_assert(kv_offset(KV_I4) == 1 << offset_bits(KV_I4) && kv_offset(KV_I2) == 1 << offset_bits(KV_I2));
 
 // Four codes of each dword, unsigned: codes 4 step to 4 step + 3.
-template <int32_t C> inline __m512i unsigned_codes(__m512i dwords, int step) {
-    if constexpr (C == KV_I8) return _mm512_xor_si512(dwords, _mm512_set1_epi32(int(0x80808080)));
+template <int32_t C> inline I unsigned_codes(I dwords, int step) {
+    if constexpr (C == KV_I8) return dwords ^ int32_t(0x80808080);
     else {
-        constexpr int bits = kv_bits(C);
-        const __m512i low = _mm512_set1_epi8((1 << bits) - 1);
-        return _mm512_and_si512(step ? _mm512_srli_epi32(dwords, step * bits) : dwords, low);
+        constexpr int32_t bits = kv_bits(C), low = ((1 << bits) - 1) * 0x01010101;
+        return (step ? (I)((U)dwords >> (step * bits)) : dwords) & low;
     }
 }
 
 // Adds up digits of numbers, to be taken off the sums of their products with codes.
 class DigitSums {
    public:
-    void add(__m512i digits) { sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), digits); }
+    void add(I digits) { sums = dot_u8s8(sums, set(int32_t(0x01010101)), digits); }
     // What the sum of each digit's products begins with.
     void store(int32_t code, int32_t *first) const {
-        const __m128i all = _mm512_castsi512_si128((__m512i)sum_of_fours((I)sums));
-        const __m128i offset = _mm_slli_epi32(all, offset_bits(code));
-        _mm_storeu_si128((__m128i *)first, _mm_sub_epi32(_mm_setzero_si128(), offset));
+        const I all = sum_of_fours(sums);
+        for (int n = 0; n < 4; n++) first[n] = -all[n] * (1 << offset_bits(code));
     }
 
    private:
-    __m512i sums = _mm512_setzero_si512();
+    I sums{};
 };
 
-// sum + codes * digit, four of each in a dword. As written here: the compiler would load the digit by an instruction of
-// its own, and copy sums from register to register.
-inline void add_products(__m512i &sum, __m512i codes, const int32_t &digit) {
+// sum + codes * digit, four of each in a dword.
+inline void add_products(I &sum, I codes, const int32_t &digit) {
+#if OPSOCKET_AVX512
+    // As written here: the compiler would load the digit by an instruction of its own, and copy sums from register to
+    // register.
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(digit));
+#else
+    sum = dot_u8s8(sum, codes, set(digit));
+#endif
 }
 
-// Vectors of codes beside each other: as many as have sums that fill two pipes, whose products take 5 cycles.
-constexpr int digits_beside(int rows, int digits) { return rows == 1 ? 4 : rows * digits < 12 ? 2 : 1; }
+// Vectors of codes beside each other: as many as have sums that fill two pipes, whose products take 5 cycles, and fit
+// registers.
+constexpr int digits_beside(int rows, int digits) {
+    if (W < 16) return rows * digits * 4 <= 12 ? 4 : rows * digits * 2 <= 12 ? 2 : 1;
+    return rows == 1 ? 4 : rows * digits < 12 ? 2 : 1;
+}
 
 // What the sums of DIGITS digits come to; with `left_out` digits below them.
-template <int DIGITS> inline F join_digits(const __m512i *sums, int left_out) {
-    F all = convert((I)sums[DIGITS - 1]);
+template <int DIGITS> inline F join_digits(const I *sums, int left_out) {
+    F all = convert(sums[DIGITS - 1]);
 #pragma GCC unroll 3
-    for (int n = DIGITS - 2; n >= 0; n--) all = all * 256.0f + convert((I)sums[n]);
+    for (int n = DIGITS - 2; n >= 0; n--) all = all * 256.0f + convert(sums[n]);
     return left_out ? all * 256.0f : all;
 }
 #endif

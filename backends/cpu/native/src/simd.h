@@ -85,6 +85,21 @@ inline F min(F a, F b) { return a < b ? a : b; }
 inline F max(F a, F b) { return a > b ? a : b; }
 #endif
 inline F abs(F a) { return as_float(as_int(a) & 0x7fffffff); }
+inline I max(I a, I b) { return a > b ? a : b; }
+inline U min(U a, U b) { return a < b ? a : b; }
+
+// The lanes that a comparison is true of, a bit each.
+inline uint32_t true_lanes(I comparison) {
+#if OPSOCKET_AVX512
+    return _mm512_movepi32_mask((__m512i)comparison);
+#elif OPSOCKET_AVX2
+    return uint32_t(_mm256_movemask_ps((__m256)comparison));
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < W; i++) bits |= uint32_t(comparison[i] & 1) << i;
+    return bits;
+#endif
+}
 
 inline float sum(F v) {
     float s = 0;

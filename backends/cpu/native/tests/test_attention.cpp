@@ -6,7 +6,7 @@
 using namespace opsocket;
 using test::Array, test::CachePair, test::KVFormat, test::Matrix, test::Random, test::Tiles;
 
-#if OPSOCKET_AVX512
+#if OPSOCKET_AVX512 || OPSOCKET_AVX_VNNI
 constexpr double UNIT_OF_PROBABILITIES = 0x1p-8;  // where they may be rounded to bf16; digits of them lose no more
 #else
 constexpr double UNIT_OF_PROBABILITIES = 0;
