@@ -239,8 +239,9 @@ template <int32_t C, int R> static void values_bf16(const DecodeWeights &w, floa
 
 #if OPSOCKET_DIGITS
 template <int32_t C, int R, int LEFT_OUT> static void values_digits(const DecodeWeights &w, float *out) {
-    constexpr int DIGITS = V_DIGITS - LEFT_OUT, MOST_SUMS = W == 16 ? 16 : 12;  // as registers hold
-    constexpr int rows = R * DIGITS > MOST_SUMS && R % 2 == 0 ? R / 2 : R, wide = digits_beside(rows, DIGITS);
+    constexpr int DIGITS = V_DIGITS - LEFT_OUT;
+    constexpr int rows = R == 8 || (W < 16 && R * DIGITS > 12) ? R / 2 : R;  // more would take all registers
+    constexpr int wide = digits_beside(rows, DIGITS);
     for (int row = 0; row < R; row += rows) {
         int64_t d = 0;
         for (; d + wide * W <= w.width; d += wide * W) sum_digits<C, rows, wide, LEFT_OUT>(w, row, d, out);
