@@ -1,6 +1,7 @@
 // Codes of a cache as floats in registers, exactly: what the dot products of few queries meet (attention_decode.h).
 #pragma once
 #include "commands.h"
+#include "small_floats.h"
 #include "tiles.h"
 
 // Where codes become floats two at a time, by permutes of bytes.
@@ -67,35 +68,29 @@ template <int32_t C> struct IntegerTable {
 template <int32_t C> inline constexpr IntegerTable<C> INTEGER_TABLE;
 
 // Number r of each dword, as f32, exactly.
-template <int32_t C> class Decoder {
-   public:
-    F operator()(U x, int r) const {
-        if constexpr (C == KV_BF16) return half_of(x, r);
+template <int32_t C> inline F decode_one(U x, int r) {
+    if constexpr (C == KV_BF16) return half_of(x, r);
 #if OPSOCKET_AVX512
-        // A permute looks at no more than 4 bits of its index.
-        else if constexpr (kv_bits(C) < 8)
-            return (F)_mm512_permutexvar_ps((__m512i)(x >> kv_shift(C, r)), _mm512_load_ps(NIBBLE_TABLE<C>.values));
+    // A permute looks at no more than 4 bits of its index.
+    else if constexpr (kv_bits(C) < 8)
+        return (F)_mm512_permutexvar_ps((__m512i)(x >> kv_shift(C, r)), _mm512_load_ps(NIBBLE_TABLE<C>.values));
 #endif
-        else if constexpr (kv_is_integer(C)) {
-            int place = kv_shift(C, r);
-            if (place + kv_bits(C) > 23) x = x >> 16, place -= 16;
-            const int i = place / kv_bits(C);
-            return (F)((x & load_as<U>(table_->mask[i])) ^ load_as<U>(table_->exponent[i])) - load(table_->nothing[i]);
-        }
-        else return kv_decode<C>(kv_field<C>(x, r));
+    else if constexpr (kv_is_integer(C)) {
+        const IntegerTable<C> *table = &INTEGER_TABLE<C>;
+        if (W < 16) asm volatile("" : "+r"(table));  // registers must not hold it while sums are in memory
+        int place = kv_shift(C, r);
+        if (place + kv_bits(C) > 23) x = x >> 16, place -= 16;
+        const int i = place / kv_bits(C);
+        return (F)((x & load_as<U>(table->mask[i])) ^ load_as<U>(table->exponent[i])) - load(table->nothing[i]);
     }
+    else return kv_decode<C>(kv_field<C>(x, r));
+}
 
-    // For each number: where registers are few, these must not hold a table while sums are in memory.
-    void renew() {
-        if constexpr (kv_is_integer(C) && W < 16) asm volatile("" : "+r"(table_));
-    }
-
-   private:
-    static constexpr int32_t TABLE = kv_is_integer(C) ? C : int32_t(KV_I8);
-    const IntegerTable<TABLE> *table_ = &INTEGER_TABLE<TABLE>;
+#if OPSOCKET_AVX512
+// The bf16 of each 8-bit code, in two tables of bytes: by the 7 bits beside the sign (i8: by the magnitude).
+struct CodeTables {
+    alignas(64) unsigned char high[128] = {}, low[128] = {};
 };
-
-#if OPSOCKET_PAIRS
 constexpr int bf16_of_integer(int number) {
     int sign = number < 0 ? 0x8000 : 0, size = number < 0 ? -number : number, shift = 0;
     if (!size) return 0;
@@ -114,13 +109,6 @@ template <int32_t C> constexpr int bf16_of_code(int code) {
     while (!(fraction << shift >> mantissa)) shift++;
     return (1 - shift - bias + 127) << 7 | ((fraction << shift) & ((1 << mantissa) - 1)) << (7 - mantissa);
 }
-#endif
-
-#if OPSOCKET_AVX512
-// The bf16 of each 8-bit code, in two tables of bytes: by the 7 bits beside the sign (i8: by the magnitude).
-struct CodeTables {
-    alignas(64) unsigned char high[128] = {}, low[128] = {};
-};
 template <int32_t C> constexpr CodeTables code_tables() {
     CodeTables tables;
     for (int code = 0; code < 128; code++) {
@@ -149,7 +137,6 @@ template <int32_t C> struct CodeDecoder {
         even = (U)_mm512_unpacklo_epi8(low, high);
         odd = (U)_mm512_unpackhi_epi8(low, high);
     }
-    void renew() {}
 };
 
 // The bf16 of codes of 4 and 2 bits, by the 5 bits from where one begins: a permute of words looks at no more.
@@ -178,54 +165,16 @@ template <int32_t C> inline F join_pairs(F a, F b) {
 }
 inline F broadcast_pair(const float *p) { return (F)_mm512_broadcastsd_pd(_mm_load_sd((const double *)p)); }
 #elif OPSOCKET_AVX2
-// Bytes of bf16 by those of an f8e4m3fn, s eeee mmm, of which the upper four, s eee, decide the upper byte of the bf16, and the
-// lower four, e mmm, are the upper half of its lower byte: as exponents of bf16 are larger by an even number. Where eee is 0
-// the code is a fixed point number, which the lower four decide.
-struct EightBitTables {
-    alignas(32) uint8_t upper[32] = {}, fixed_upper[32] = {}, fixed_lower[32] = {}, lower[32] = {};
-    alignas(32) uint32_t magnitude[8], upper_four[8], below_fixed[8], above_fixed[8], nan[8], nan_upper[8];
-
-    constexpr EightBitTables() : magnitude(), upper_four(), below_fixed(), above_fixed(), nan(), nan_upper() {
-        for (int i = 0; i < 32; i++) {
-            const int four = i % 16, eee = four & 7;
-            upper[i] = uint8_t((four & 8) << 4 | (eee ? 60 + eee : 0));
-            lower[i] = uint8_t(four << 4);
-            const int bf16 = bf16_of_code<KV_F8E4M3FN>(four);
-            fixed_upper[i] = uint8_t(bf16 >> 8), fixed_lower[i] = uint8_t(bf16 & 255);
-        }
-        for (int i = 0; i < 8; i++) {
-            magnitude[i] = 0x7f7f7f7f, upper_four[i] = 0x0f0f0f0f, below_fixed[i] = 0x70707070, above_fixed[i] = 0x10101010;
-            nan[i] = 0x7f7f7f7f, nan_upper[i] = 0x3c3c3c3c;
-        }
-    }
-};
-inline constexpr EightBitTables EIGHT_BIT_TABLES;
-
 // The codes of a vector of dwords to two vectors of bf16, exactly. In each 128-bit lane of four dwords, `even` has those of
 // the first two, `odd` of the last two; the four codes of a dword stay together, in their order.
-template <int32_t C> class CodeDecoder {
-   public:
+template <int32_t C> struct CodeDecoder {
     void operator()(U dwords, U &even, U &odd) const {
         static_assert(C == KV_F8E4M3FN);
-        auto of = [](const void *p) { return _mm256_load_si256(static_cast<const __m256i *>(p)); };
-        const __m256i x = (__m256i)dwords, magnitude = _mm256_and_si256(x, of(t_->magnitude));
-        // A permute makes 0 of what its index's uppermost bit is set for: that of other codes than fixed point numbers, or of
-        // these.
-        const __m256i fixed = _mm256_add_epi8(magnitude, of(t_->below_fixed));
-        const __m256i other = _mm256_sub_epi8(magnitude, of(t_->above_fixed));
-        const __m256i four = _mm256_and_si256(_mm256_srli_epi32(x, 4), of(t_->upper_four));
-        const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi8(magnitude, of(t_->nan)), of(t_->nan_upper));
-        const __m256i upper = _mm256_or_si256(_mm256_shuffle_epi8(of(t_->upper), four),
-                                              _mm256_or_si256(_mm256_shuffle_epi8(of(t_->fixed_upper), fixed), nan));
-        const __m256i lower = _mm256_or_si256(_mm256_shuffle_epi8(of(t_->lower), other), _mm256_shuffle_epi8(of(t_->fixed_lower), fixed));
+        __m256i upper, lower;
+        bf16_bytes((I)dwords, upper, lower);
         even = (U)_mm256_unpacklo_epi8(lower, upper);
         odd = (U)_mm256_unpackhi_epi8(lower, upper);
     }
-    // For each vector: where registers are few, these must not hold tables while sums are in memory.
-    void renew() { asm volatile("" : "+r"(t_)); }
-
-   private:
-    const EightBitTables *t_ = &EIGHT_BIT_TABLES;
 };
 
 // Sums of pairs of neighbouring lanes of a and b, in the order of the dwords that they came from.

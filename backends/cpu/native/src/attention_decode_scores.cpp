@@ -126,7 +126,6 @@ template <int32_t C, int R> static void scores_f32(const DecodeQuery &query, con
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) sums[r][v] = set(0.0f);
         const float *q = query.values;
-        Decoder<C> decode;
         for (int64_t i = 0; i < keys.vectors; i++) {
             U x[V];
 #pragma GCC unroll 4
@@ -137,10 +136,9 @@ template <int32_t C, int R> static void scores_f32(const DecodeQuery &query, con
             }
 #pragma GCC unroll 16
             for (int j = 0; j < N; j++) {
-                decode.renew();
                 F k[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++) k[v] = decode(x[v], j);
+                for (int v = 0; v < V; v++) k[v] = decode_one<C>(x[v], j);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
                     const F y = set(q[j * R + r]);
@@ -178,7 +176,7 @@ template <int32_t C, int R> static void scores_pairs(const DecodeQuery &query, c
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) sums[r][v][0] = sums[r][v][1] = set(0.0f);
         const float *q = query.values;
-        [[maybe_unused]] CodeDecoder<C == KV_F16 ? int32_t(KV_F8E4M3FN) : C> decode;
+        [[maybe_unused]] const CodeDecoder<C == KV_F16 ? int32_t(KV_F8E4M3FN) : C> decode;
         for (int64_t i = 0; i < keys.vectors; i++, q += N * R) {
             const unsigned char *x[V];
 #pragma GCC unroll 4
@@ -189,7 +187,6 @@ template <int32_t C, int R> static void scores_pairs(const DecodeQuery &query, c
             }
             [[maybe_unused]] U even[V], odd[V];
             if constexpr (C != KV_F16) {
-                decode.renew();
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) decode(load_as<U>(x[v]), even[v], odd[v]);
             }

@@ -17,7 +17,6 @@ template <int32_t C, int R, int V> static void sum_f32(const DecodeWeights &w, i
     for (int t = 0; t < w.count; t++) {
         const unsigned char *tile = w.tiles[t] + d * 4, *ahead = w.ahead[t] + d * 4;
         const float *p = w.p + t * TILE;
-        Decoder<C> decode;
         for (int i = 0; i < ROWS; i++) {
             U x[V];
 #pragma GCC unroll 4
@@ -27,10 +26,9 @@ template <int32_t C, int R, int V> static void sum_f32(const DecodeWeights &w, i
             }
 #pragma GCC unroll 16
             for (int j = 0; j < N; j++) {
-                decode.renew();
                 F value[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++) value[v] = decode(x[v], j);
+                for (int v = 0; v < V; v++) value[v] = decode_one<C>(x[v], j);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
                     F weight = set(p[r * DECODE_TOKENS + i * N + j]);
@@ -59,7 +57,7 @@ template <int32_t C, int R, int V> static void sum_pairs(const DecodeWeights &w,
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) sums[r][v][0] = sums[r][v][1] = set(0.0f);
-    [[maybe_unused]] CodeDecoder<C == KV_F16 ? int32_t(KV_F8E4M3FN) : C> decode;
+    [[maybe_unused]] const CodeDecoder<C == KV_F16 ? int32_t(KV_F8E4M3FN) : C> decode;
     for (int t = 0; t < w.count; t++) {
         const unsigned char *tile = w.tiles[t] + d * 4, *ahead = w.ahead[t] + d * 4;
         const float *p = w.p + t * TILE;
@@ -70,8 +68,7 @@ template <int32_t C, int R, int V> static void sum_pairs(const DecodeWeights &w,
                 if ((d + v * W) % 16 == 0) prefetch(ahead + (i * w.width + v * W) * 4);
                 [[maybe_unused]] U even, odd;
                 if constexpr (C != KV_F16) {
-                    decode.renew();
-                    decode(load_as<U>(x), even, odd);
+                        decode(load_as<U>(x), even, odd);
                 }
 #pragma GCC unroll 2
                 for (int half = 0; half < N / 2; half++) {
