@@ -14,14 +14,14 @@ namespace OPSOCKET_LEVEL {
 
 // How many rows of so many digits are sooner multiplied so than as floats by codes of so many bits (or BY_TABLE): where four
 // bytes' products are one instruction, as many as have sums in registers (of 24 the compiler keeps some in memory); where
-// they are two, one row of nibbles. Rows in two parts cost more than they save: the second has no memory to wait for.
+// they are two, one row of up to five bits. Rows in two parts cost more than they save: the second has no memory to wait for.
 constexpr int most_rows([[maybe_unused]] int digits, [[maybe_unused]] int bits) {
 #if OPSOCKET_AVX512
     return digits == 4 ? 2 : 3;
 #elif OPSOCKET_AVX_VNNI
     return 2;
 #elif OPSOCKET_AVX2
-    return bits <= 4 ? 1 : 0;
+    return bits <= 5 ? 1 : 0;
 #else
     return 0;
 #endif

@@ -186,8 +186,11 @@ template <int BITS> static Rows in_tile_of(const Cuts &c, int64_t rows) {
 
 static Rows rows_for(const Cuts &c, bool in_tile, int64_t rows) {
     if (in_tile) {
-        if constexpr (NIBBLES_OF_BYTE == 2)
+        if constexpr (MOST_NIBBLES == 2) {
+            if (c.bits == 5) return in_tile_of<5>(c, rows);
+            if (c.bits == 6) return in_tile_of<6>(c, rows);
             if (c.bits > 4) return in_tile_of<8>(c, rows);
+        }
         return in_tile_of<4>(c, rows);
     }
     switch (c.bits) {

@@ -20,24 +20,28 @@ template <class T> inline T element(const unsigned char *p) {
     return v;
 }
 
-// Sums of one slab. On AVX2 alone in 16 bits, which hold what 32 columns of codes below 16 come to: 8 * 2 * 15 * 127.
+// Sums of some steps. On AVX2 alone in 16 bits, which hold 8 steps of codes below 16, 4 of codes below 32 and 2 of codes below 64:
+// 8 * 2 * 15 * 127. Of longer codes their nibbles are multiplied one after the other.
 #if OPSOCKET_AVX2 && !OPSOCKET_AVX_VNNI
-inline I slab_sum(I) { return I{}; }
+inline I steps_begun(I) { return I{}; }
 inline I add_products(I sum, I w, I a) {
     __m256i all = _mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)a));
     asm("" : "+x"(all));  // or the compiler makes all products of a slab first, and adds them up from memory
     return (I)all;
 }
-template <int FACTOR> inline I with_slab(I acc, I sum) {
+template <int FACTOR> inline I steps_ended(I acc, I sum) {
     return acc + (I)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(FACTOR));
 }
-constexpr int NIBBLES_OF_BYTE = 2;  // codes of more than 4 bits are two
+constexpr int nibbles_of(int bits) { return bits > 6 ? 2 : 1; }
+constexpr int steps_of(int bits) { return bits == 5 ? 4 : bits == 6 ? 2 : 8; }
 #else
-inline I slab_sum(I acc) { return acc; }
+inline I steps_begun(I acc) { return acc; }
 inline I add_products(I sum, I w, I a) { return dot_u8s8(sum, w, a); }
-template <int FACTOR> inline I with_slab(I, I sum) { return sum; }
-constexpr int NIBBLES_OF_BYTE = 1;
+template <int FACTOR> inline I steps_ended(I, I sum) { return sum; }
+constexpr int nibbles_of(int) { return 1; }
+constexpr int steps_of(int) { return 8; }
 #endif
+constexpr int MOST_NIBBLES = nibbles_of(8);
 
 // What stands at p in the first of some rows, in row r: from few registers, where a pointer for each row would take six.
 inline const unsigned char *of_row(const unsigned char *p, int r, int64_t row_bytes) {
@@ -51,7 +55,7 @@ struct Tables {
     explicit Tables(const uint8_t *table) {
         if (!table) return;
         of[0] = repeated(table);
-        if (NIBBLES_OF_BYTE == 2) of[1] = (of[0] >> 4) & 0x0f0f0f0f, of[0] &= 0x0f0f0f0f;
+        if (MOST_NIBBLES == 2) of[1] = (of[0] >> 4) & 0x0f0f0f0f, of[0] &= 0x0f0f0f0f;
     }
 };
 
@@ -62,29 +66,38 @@ inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], 
                                                     const unsigned char *x, int64_t row_bytes,
                                                     [[maybe_unused]] const Tables &tables) {
     constexpr int LOW = TILE ? 8 : low_bits(BITS), FIELDS = 8 / LOW, STEPS = SLAB / 4 / FIELDS;
-    constexpr int NIBBLES = BITS > 4 ? NIBBLES_OF_BYTE : 1;
+    constexpr int NIBBLES = nibbles_of(BITS), HELD = steps_of(BITS);
     const unsigned char *row[MR];
     for (int r = 0; r < MR; r++) row[r] = of_row(x, r, row_bytes);
-#pragma GCC unroll 2
-    for (int nibble = 0; nibble < NIBBLES; nibble++) {
-        I sum[CHAINS][MR][PART];
+    I sum[CHAINS][MR][PART];
+    auto begin = [&] {
         for (int chain = 0; chain < CHAINS; chain++)
             for (int r = 0; r < MR; r++)
-                for (int v = 0; v < PART; v++) sum[chain][r][v] = slab_sum(acc[chain][r][v]);
+                for (int v = 0; v < PART; v++) sum[chain][r][v] = steps_begun(acc[chain][r][v]);
+    };
+    auto end = [&](bool upper) {
+        for (int chain = 0; chain < CHAINS; chain++)
+            for (int r = 0; r < MR; r++)
+                for (int v = 0; v < PART; v++)
+                    acc[chain][r][v] = upper ? steps_ended<16>(acc[chain][r][v], sum[chain][r][v])
+                                             : steps_ended<1>(acc[chain][r][v], sum[chain][r][v]);
+    };
+#pragma GCC unroll 2
+    for (int nibble = 0; nibble < NIBBLES; nibble++) {
 #pragma GCC unroll 8
         for (int s = 0; s < STEPS; s++) {
             I packed[PART];
             for (int v = 0; v < PART; v++) packed[v] = load_as<I>(w + s * PANEL * 4 + v * W * 4);
 #pragma GCC unroll 4
             for (int field = 0; field < FIELDS; field++) {
+                if ((s * FIELDS + field) % HELD == 0) begin();
                 I codes[PART];
                 for (int v = 0; v < PART; v++) {
                     codes[v] = LOW == 8 ? packed[v] : (packed[v] >> (LOW * field)) & (LOW == 4 ? 0x0f0f0f0f : 0x03030303);
                     if constexpr (!TILE && BITS == BY_TABLE) {
                         codes[v] = look_up(tables.of[nibble], codes[v]);
                     } else if constexpr (!TILE && BITS != LOW) {
-                        const I upper = upper_bits<BITS, SLAB>(w, field * STEPS + s, v);
-                        codes[v] = NIBBLES == 1 ? codes[v] | upper : nibble ? upper >> 4 : codes[v];
+                        codes[v] = codes[v] | upper_bits<BITS, SLAB>(w, field * STEPS + s, v);
                     } else if constexpr (NIBBLES == 2) {
                         codes[v] = (packed[v] >> (4 * nibble)) & 0x0f0f0f0f;
                     }
@@ -97,13 +110,9 @@ inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], 
                         to = add_products(to, codes[v], a);
                     }
                 }
+                if ((s * FIELDS + field) % HELD == HELD - 1 || s * FIELDS + field == STEPS * FIELDS - 1) end(nibble);
             }
         }
-        for (int chain = 0; chain < CHAINS; chain++)
-            for (int r = 0; r < MR; r++)
-                for (int v = 0; v < PART; v++)
-                    acc[chain][r][v] = nibble ? with_slab<16>(acc[chain][r][v], sum[chain][r][v])
-                                              : with_slab<1>(acc[chain][r][v], sum[chain][r][v]);
     }
 }
 
