@@ -21,7 +21,7 @@ template <class T> inline T element(const unsigned char *p) {
 }
 
 // Sums of some steps. On AVX2 alone in 16 bits, which hold 8 steps of codes below 16, 4 of codes below 32 and 2 of codes below 64:
-// 8 * 2 * 15 * 127. Of longer codes their nibbles are multiplied one after the other.
+// at most 2 * 2 * 63 * 128. Of longer codes their nibbles are multiplied one after the other.
 #if OPSOCKET_AVX2 && !OPSOCKET_AVX_VNNI
 inline I steps_begun(I) { return I{}; }
 inline I add_products(I sum, I w, I a) {

@@ -10,7 +10,7 @@ struct Shape {
     int64_t rows, n, k;
     int32_t x_dtype, y_dtype;
     bool bias;
-    enum Values { NORMAL, SPREAD, TINY, WITH_ZEROS, WITH_NAN } values = NORMAL;  // of x
+    enum Values { NORMAL, SPREAD, TINY, WITH_ZEROS, WITH_NAN, FLAT } values = NORMAL;  // of x
 };
 
 // Of what digits have to be cut to: numbers of which some are far larger than those beside them, so small that powers of
@@ -29,6 +29,7 @@ static void change_values(Random &random, Matrix &x, Shape::Values values) {
         const bool all = random.below(4) == 0;
         each([&](double v) { return all || random.below(2) ? 0.0 : v; });
     }
+    if (values == Shape::FLAT) each([&](double) { return 127.0; });  // 64, -128 and 0 as digits
     if (values == Shape::WITH_NAN) x.set(x.rows - 1, random.below(x.width), NAN);
 }
 
@@ -208,10 +209,22 @@ static void floats(Random &random) {
     }
 }
 
+// Where sums of digits are largest: some levels have 16 bits for those of some steps.
+static void largest_sums(Random &random) {
+    const CodeFormat formats[] = {{4, false, false, 32}, {5, true, false, 32}, {5, true, false, 32, INTEGERS, 256},
+                                  {6, false, false, 16, INTEGERS, 256}, {8, false, false, 32}};
+    for (CodeFormat format : formats)
+        for (int64_t rows : {1, 2, 3}) {
+            format.largest = true;
+            check_codes(random, format, {rows, 40, 0, F32, F32, false, Shape::FLAT}, {rows}, false);
+        }
+}
+
 int main() {
     test::use_this_level();
     Random random;
     codes(random);
+    largest_sums(random);
     grouped_products(random);
     shares_of_experts(random);
     floats(random);

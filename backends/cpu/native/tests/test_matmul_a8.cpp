@@ -37,6 +37,7 @@ struct Case {
     int64_t rows, n, k;
     bool permuted, bias;
     int64_t pass;  // rows of x that the workspace has room for; 0: all
+    bool flat = false;  // each row of x is one number, so that its codes are 127 or -127
 
     const char *text() const {
         static char buffer[200];
@@ -83,6 +84,7 @@ static void check_case(Random &random, const Case &c, const std::vector<int64_t>
     const bool grouped = experts > 1;
     const int64_t multiplied = grouped ? offsets[experts] : c.rows;
     Matrix x = Matrix::random(random, c.rows, c.k, 5, c.x_dtype), y(c.rows, c.n, 3, c.y_dtype);
+    for (int64_t i = 0; c.flat && i < c.rows * c.k; i++) x.set(i / c.k, i % c.k, i / c.k % 2 ? -3 : 3);
     Array<float> bias(c.bias ? experts * c.n : 0);
     for (int64_t i = 0; i < bias.size(); i++) bias[i] = float(random.normal());
     const int64_t padded = (c.k + 63) / 64 * 64, row_bytes = padded + 3 * (padded / 16 + 16) * 4 + 128;  // matmul_a8.py
@@ -157,6 +159,17 @@ static void products(Random &random) {
     for (int bits : {2, 4, 8})
         for (int64_t count : {1, 6, 20})
             check_case(random, {{bits, false, false, 0}, 0, F32, F32, count, 40, 1100, false, true, 0}, {count});
+}
+
+// Where sums are largest: some levels have 16 bits for those of some steps.
+static void largest_sums(Random &random) {
+    const CodeFormat formats[] = {{4, false, false, 32}, {4, true, false, 32}, {5, true, false, 32},
+                                  {5, true, false, 32, INTEGERS, 256}, {6, false, false, 16, INTEGERS, 256}, {8, false, false, 32}};
+    for (CodeFormat format : formats)
+        for (int64_t rows : {1, 2, 7, 20}) {
+            format.largest = true;
+            check_case(random, {format, 32, F32, F32, rows, 40, 512, false, false, 0, true}, {rows});
+        }
 }
 
 // So many rows that each of two threads multiplies its own: in one pass, and where the workspace holds fewer, in two such
@@ -298,6 +311,7 @@ int main() {
     quantizer_of_groups(random, false);
     quantizer_of_groups(random, true);
     products(random);
+    largest_sums(random);
     own_rows(random);
     longest_rows(random);
     grouped_products(random);

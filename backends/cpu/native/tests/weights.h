@@ -13,6 +13,7 @@ struct CodeFormat {
     int64_t group;
     int32_t code = opsocket::INTEGERS;
     int64_t super = 0;
+    bool largest = false;  // every code is
 };
 
 // What packing leaves as scales that are codes, or has in 5 or 6 bits: weights.py.
@@ -80,7 +81,7 @@ class CodedWeight {
                 }
                 for (int64_t j = g * panels.group; j < (g + 1) * panels.group; j++) {
                     int64_t stored = format.code ? 0 : panels.zero_offset;
-                    if (row < n && j < k) stored = random.below(int64_t(1) << format.bits);
+                    if (row < n && j < k) stored = format.largest ? (1 << format.bits) - 1 : random.below(int64_t(1) << format.bits);
                     if (format.code == E4M3FN && (stored & 0x7f) == 0x7f && random.below(40)) stored ^= 1;  // more NaN would hide all else
                     put_code(row, j, int(stored));
                     if (row >= n || j >= k) continue;
