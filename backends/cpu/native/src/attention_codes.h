@@ -36,15 +36,6 @@ template <int32_t C> constexpr NibbleTable nibble_table() {
 template <int32_t C> inline constexpr NibbleTable NIBBLE_TABLE = nibble_table<C>();
 #endif
 
-// Where registers are few: all of `vectors` are in one here, and what makes and takes them is not moved past this. Else the
-// compiler begins with what several steps need, and keeps sums in memory meanwhile.
-template <class... Vs> inline void step_done([[maybe_unused]] Vs &...vectors) {
-#if OPSOCKET_AVX2
-    auto keep = [](auto &v) { asm volatile("" : "+x"(v)); };
-    (keep(vectors), ...);
-#endif
-}
-
 // The lower or the upper bf16 of each dword.
 inline F half_of(U pairs, int half) { return (F)(half ? pairs & 0xffff0000u : pairs << 16); }
 

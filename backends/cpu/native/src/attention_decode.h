@@ -141,6 +141,15 @@ template <class Fn> inline auto with_rows(int rows, const Fn &f) {
     return rows == 1 ? f(Count<1>()) : rows == 2 ? f(Count<2>()) : rows == 3 ? f(Count<3>()) : f(Count<4>());
 }
 
+// Where registers are few: each of `vectors` is in one here, and nothing that makes or takes it is moved past this. Else the
+// compiler begins with what several steps need, and keeps sums in memory meanwhile.
+template <class... Vs> inline void step_done([[maybe_unused]] Vs &...vectors) {
+#if OPSOCKET_AVX2
+    auto keep = [](auto &v) { asm volatile("" : "+x"(v)); };
+    (keep(vectors), ...);
+#endif
+}
+
 // Of kernels for a cache's code and `rows` rows, the one for products of kind `dot`. Kernels: a template with `f32`,
 // and `pairs`, `bf16`, `digits` and `few_digits` where the level has them.
 template <class Function, template <int32_t, int> class Kernels>

@@ -58,11 +58,13 @@ inline void bf16_bytes(I codes, __m256i &upper, __m256i &lower) {
 constexpr float E4M3FN_UNIT = W == 16 ? 256.0f : 1.0f;
 #if OPSOCKET_AVX2
 inline void four_e4m3fn(I codes, F (&values)[4]) {
+    // The first two bytes of each element, to every other byte: a permute makes 0 of 255.
     alignas(16) static constexpr uint8_t FIRST_TWO[16] = {0, 255, 1, 255, 4, 255, 5, 255, 8, 255, 9, 255, 12, 255, 13, 255};
     __m256i upper, lower;
     bf16_bytes(codes, upper, lower);
     for (int pair = 0; pair < 2; pair++) {  // of bf16, in each element
-        const I from = repeated(FIRST_TWO) + pair * 0x00020002, two = look_up((I)lower, from) | look_up((I)upper, from) << 8;
+        const __m256i from = (__m256i)(repeated(FIRST_TWO) + pair * 0x00020002);
+        const I two = (I)_mm256_shuffle_epi8(lower, from) | (I)_mm256_shuffle_epi8(upper, from) << 8;
         values[2 * pair] = as_float(two << 16), values[2 * pair + 1] = as_float(two & int32_t(0xffff0000));
     }
 }
