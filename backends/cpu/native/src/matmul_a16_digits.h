@@ -96,6 +96,8 @@ template <int DIGITS> inline F join(const I *sums) {
     else return high * 256.0f + convert(sums[0]);
 }
 
+constexpr int64_t RUN_K = 512;  // k of a panel that all parts of its columns pass before the next: 9 KB of 4 bits
+
 // sums [ROWS][32] = the rows times one panel.
 template <int ROWS, int DIGITS, int BITS, int SLAB>
 void rows_by_digits(const Panels &w, const uint8_t *panel, const DigitRows &x, float *sums) {
@@ -106,54 +108,68 @@ void rows_by_digits(const Panels &w, const uint8_t *panel, const DigitRows &x, f
     const bool has_minimum = w.has_minimum;
     const ByteTable bytes(w);
     const Tables tables(BITS == BY_TABLE ? bytes.bytes : nullptr);
+    // Where columns are taken in parts, some k at a time: what the parts share is still there for the second, and while they
+    // are multiplied memory is asked for what comes after them.
+    const int64_t run = PARTS == 1 ? groups : std::max<int64_t>(1, RUN_K / w.block()) * block_groups;
+    const uint8_t *run_codes = panel;
+    for (int64_t begin = 0; begin < groups; begin += run) {
+        const int64_t end = std::min(groups, begin + run);
+        const uint8_t *codes = run_codes;
+        const int64_t share = PARTS == 1 ? 0 : w.block_bytes() / (block_groups * PARTS * 64) * 64 + 64;
+        const uint8_t *following = run_codes + (end - begin) / block_groups * w.block_bytes();
 #pragma GCC unroll 1
-    for (int part = 0; part < PARTS; part++) {
-        F f[ROWS][PART] = {};
-        const int first = part * PART * W;
-        const uint8_t *codes = panel, *head = panel;
-        const unsigned char *digits = reinterpret_cast<const unsigned char *>(x.digits);
-        const int32_t *starts = x.starts;
-        const float *units = x.units, *totals = x.totals;
-        for (int64_t g = 0, in_block = 0; g < groups; g++, in_block = in_block + 1 < block_groups ? in_block + 1 : 0) {
-            if (head_bytes && in_block == 0) {
-                if (part == 0) ask_ahead(codes, head_bytes);
-                head = codes, codes += head_bytes;
-            }
-            const Scales scales = scales_at(w, codes, head, in_block, 0);
-            F scale[PART];
-            for (int v = 0; v < PART; v++) scale[v] = scales.vector(first + v * W);
-            if (has_minimum) {
-                const Scales minimums = scales_at(w, codes, head, in_block, 1);
-                for (int v = 0; v < PART; v++) {
-                    const F minimum = minimums.vector(first + v * W);
-                    for (int r = 0; r < ROWS; r++) f[r][v] -= minimum * totals[r * groups];
+        for (int part = 0; part < PARTS; part++) {
+            F f[ROWS][PART];
+            const int first = part * PART * W;
+            for (int r = 0; r < ROWS; r++)
+                for (int v = 0; v < PART; v++) f[r][v] = begin ? load(sums + r * PANEL + first + v * W) : set(0.0f);
+            const uint8_t *head = codes = run_codes;
+            const unsigned char *digits = reinterpret_cast<const unsigned char *>(x.digits) + begin * w.group * MR;
+            const int32_t *starts = x.starts + begin * slabs * MR;
+            const float *units = x.units + begin * slabs * ROWS, *totals = x.totals + begin;
+            for (int64_t g = begin, in_block = 0; g < end; g++, in_block = in_block + 1 < block_groups ? in_block + 1 : 0) {
+                for (int64_t i = 0; i < share; i += 64, following += 64) ask_for_line(following);
+                if (head_bytes && in_block == 0) {
+                    if (PARTS == 1) ask_ahead(codes, head_bytes);
+                    head = codes, codes += head_bytes;
                 }
-            }
-            totals++;
-            for (int64_t s = slabs; s; s--, codes += SLAB_BYTES, digits += SLAB * MR) {
-                I acc[CHAINS][MR][PART];
-                for (int chain = 0; chain < CHAINS; chain++)
-                    for (int m = 0; m < MR; m++)
-                        for (int v = 0; v < PART; v++) acc[chain][m][v] = chain ? I{} : set(starts[m]);
-                starts += MR;
-                if (part == 0) ask_ahead(codes, SLAB_BYTES);
-                add_slab<MR, BITS, SLAB, CHAINS, false, MR * 4>(acc, codes + first * 4, digits, 4, tables);
-                for (int r = 0; r < ROWS; r++)
+                const Scales scales = scales_at(w, codes, head, in_block, 0);
+                F scale[PART];
+                for (int v = 0; v < PART; v++) scale[v] = scales.vector(first + v * W);
+                if (has_minimum) {
+                    const Scales minimums = scales_at(w, codes, head, in_block, 1);
                     for (int v = 0; v < PART; v++) {
-                        I whole[DIGITS];
-                        for (int d = 0; d < DIGITS; d++) {
-                            whole[d] = acc[0][r * DIGITS + d][v];
-                            if (CHAINS == 2) whole[d] += acc[CHAINS - 1][r * DIGITS + d][v];
-                        }
-                        f[r][v] += join<DIGITS>(whole) * units[r] * scale[v];
+                        const F minimum = minimums.vector(first + v * W);
+                        for (int r = 0; r < ROWS; r++) f[r][v] -= minimum * totals[r * groups];
                     }
-                units += ROWS;
+                }
+                totals++;
+                for (int64_t s = slabs; s; s--, codes += SLAB_BYTES, digits += SLAB * MR) {
+                    I acc[CHAINS][MR][PART];
+                    for (int chain = 0; chain < CHAINS; chain++)
+                        for (int m = 0; m < MR; m++)
+                            for (int v = 0; v < PART; v++) acc[chain][m][v] = chain ? I{} : set(starts[m]);
+                    starts += MR;
+                    if (PARTS == 1) ask_ahead(codes, SLAB_BYTES);
+                    add_slab<MR, BITS, SLAB, CHAINS, false, MR * 4>(acc, codes + first * 4, digits, 4, tables);
+                    for (int r = 0; r < ROWS; r++)
+                        for (int v = 0; v < PART; v++) {
+                            I whole[DIGITS];
+                            for (int d = 0; d < DIGITS; d++) {
+                                whole[d] = acc[0][r * DIGITS + d][v];
+                                if (CHAINS == 2) whole[d] += acc[CHAINS - 1][r * DIGITS + d][v];
+                            }
+                            f[r][v] += join<DIGITS>(whole) * units[r] * scale[v];
+                        }
+                    units += ROWS;
+                }
+                if (PARTS == 1) ask_ahead(codes, tail_bytes);
+                codes += tail_bytes;
             }
-            if (part == 0) ask_ahead(codes, tail_bytes);
-            codes += tail_bytes;
+            for (int r = 0; r < ROWS; r++)
+                for (int v = 0; v < PART; v++) store(sums + r * PANEL + first + v * W, f[r][v]);
         }
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < PART; v++) store(sums + r * PANEL + first + v * W, f[r][v]);
+        run_codes = codes;
     }
 }
 

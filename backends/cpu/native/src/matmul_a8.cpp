@@ -25,6 +25,9 @@ constexpr int64_t BLOCK_ROWS = 48, MAX_BLOCK_ROWS = 504;
 // then stay with its core, which in two cores without a common cache is worth more than reading the weight once.
 constexpr int64_t OWN_ROWS = 128;
 
+// Whether so many rows meet codes that were unpacked into a tile. Rows of several blocks do if those of one do.
+static bool meet_in_tile(const Cuts &cuts, int64_t rows) { return rows > FEW && (cuts.is_wide || cuts.bits < 8); }
+
 // A thread's scratch memory: a tile, one row as f32, its sums, y of a block, factors, and for a single row its codes.
 struct Scratch {
     Tile *tile;
@@ -54,7 +57,7 @@ static void sums_of_pieces(const int32_t *__restrict sums, int64_t sixteenths, i
 }
 
 // What a row of x is for the products, once its codes and scales are there.
-static void finish_row(const Cuts &cuts, int32_t *sixteenths, unsigned char *to) {
+static void finish_row(const Cuts &cuts, [[maybe_unused]] bool in_tile, int32_t *sixteenths, unsigned char *to) {
     const int8_t *codes = reinterpret_cast<const int8_t *>(to);
     int32_t *starts = reinterpret_cast<int32_t *>(to + cuts.starts);
     float *weights = reinterpret_cast<float *>(to + cuts.weights), *scales = reinterpret_cast<float *>(to + cuts.scales);
@@ -86,13 +89,16 @@ static void finish_row(const Cuts &cuts, int32_t *sixteenths, unsigned char *to)
         const U offsets = load_as<U>(starts + p) * uint32_t(-cuts.zero);  // beyond the last piece of anything
         std::memcpy(starts + p, &offsets, sizeof offsets);
     }
+#if OPSOCKET_SHORT_SUMS
+    if (in_tile && cuts.is_wide) widen_row(cuts, to);
+#endif
 }
 
 // `count` rows of x with a scale for each 32 columns, row i from x[i * stride] on. The next row's scales come before a
 // row's codes, which do not wait for quotients then.
 template <int32_t T>
-static void quantize_by_32(const Cuts &cuts, const void *x, int64_t stride, int64_t count, const Scratch &scratch,
-                           unsigned char *to) {
+static void quantize_by_32(const Cuts &cuts, bool in_tile, const void *x, int64_t stride, int64_t count,
+                           const Scratch &scratch, unsigned char *to) {
     const int64_t n = whole_blocks(cuts.k);
     float *inverses = scratch.inverses, *following = inverses + n / 32 + 16;
     auto scales_of = [&](int64_t row) { return reinterpret_cast<float *>(to + row * cuts.row_bytes + cuts.scales); };
@@ -102,32 +108,32 @@ static void quantize_by_32(const Cuts &cuts, const void *x, int64_t stride, int6
             row + 1 < count && scales_by_32<T>(x, (row + 1) * stride, n, scales_of(row + 1), following);
         unsigned char *here = to + row * cuts.row_bytes;
         codes_by_32<T>(x, row * stride, n, scales_of(row), inverses, extreme, reinterpret_cast<int8_t *>(here));
-        finish_row(cuts, scratch.sums, here);
+        finish_row(cuts, in_tile, scratch.sums, here);
         std::swap(inverses, following);
         extreme = next;
     }
 }
 
-// `count` rows of x, from row `first` on.
-static void quantize_rows(const MatmulA8 &c, const PanelWeight &w, const Cuts &cuts, int64_t first, int64_t count,
-                          const Scratch &scratch, unsigned char *to) {
+// `count` rows of x, from row `first` on, which meet the weight in a tile or not.
+static void quantize_rows(const MatmulA8 &c, const PanelWeight &w, const Cuts &cuts, bool in_tile, int64_t first,
+                          int64_t count, const Scratch &scratch, unsigned char *to) {
     if (count <= 0) return;
     if (cuts.x_scales && c.x_dtype != F16 && c.k % ROW_BLOCK == 0 && !w.permutation) {
         const void *x = at(c.x, first * c.x_stride, c.x_dtype);
-        if (c.x_dtype == F32) quantize_by_32<F32>(cuts, x, c.x_stride, count, scratch, to);
-        else quantize_by_32<BF16>(cuts, x, c.x_stride, count, scratch, to);
+        if (c.x_dtype == F32) quantize_by_32<F32>(cuts, in_tile, x, c.x_stride, count, scratch, to);
+        else quantize_by_32<BF16>(cuts, in_tile, x, c.x_stride, count, scratch, to);
         return;
     }
     for (int64_t row = first; row < first + count; row++, to += cuts.row_bytes) {
         const float *x = as_f32_row(c.x, row * c.x_stride, c.k, c.x_dtype, w.permutation, scratch.row);
         if (cuts.x_scales) {
-            quantize_by_32<F32>(cuts, x, 0, 1, scratch, to);
+            quantize_by_32<F32>(cuts, in_tile, x, 0, 1, scratch, to);
             continue;
         }
         float *scale = reinterpret_cast<float *>(to + cuts.scales);
         *scale = largest_magnitude(x, whole_blocks(c.k)) / 127.0f;
         codes_of(x, whole_blocks(c.k), *scale, reinterpret_cast<int8_t *>(to));
-        finish_row(cuts, scratch.sums, to);
+        finish_row(cuts, in_tile, scratch.sums, to);
     }
 }
 
@@ -164,8 +170,10 @@ template <int SUMS, int BITS, int PLACE> static Rows by_slab(const Cuts &c, int6
     return nullptr;
 }
 
+static int sums_of(const Cuts &c) { return (c.minimums ? SUM_MINIMUMS : 0) | (c.x_scales ? SUM_X_SCALES : 0); }
+
 template <int BITS, int PLACE> static Rows by_sums(const Cuts &c, int64_t rows) {
-    switch ((c.minimums ? SUM_MINIMUMS : 0) | (c.x_scales ? SUM_X_SCALES : 0)) {
+    switch (sums_of(c)) {
         case SUM_PLAIN: return by_slab<SUM_PLAIN, BITS, PLACE>(c, rows);
         case SUM_MINIMUMS: return by_slab<SUM_MINIMUMS, BITS, PLACE>(c, rows);
         case SUM_X_SCALES: return by_slab<SUM_X_SCALES, BITS, PLACE>(c, rows);
@@ -180,17 +188,28 @@ template <int BITS> static Rows by_place(const Cuts &c, int64_t rows) {
     return by_sums<BITS, AT_GROUP>(c, rows);
 }
 
+#if OPSOCKET_SHORT_SUMS
+template <size_t... R> static Rows by_wide(const Cuts &c, int64_t rows, std::index_sequence<R...>) {
+    constexpr Rows whole[] = {rows_by_wide_codes<int(R) + 1>...};
+    constexpr Rows by_sums[][MOST_OF_WIDE] = {{rows_by_wide<int(R) + 1, SUM_PLAIN>...},
+                                              {rows_by_wide<int(R) + 1, SUM_MINIMUMS>...},
+                                              {rows_by_wide<int(R) + 1, SUM_X_SCALES>...},
+                                              {rows_by_wide<int(R) + 1, SUM_BOTH>...}};
+    return c.one_sum ? whole[rows - 1] : by_sums[sums_of(c)][rows - 1];
+}
+#endif
+
 template <int BITS> static Rows in_tile_of(const Cuts &c, int64_t rows) {
     return c.one_sum ? by_codes<BITS, true>(rows, std::make_index_sequence<MOST>()) : by_sums<BITS, IN_TILE>(c, rows);
 }
 
 static Rows rows_for(const Cuts &c, bool in_tile, int64_t rows) {
     if (in_tile) {
-        if constexpr (MOST_NIBBLES == 2) {
-            if (c.bits == 5) return in_tile_of<5>(c, rows);
-            if (c.bits == 6) return in_tile_of<6>(c, rows);
-            if (c.bits > 4) return in_tile_of<8>(c, rows);
-        }
+#if OPSOCKET_SHORT_SUMS
+        if (c.is_wide) return by_wide(c, rows, std::make_index_sequence<MOST_OF_WIDE>());
+        if (c.bits == 5) return in_tile_of<5>(c, rows);
+        if (c.bits == 6) return in_tile_of<6>(c, rows);
+#endif
         return in_tile_of<4>(c, rows);
     }
     switch (c.bits) {
@@ -225,7 +244,7 @@ static Units units_of(const Cuts &c, const unsigned char *panel, int64_t first, 
 // Columns that are multiplied at a time: as many parts as there have to be, all about as long.
 static int64_t step_of(const Cuts &c) {
     const int64_t unit = c.one_sum ? 32 : c.is_headed ? c.block : c.unit, units = c.k / unit;
-    const int64_t parts = (units + TILE_K / unit - 1) / (TILE_K / unit);
+    const int64_t parts = (units + c.tile_k() / unit - 1) / (c.tile_k() / unit);
     return (units + parts - 1) / parts * unit;
 }
 
@@ -253,9 +272,10 @@ static void block_of_panel(const MatmulA8 &c, const PanelWeight &w, const Cuts &
                            int64_t following) {
     const unsigned char *from = w.panels.data + panel * cuts.panel_bytes;
     const ByteTable table(w.panels);
-    const bool in_tile = rows > FEW && cuts.bits < 8;
-    const int64_t most = std::min(MOST, processor.rows_together), parts = (rows + most - 1) / most;
-    const bool at_once = parts == 1 && PARTS == 1;
+    const bool in_tile = meet_in_tile(cuts, rows);
+    const int64_t most = in_tile && cuts.is_wide ? MOST_OF_WIDE : std::min(MOST, processor.rows_together);
+    const int64_t parts = (rows + most - 1) / most;
+    const bool at_once = parts == 1 && part_of(int(rows)) == VECTORS;
     const int64_t step = at_once ? cuts.k : step_of(cuts);
     const int64_t n = panel * PANEL;
     F factor[VECTORS];
@@ -304,7 +324,7 @@ void matmul_a8(const Command *command, Worker &worker) {
         const Cuts cuts = cuts_of(c.weights[0].panels, c.x_group);
         int64_t begin, end;
         worker.share(panels, begin, end);
-        if (begin < end) quantize_rows(c, c.weights[0], cuts, 0, 1, scratch, scratch.codes);
+        if (begin < end) quantize_rows(c, c.weights[0], cuts, false, 0, 1, scratch, scratch.codes);
         for (int64_t panel = begin; panel < end; panel++)
             block_of_panel(c, c.weights[0], cuts, panel, 0, 1, scratch.codes, c.bias, scratch, panel + 1);
         return;
@@ -334,8 +354,8 @@ void matmul_a8(const Command *command, Worker &worker) {
         mine += first, others += first;
         each_expert([&](int64_t e, const Cuts &cuts, int64_t begin, int64_t end) {
             const int64_t from = std::max(begin, mine);
-            quantize_rows(c, c.weights[e], cuts, from, std::min(end, others) - from, scratch,
-                          worker.shared + (from - first) * row_bytes);
+            quantize_rows(c, c.weights[e], cuts, meet_in_tile(cuts, end - begin), from, std::min(end, others) - from,
+                          scratch, worker.shared + (from - first) * row_bytes);
             return true;
         });
         const int64_t most = std::clamp(BLOCK_BYTES / row_bytes, BLOCK_ROWS, MAX_BLOCK_ROWS);

@@ -9,6 +9,7 @@
 // scale per 32 columns what shares both scales. unit: what one weight scale covers, but no more than fits the tile that
 // codes are unpacked into.
 #pragma once
+#include <algorithm>
 #include <type_traits>
 
 #include "matmul_a8_rows.h"
@@ -18,6 +19,11 @@ namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
 constexpr int TILE_K = 576;        // of codes unpacked at a time: 18 KiB, and scales, of a level 1 cache's 32 or 48
+#if OPSOCKET_SHORT_SUMS
+constexpr bool HAS_SHORT_SUMS = true;
+#else
+constexpr bool HAS_SHORT_SUMS = false;
+#endif
 
 struct Cuts {
     int64_t k;                  // as packed: a multiple of the slab
@@ -32,11 +38,15 @@ struct Cuts {
     bool is_headed;  // scales are in heads of super-blocks
     bool minimums, x_scales;  // x_scales: x has a scale per 32 columns, not per row
     bool one_sum;             // one group, one integer sum over all of K
+    bool is_wide;             // in a tile codes are numbers of 16 bits, and so are those of rows that meet it
 
     // A row of x: codes, then [pieces] where integer sums start, [units] what minimums are multiplied with, and the
     // row's scale or [pieces] of them. In bytes from the row's beginning; next row `row_bytes` on.
     int64_t starts, weights, scales, row_bytes;
     int64_t pieces, units;  // of it
+
+    // No more columns than this are in a tile: those of 16 bits take no more room than the others, or are one super-block.
+    int64_t tile_k() const { return !is_wide ? TILE_K : std::max<int64_t>(TILE_K / 2, is_headed ? block : 0); }
 };
 
 inline int64_t common_divisor(int64_t a, int64_t b) { return b ? common_divisor(b, a % b) : a; }
@@ -47,10 +57,11 @@ inline Cuts cuts_of(const Panels &w, int32_t x_group) {
     c.bits = is_by_table(w) ? BY_TABLE : w.bits, c.slab = int32_t(w.slab()), c.scale_dtype = w.scale_f32 ? F32 : F16, c.zero = w.zero_offset;
     c.minimums = w.has_minimum, c.x_scales = x_group != 0;
     c.one_sum = c.groups == 1 && !c.minimums && !c.x_scales && c.slab == 32 && low_bits(c.bits) == c.bits;
+    c.is_wide = HAS_SHORT_SUMS && (c.bits == 8 || c.bits == BY_TABLE);
     c.unit = c.group;
-    if (c.group > TILE_K && !c.one_sum) {
+    if (c.group > c.tile_k() && !c.one_sum) {
         int64_t step = c.x_scales ? common_divisor(c.group, 32) : c.slab;
-        for (c.unit = TILE_K / step * step; c.group % c.unit; c.unit -= step) {}
+        for (c.unit = c.tile_k() / step * step; c.group % c.unit; c.unit -= step) {}
     }
     c.piece = c.x_scales ? common_divisor(c.group, 32) : c.unit;
     c.pieces = c.k / c.piece, c.units = c.k / c.unit;
@@ -59,7 +70,7 @@ inline Cuts cuts_of(const Panels &w, int32_t x_group) {
     c.is_headed = w.super != 0;
     // Arrays that are written 16 elements at a time, hence the room; a row's beginning is not at the same place of a
     // page as the next one's.
-    c.starts = whole_blocks(c.k);
+    c.starts = whole_blocks(c.k) * (c.is_wide ? 2 : 1);
     c.weights = c.starts + (c.pieces + 16) * 4;
     c.scales = c.weights + (c.units + 16) * 4;
     c.row_bytes = (c.scales + (c.x_scales ? c.pieces + 16 : 16) * 4 + 63) / 64 * 64;
@@ -124,7 +135,11 @@ enum Sums { SUM_PLAIN, SUM_MINIMUMS, SUM_X_SCALES, SUM_BOTH };
 // Where scales are: behind their group, in the head of their super-block, or as floats behind each unit of a tile.
 enum Place { AT_GROUP, IN_HEAD, IN_TILE };
 
+#if OPSOCKET_SHORT_SUMS
+constexpr int chains_of(int) { return 1; }  // adding up takes a cycle
+#else
 constexpr int chains_of(int rows) { return rows <= 2 ? 2 : 1; }
+#endif
 constexpr int MOST_GROUPS = 16;  // of a super-block
 
 // Its scales and minimums as floats.
@@ -134,7 +149,7 @@ struct Head {
 struct Nothing {};
 
 // Sums of `part` vectors of MR rows, as y has them.
-template <int MR, bool X_SCALES>
+template <bool X_SCALES, int MR, int PART>
 inline __attribute__((always_inline)) void give(const Cuts &c, const Sink &to, int part, const unsigned char *rows,
                                                 const F (&f)[MR][PART]) {
     auto as = [&](auto type) {
@@ -157,6 +172,7 @@ void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows,
     constexpr bool minimums = SUMS & SUM_MINIMUMS, x_scales = SUMS & SUM_X_SCALES;
     constexpr bool in_tile = PLACE == IN_TILE, as_floats = PLACE != AT_GROUP;
     constexpr int CHAINS = chains_of(MR), SLAB_BYTES = SLAB * PANEL * (in_tile ? 8 : stored_bits(BITS)) / 8;
+    constexpr int PART = part_of(MR), PARTS = VECTORS / PART;
     constexpr bool FROM_ZERO = minimums && as_floats;  // such codes have no offset: panel.h
     constexpr int SCALES = PANEL * (minimums ? 2 : 1);
     std::conditional_t<PLACE == IN_HEAD, Head, Nothing> head;
@@ -230,7 +246,7 @@ void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows,
                 F all[MR][PART];  // f itself would be written for every unit, if it had to be in memory after them
                 for (int r = 0; r < MR; r++)
                     for (int v = 0; v < PART; v++) all[r][v] = f[r][v];
-                give<MR, x_scales>(c, to, part, rows, all);
+                give<x_scales>(c, to, part, rows, all);
                 continue;
             }
             for (int r = 0; r < MR; r++)
@@ -243,6 +259,7 @@ void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows,
 template <int MR, int BITS, bool TILE>
 void rows_by_codes(const Cuts &c, const Units &units, const unsigned char *rows, int64_t count, Fetch &fetch, Sink &to) {
     constexpr int CHAINS = chains_of(MR), SLAB_BYTES = 32 * PANEL * (TILE ? 8 : BITS) / 8;
+    constexpr int PART = part_of(MR), PARTS = VECTORS / PART;
     for (; count; count--, rows += MR * c.row_bytes, to.pass(MR), fetch.end()) {
         fetch.begin();
 #pragma GCC unroll 1

@@ -1,13 +1,14 @@
-// Many rows: units are unpacked once into a tile, codes as bytes [k / 4][32][4], scales and minimums as f32, which all rows
-// then meet there.
+// Many rows: units are unpacked once into a tile, codes as bytes [k / 4][32][4] (or as matmul_a8_wide.h has them), scales
+// and minimums as f32, which all rows then meet there.
 #pragma once
 #include "matmul_a8.h"
+#include "matmul_a8_wide.h"
 
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
 struct Tile {
-    alignas(64) unsigned char bytes[TILE_K * PANEL + TILE_K / 16 * 2 * PANEL * 4];
+    alignas(64) unsigned char bytes[TILE_K * PANEL * (HAS_SHORT_SUMS ? 2 : 1) + TILE_K / 16 * 2 * PANEL * 4];
 };
 
 template <int BITS, int SLAB> inline void unpack_slab(const unsigned char *w, unsigned char *to, [[maybe_unused]] I table) {
@@ -22,7 +23,8 @@ template <int BITS, int SLAB> inline void unpack_slab(const unsigned char *w, un
 
 // Units in a tile, each with scales of its own.
 template <int BITS, int SLAB> void unpack_as(const Cuts &c, const Units &from, Tile &tile) {
-    constexpr int SLAB_BYTES = SLAB * PANEL * stored_bits(BITS) / 8;
+    constexpr bool IS_WIDE = HAS_SHORT_SUMS && (BITS == 8 || BITS == BY_TABLE);
+    constexpr int SLAB_BYTES = SLAB * PANEL * stored_bits(BITS) / 8, CODE = IS_WIDE ? 2 : 1;
     const I table = from.table ? repeated(from.table) : I{};
     const int64_t columns = c.one_sum ? from.count * 32 : c.unit;
     const unsigned char *w = from.codes;
@@ -30,15 +32,22 @@ template <int BITS, int SLAB> void unpack_as(const Cuts &c, const Units &from, T
     int64_t left = from.left, until_head = 0;
     for (int64_t u = c.one_sum ? 1 : from.count; u; u--) {
         if (c.is_headed && until_head-- == 0) {
-            float *scales = reinterpret_cast<float *>(to + columns * PANEL);
-            const int64_t stride = (c.minimums ? 2 : 1) * PANEL + columns * PANEL / 4;
+            float *scales = reinterpret_cast<float *>(to + columns * PANEL * CODE);
+            const int64_t stride = (c.minimums ? 2 : 1) * PANEL + columns * PANEL * CODE / 4;
             if (c.minimums) expand_head<true, VECTORS>(w, from.block_units, 0, scales, stride);
             else expand_head<false, VECTORS>(w, from.block_units, 0, scales, stride);
             until_head = from.block_units - 1, w += c.head_bytes;
         }
         const unsigned char *scales = w + (left + 1) * from.bytes;
-        for (int64_t column = 0; column < columns; column += SLAB, w += SLAB_BYTES, to += SLAB * PANEL)
+        for (int64_t column = 0; column < columns; column += SLAB, w += SLAB_BYTES, to += SLAB * PANEL * CODE) {
+#if OPSOCKET_SHORT_SUMS
+            if constexpr (IS_WIDE) {
+                unpack_wide<BITS, SLAB>(w, to, table, set(c.zero * 0x01010101));
+                continue;
+            }
+#endif
             unpack_slab<BITS, SLAB>(w, to, table);
+        }
         if (c.one_sum) break;
         for (int all = c.minimums ? 2 : 1; all; all--, scales += from.scale_bytes, to += PANEL * 4)
             for (int v = 0; v < VECTORS && !c.is_headed; v++)

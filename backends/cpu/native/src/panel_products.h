@@ -8,6 +8,9 @@ namespace OPSOCKET_LEVEL {
 constexpr int VECTORS = PANEL / W;
 constexpr int PART = VECTORS < 2 ? 1 : 2;  // vectors of columns in registers together
 constexpr int PARTS = VECTORS / PART;
+// The same for int8 products of so many rows. One row is read from memory once, and a second pass over its columns would have
+// no memory to wait for.
+constexpr int part_of(int rows) { return W == 8 && rows == 1 ? VECTORS : PART; }
 
 inline I broadcast(const unsigned char *four_codes) {
     int32_t v;
@@ -23,6 +26,7 @@ template <class T> inline T element(const unsigned char *p) {
 // Sums of some steps. On AVX2 alone in 16 bits, which hold 8 steps of codes below 16, 4 of codes below 32 and 2 of codes below 64:
 // at most 2 * 2 * 63 * 128. Of longer codes their nibbles are multiplied one after the other.
 #if OPSOCKET_AVX2 && !OPSOCKET_AVX_VNNI
+#define OPSOCKET_SHORT_SUMS 1
 inline I steps_begun(I) { return I{}; }
 inline I add_products(I sum, I w, I a) {
     __m256i all = _mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)a));
@@ -61,7 +65,7 @@ struct Tables {
 
 // acc += codes of one slab of a panel, from `part` vectors on, times the rows' codes from x on, of a step STEP_BYTES
 // behind those of the step before. TILE: codes are bytes that hold BITS or fewer.
-template <int MR, int BITS, int SLAB, int CHAINS, bool TILE, int STEP_BYTES = 4>
+template <int MR, int BITS, int SLAB, int CHAINS, bool TILE, int STEP_BYTES = 4, int PART>
 inline __attribute__((always_inline)) void add_slab(I (&acc)[CHAINS][MR][PART], const unsigned char *w,
                                                     const unsigned char *x, int64_t row_bytes,
                                                     [[maybe_unused]] const Tables &tables) {

@@ -87,7 +87,7 @@ static void check_case(Random &random, const Case &c, const std::vector<int64_t>
     for (int64_t i = 0; c.flat && i < c.rows * c.k; i++) x.set(i / c.k, i % c.k, i / c.k % 2 ? -3 : 3);
     Array<float> bias(c.bias ? experts * c.n : 0);
     for (int64_t i = 0; i < bias.size(); i++) bias[i] = float(random.normal());
-    const int64_t padded = (c.k + 63) / 64 * 64, row_bytes = padded + 3 * (padded / 16 + 16) * 4 + 128;  // matmul_a8.py
+    const int64_t padded = (c.k + 63) / 64 * 64, row_bytes = 2 * padded + 3 * (padded / 16 + 16) * 4 + 128;  // matmul_a8.py
     MatmulA8 command{};
     command.op = OP_MATMUL_A8, command.wait = 1,
     command.workspace = (c.pass ? c.pass : std::max<int64_t>(c.rows, 1)) * row_bytes;
@@ -182,8 +182,9 @@ static void own_rows(Random &random) {
 
 // Rows as long as refusals.py lets them be: a thread's own memory holds one, its codes and its sums.
 static void longest_rows(Random &random) {
-    for (int64_t count : {1, 3, 9})
-        check_case(random, {{4, true, true, 16}, 32, F16, F32, count, 2, 1 << 18, false, true, 0}, {count});
+    for (int bits : {4, 8})
+        for (int64_t count : {1, 3, 9})
+            check_case(random, {{bits, true, true, 16}, 32, F16, F32, count, 2, 1 << 18, false, true, 0}, {count});
 }
 
 static void grouped_products(Random &random) {

@@ -32,9 +32,9 @@ class MatmulA8Command(Command):
 
 
 def row_bytes(k: int) -> int:
-    """At least what the kernel keeps of one quantized row: codes, and three numbers for each 16 columns at most."""
+    """At least what the kernel keeps of one quantized row: codes of 16 bits, and three numbers for each 16 columns."""
     padded = -(-k // 64) * 64
-    return padded + 3 * (padded // 16 + 16) * 4 + 128
+    return 2 * padded + 3 * (padded // 16 + 16) * 4 + 128
 
 
 class _A8(Product):
