@@ -19,6 +19,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
@@ -118,26 +119,38 @@ class DeviceLimits:
 def measure(
     case: Case, workers: list[Worker], limits: HostLimits | DeviceLimits, rounds: int, seconds: float
 ) -> list[Samples]:
+    """Takes a peer that ends out of `workers`: what was measured until then, and the others, go on."""
     rows, calls = {}, {}
     case = limits.deciding(case)
-    for worker in workers:
+
+    def ask(worker: Worker, job: dict[str, Any]) -> dict[str, Any] | None:
         try:
-            answer = worker.ask({"case": case.facts})
+            return worker.ask(job)
         except RuntimeError as error:
-            raise SystemExit(str(error)) from None
-        if answer["skip"]:
+            if worker.name == OURS:
+                raise SystemExit(str(error)) from None
+            print(f"{case.label}: {error}; without it from here on", file=sys.stderr)
+            workers.remove(worker)
+            rows.pop(worker.name, None)
+            return None
+
+    for worker in list(workers):
+        answer = ask(worker, {"case": case.facts})
+        if answer is None or answer["skip"]:
+            continue
+        if (first := ask(worker, {"calls": 3})) is None:
             continue
         rows[worker.name] = Samples(worker.name, case, answer["bytes"])
-        first = statistics.median(worker.ask({"calls": 3})["seconds"])
-        calls[worker.name] = max(3, min(2000, int(seconds / first)))
+        calls[worker.name] = max(3, min(2000, int(seconds / statistics.median(first["seconds"]))))
     for _ in range(rounds):
-        for worker in workers:
-            if worker.name not in rows:
+        for worker in list(workers):
+            if (row := rows.get(worker.name)) is None:
                 continue
-            row = rows[worker.name]
             time.sleep(SETTLE_SECONDS)
-            row.limit_rates.append(limits.per_second(case.limit))
-            row.seconds.append(statistics.median(worker.ask({"calls": calls[worker.name]})["seconds"]))
+            limit = limits.per_second(case.limit)
+            if (answer := ask(worker, {"calls": calls[worker.name]})) is not None:
+                row.limit_rates.append(limit)
+                row.seconds.append(statistics.median(answer["seconds"]))
     return list(rows.values())
 
 

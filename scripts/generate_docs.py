@@ -58,7 +58,9 @@ _RUNS = ("2026-11-29", "2026-11-29-emerald-rapids")
 """Folders of benchmarks/results, one for each machine: the README shows the first, docs/ all."""
 WHOLE_MODEL = tuple((f"{run}/whole_model.json", f"{run}/whole_model-long.json") for run in _RUNS)
 """Results of whole_model.py of one machine, for the README."""
-REACHED = tuple((f"{run}/operators-attention.json", f"{run}/operators-matmul.json") for run in _RUNS)
+REACHED = tuple(
+    (f"{run}/operators-attention.json", f"{run}/operators-matmul.json") for run in (*_RUNS, "2026-11-30-zen3")
+)
 """Results of operators.py, one group for each machine; the last counts where several measured the same."""
 K_QUANTS = f"{_RUNS[1]}/k-quants"
 """Folder of both benchmarks' results over K-quants."""

@@ -14,7 +14,9 @@ import install
 import protocol
 import pytest
 import whole_model
-from worker import held
+from worker import System, Worker, held
+
+import operators
 
 PEERS = Path(protocol.__file__).parent
 
@@ -122,6 +124,34 @@ def test_a_cpu_is_asked_for_products_of_one_weight_and_of_experts(script: str, f
         assert prepared["skip"] is None
         assert prepared["bytes"] > 0
         assert len(timed["seconds"]) == 3
+
+
+@pytest.mark.parametrize("answers", [0, 1, 2])
+def test_a_peer_that_ends_is_left_out_and_the_others_go_on(answers, tmp_path, capsys, monkeypatch):
+    script = tmp_path / "mortal.py"
+    script.write_text(
+        "import json\n"
+        "print(json.dumps({'ready': 'mortal', 'versions': []}), flush=True)\n"
+        "for answer in [{'bytes': 1, 'skip': None}, {'seconds': [1.0]}][:COUNT]:\n"
+        "    input(), print(json.dumps(answer), flush=True)\n".replace("COUNT", str(answers))
+    )
+    monkeypatch.setenv("OPSOCKET_BENCH_ROTATED_BYTES", "1")
+
+    class Limits:
+        def deciding(self, case):
+            return case
+
+        def per_second(self, kind):
+            return 1e9
+
+    ours = Worker(operators.OURS, System("operators_opsocket.py", None), 1, ("--backend", "cpu"))
+    workers = [Worker("mortal", System(str(script), None), 1), ours]
+    case = cases.matmul("q4_0_a8", 4, 32, False, 64, 64, 3)
+    (row,) = operators.measure(case, workers, Limits(), rounds=2, seconds=0.001)
+    assert (row.system, len(row.seconds)) == (operators.OURS, 2)
+    assert workers == [ours]
+    assert "mortal ended with" in capsys.readouterr().err
+    ours.close()
 
 
 @pytest.mark.parametrize("m", [1, 7])
