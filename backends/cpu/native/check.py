@@ -48,6 +48,8 @@ def check(
     shared, own = os.environ.get(SHARED_CACHE), HERE / ".objects"
     cache = Path(shared or own / "check")
     sources = [path for path in sorted((HERE / "tests").glob("test_*.cpp")) if not names or path.stem in names]
+    if unknown := set(names) - {path.stem for path in sources}:
+        sys.exit(f"error: no such test: {', '.join(sorted(unknown))}")
     built = cache if shared or extra or machine != platform.machine() else own  # those that the library is made of
     kernels = units_of(sorted((HERE / "src").glob("*.cpp")), compiler, machine, extra, built)
     tests = units_of(sources, compiler, machine, [*extra, f"-I{HERE / 'src'}"], cache)

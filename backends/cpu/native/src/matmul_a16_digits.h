@@ -14,7 +14,8 @@ namespace OPSOCKET_LEVEL {
 
 // How many rows of so many digits are sooner multiplied so than as floats by codes of so many bits (or BY_TABLE): where four
 // bytes' products are one instruction, as many as have sums in registers (of 24 the compiler keeps some in memory); where
-// they are two, one row of up to five bits. Rows in two parts cost more than they save: the second has no memory to wait for.
+// they are two, one row of up to five bits. More rows cost more than they saved when the second part of a panel's columns had no
+// memory to wait for; since it has, they have not been measured.
 constexpr int most_rows([[maybe_unused]] int digits, [[maybe_unused]] int bits) {
 #if OPSOCKET_AVX512
     return digits == 4 ? 2 : 3;

@@ -42,7 +42,7 @@ template <int BITS, int SLAB> void unpack_as(const Cuts &c, const Units &from, T
         for (int64_t column = 0; column < columns; column += SLAB, w += SLAB_BYTES, to += SLAB * PANEL * CODE) {
 #if OPSOCKET_SHORT_SUMS
             if constexpr (IS_WIDE) {
-                unpack_wide<BITS, SLAB>(w, to, table, set(c.zero * 0x01010101));
+                unpack_wide<BITS, SLAB>(w, to, table, c.zero);
                 continue;
             }
 #endif

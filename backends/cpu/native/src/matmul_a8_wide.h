@@ -18,21 +18,22 @@ inline void widen_row(const Cuts &c, unsigned char *row) {
 
 // A slab of codes, less `zero` each, as numbers of 16 bits: [k / 2][32][2].
 template <int BITS, int SLAB>
-inline void unpack_wide(const unsigned char *w, unsigned char *to, [[maybe_unused]] I table, I zero) {
-    // Each of two bytes of a dword to where it is the upper one of 16 bits, from which it is shifted with its sign.
-    const __m256i first = _mm256_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13,
-                                           -1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13);
-    const __m256i last = _mm256_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15,
-                                          -1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15);
+inline void unpack_wide(const unsigned char *w, unsigned char *to, [[maybe_unused]] I table, int32_t zero) {
+    // The first two and the last two bytes of each dword, with a zero above each.
+    const __m256i first = _mm256_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1,
+                                           0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1);
+    const __m256i last = _mm256_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1,
+                                          2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1);
+    const __m256i offset = _mm256_set1_epi16(int16_t(zero));
 #pragma GCC unroll 8
     for (int t = 0; t < SLAB / 4; t++)
         for (int v = 0; v < VECTORS; v++) {
             I codes = codes_of_step<stored_bits(BITS), SLAB>(w, t, v);
             if constexpr (BITS == BY_TABLE) codes = look_up(table, codes);
-            const __m256i bytes = _mm256_sub_epi8((__m256i)codes, (__m256i)zero);
             unsigned char *at = to + t * PANEL * 8 + v * W * 4;
-            _mm256_storeu_si256((__m256i *)at, _mm256_srai_epi16(_mm256_shuffle_epi8(bytes, first), 8));
-            _mm256_storeu_si256((__m256i *)(at + PANEL * 4), _mm256_srai_epi16(_mm256_shuffle_epi8(bytes, last), 8));
+            _mm256_storeu_si256((__m256i *)at, _mm256_sub_epi16(_mm256_shuffle_epi8((__m256i)codes, first), offset));
+            _mm256_storeu_si256((__m256i *)(at + PANEL * 4),
+                                _mm256_sub_epi16(_mm256_shuffle_epi8((__m256i)codes, last), offset));
         }
 }
 
