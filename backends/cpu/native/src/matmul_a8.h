@@ -19,11 +19,7 @@ namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
 constexpr int TILE_K = 576;        // of codes unpacked at a time: 18 KiB, and scales, of a level 1 cache's 32 or 48
-#if OPSOCKET_SHORT_SUMS
-constexpr bool HAS_SHORT_SUMS = true;
-#else
-constexpr bool HAS_SHORT_SUMS = false;
-#endif
+constexpr bool HAS_SHORT_SUMS = MOST_NIBBLES == 2;  // of products: no two of 8 bits fit
 
 struct Cuts {
     int64_t k;                  // as packed: a multiple of the slab
