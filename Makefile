@@ -119,9 +119,9 @@ providers: $(STAMP) $(NATIVE) ## conformance of the providers that others stand 
 	@$(BIN)/opsocket conformance --backend cpu --pin attention=torch --filter attention --tier $(TIER) --jobs 2 --quiet \
 	  --json reports/conformance-cpu-torch-attention.json --junit reports/conformance-cpu-torch-attention.xml
 
-self-test: $(STAMP) $(NATIVE) ## does the suite find the faults of its catalogue (minutes); writes reports/power.json
+self-test: $(STAMP) $(NATIVE) ## does the suite find the faults of its catalogue (minutes; KILLS=3 ends each at three); writes reports/power.json
 	@mkdir -p reports
-	OMP_NUM_THREADS=1 $(BIN)/opsocket conformance --backend $(BACKEND) --self-test --jobs 2 \
+	OMP_NUM_THREADS=1 $(BIN)/opsocket conformance --backend $(BACKEND) --self-test --jobs 2 $(if $(KILLS),--kills $(KILLS)) \
 	  --json reports/power.json --markdown reports/kill-matrix.md
 
 kill-matrix: self-test ## the same, and docs/kill-matrix.md anew

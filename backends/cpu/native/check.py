@@ -56,11 +56,13 @@ def check(
     if emulate_bf16:
         kernels = [(s, o, cache / t.name) if _level((s, o, t)) == _EMULATED else (s, o, t) for s, o, t in kernels]
         tests = [test for test in tests if _level(test) == _EMULATED]
+    absent = _absent_levels() - ({_EMULATED} if emulate_bf16 else set()) if machine == platform.machine() else set()
     if extra:  # what can't run here is as the library has it: sanitized kernels take the compiler long
-        absent = _absent_levels() - ({_EMULATED} if emulate_bf16 else set())
         as_built = units_of(sorted((HERE / "src").glob("*.cpp")), compiler, machine, [], Path(shared or own))
         kernels = [b if _level(b) in absent else k for b, k in zip(as_built, kernels, strict=True)]
-        tests = [test for test in tests if _level(test) not in absent]
+    for level in sorted(absent & {_level(test) for test in tests}):
+        print(f"{machine} {level}: not on this processor")
+    tests = [test for test in tests if _level(test) not in absent]
     compile_units([*kernels, *tests], compiler)
     environment = os.environ | _FIRST_REPORT_ENDS | ({"OPSOCKET_EMULATED": "1"} if emulator else {})
     failed = 0

@@ -4,9 +4,10 @@
 // A few rows: as digits of integers, where those pay (matmul_a16_digits.h). Or weights are widened in registers, once for all
 // of them. More rows: a piece of a panel is widened once into this thread's memory, [k][32] of f32, and all rows meet it
 // there (matmul_a16_codes.h, matmul_a16_floats.h).
+#include "kernels.h"
+#if OPSOCKET_OWN_PRODUCTS
 #include <limits>
 
-#include "kernels.h"
 #include "matmul_a16_codes.h"
 #include "matmul_a16_digits.h"
 #include "matmul_a16_floats.h"
@@ -299,3 +300,4 @@ void matmul_a16(const Command *command, Worker &worker) {
 
 }  // namespace OPSOCKET_LEVEL
 }  // namespace opsocket
+#endif

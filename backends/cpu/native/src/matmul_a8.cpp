@@ -1,11 +1,11 @@
 // y = x W^T + b with int8 activations: x is quantized here, row by row, then multiplied panel by panel. Also the product
 // of rows sorted by expert, each range with a weight of its own.
-#include "matmul_a8_tile.h"
-
+#include "kernels.h"
+#if OPSOCKET_OWN_PRODUCTS
 #include <algorithm>
 #include <utility>
 
-#include "kernels.h"
+#include "matmul_a8_tile.h"
 #include "shares.h"
 
 namespace opsocket {
@@ -25,8 +25,17 @@ constexpr int64_t BLOCK_ROWS = 48, MAX_BLOCK_ROWS = 504;
 // then stay with its core, which in two cores without a common cache is worth more than reading the weight once.
 constexpr int64_t OWN_ROWS = 128;
 
+// Rows that there are loops for. Of groups that 32 does not divide, but in super-blocks, more than one meet codes in a tile;
+// codes of 8 bits there too where they are widened, or they would have to be from zero.
+constexpr int most_rows(int bits, int slab, int place) {
+    return slab == 16 && place == AT_GROUP && (bits < 8 || HAS_SHORT_SUMS) ? 1 : MOST;
+}
+
 // Whether so many rows meet codes that were unpacked into a tile. Rows of several blocks do if those of one do.
-static bool meet_in_tile(const Cuts &cuts, int64_t rows) { return rows > FEW && (cuts.is_wide || cuts.bits < 8); }
+static bool meet_in_tile(const Cuts &cuts, int64_t rows) {
+    if (most_rows(cuts.bits, cuts.slab, cuts.is_headed ? IN_HEAD : AT_GROUP) == 1) return rows > 1;
+    return rows > FEW && (cuts.is_wide || cuts.bits < 8);
+}
 
 // A thread's scratch memory: a tile, one row as f32, its sums, y of a block, factors, and for a single row its codes.
 struct Scratch {
@@ -153,7 +162,7 @@ template <int BITS, bool TILE, size_t... R> static Rows by_codes(int64_t rows, s
 
 // What there are loops for. weights.py packs nothing else: `CODED_SCALES` and `_bits`.
 constexpr bool is_form(int bits, bool minimums, int slab, int place) {
-    if (place == IN_TILE) return true;
+    if (place == IN_TILE) return bits == 5 ? slab == 32 : bits != 6 || (slab == 16 && !minimums);
     if (bits == BY_TABLE) return slab == 32 && !minimums;
     if (place == IN_HEAD) return minimums ? (bits == 2 && slab == 16) || ((bits == 4 || bits == 5) && slab == 32)
                                           : (bits == 4 || bits == 6) && slab == 16;
@@ -161,12 +170,12 @@ constexpr bool is_form(int bits, bool minimums, int slab, int place) {
 }
 
 template <int SUMS, int BITS, int PLACE> static Rows by_slab(const Cuts &c, int64_t rows) {
-    constexpr auto sizes = std::make_index_sequence<MOST>();
     constexpr bool minimums = SUMS & SUM_MINIMUMS;
     if constexpr (is_form(BITS, minimums, 32, PLACE))
-        if (c.slab == 32) return by_units<SUMS, BITS, 32, PLACE>(rows, sizes);
+        if (c.slab == 32) return by_units<SUMS, BITS, 32, PLACE>(rows, std::make_index_sequence<MOST>());
     if constexpr (is_form(BITS, minimums, 16, PLACE))
-        if (c.slab == 16) return by_units<SUMS, BITS, 16, PLACE>(rows, sizes);
+        if (c.slab == 16)
+            return by_units<SUMS, BITS, 16, PLACE>(rows, std::make_index_sequence<most_rows(BITS, 16, PLACE)>());
     return nullptr;
 }
 
@@ -415,3 +424,4 @@ void matmul_a8(const Command *command, Worker &worker) {
 
 }  // namespace OPSOCKET_LEVEL
 }  // namespace opsocket
+#endif

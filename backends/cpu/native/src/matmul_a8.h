@@ -144,9 +144,9 @@ struct Head {
 };
 struct Nothing {};
 
-// Sums of `part` vectors of MR rows, as y has them.
+// Sums of `part` vectors of MR rows, as y has them. Not inlined: all loops of so many rows have the same.
 template <bool X_SCALES, int MR, int PART>
-inline __attribute__((always_inline)) void give(const Cuts &c, const Sink &to, int part, const unsigned char *rows,
+__attribute__((noinline)) void give(const Cuts &c, const Sink &to, int part, const unsigned char *rows,
                                                 const F (&f)[MR][PART]) {
     auto as = [&](auto type) {
         for (int r = 0; r < MR; r++)
