@@ -58,9 +58,34 @@ template <int32_t C> struct IntegerTable {
 };
 template <int32_t C> inline constexpr IntegerTable<C> INTEGER_TABLE;
 
+#if OPSOCKET_AVX2 && !OPSOCKET_AVX_VNNI
+#define OPSOCKET_SHIFTS 1
+// Integer codes of some dwords, in two's complement, and code r of each as f32: by shifts, which AMD's cores do beside FMAs,
+// where tables take loads that they have no room for. Intel's cores do shifts in place of FMAs.
+template <int32_t C> inline U signed_codes(U x) {
+    return C == KV_I4 ? x ^ 0x88888888u : C == KV_I2 ? x ^ 0xaaaaaaaau : x;
+}
+template <int32_t C> inline F shift_one(U x, int r) {
+    constexpr int bits = kv_bits(C);
+    const int above = 32 - bits - kv_shift(C, r);
+    return convert((I)(above ? x << above : x) >> (32 - bits));
+}
+#endif
+
+// Dwords for `decode_one`.
+template <int32_t C, bool BY_SHIFTS> inline U read_codes(const unsigned char *p) {
+#if OPSOCKET_SHIFTS
+    if constexpr (BY_SHIFTS) return signed_codes<C>(load_as<U>(p));
+#endif
+    return load_as<U>(p);
+}
+
 // Number r of each dword, as f32, exactly.
-template <int32_t C> inline F decode_one(U x, int r) {
+template <int32_t C, bool BY_SHIFTS = false> inline F decode_one(U x, int r) {
     if constexpr (C == KV_BF16) return half_of(x, r);
+#if OPSOCKET_SHIFTS
+    else if constexpr (BY_SHIFTS) return shift_one<C>(x, r);
+#endif
 #if OPSOCKET_AVX512
     // A permute looks at no more than 4 bits of its index.
     else if constexpr (kv_bits(C) < 8)

@@ -151,7 +151,7 @@ template <class... Vs> inline void step_done([[maybe_unused]] Vs &...vectors) {
 }
 
 // Of kernels for a cache's code and `rows` rows, the one for products of kind `dot`. Kernels: a template with `f32`,
-// and `pairs`, `bf16`, `digits` and `few_digits` where the level has them.
+// and `pairs`, `bf16`, `digits`, `few_digits` and `by_shifts` where the level has them.
 template <class Function, template <int32_t, int> class Kernels>
 inline Function choose_decode(int32_t code, int32_t dot, int rows) {
     Function chosen = nullptr;
@@ -173,6 +173,10 @@ inline Function choose_decode(int32_t code, int32_t dot, int rows) {
 #endif
             {
                 (void)dot;
+#if OPSOCKET_SHIFTS
+                if constexpr (kv_is_integer(C))
+                    if (processor.pipes_beside_products) return K::by_shifts;
+#endif
                 return K::f32;
             }
         });

@@ -117,7 +117,7 @@ constexpr int beside(int rows) { return rows <= 4 ? 4 : 2; }
 constexpr int beside(int rows) { return rows <= 2 ? 4 : 2; }
 #endif
 
-template <int32_t C, int R> static void scores_f32(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
+template <int32_t C, int R, bool BY_SHIFTS = false> static void scores_f32(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
     constexpr int N = kv_per_dword(C), V = beside(R), OF_TILE = TILE / W;
     for (int first = 0; first < DECODE_TILES * OF_TILE; first += V) {
         F sums[R][V];
@@ -131,14 +131,14 @@ template <int32_t C, int R> static void scores_f32(const DecodeQuery &query, con
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
                 const int tile = (first + v) / OF_TILE, part = (first + v) % OF_TILE;
-                x[v] = load_as<U>(keys.tiles[tile] + i * 64 + part * W * 4);
+                x[v] = read_codes<C, BY_SHIFTS>(keys.tiles[tile] + i * 64 + part * W * 4);
                 if (part == 0) prefetch(keys.ahead[tile] + i * 64);
             }
 #pragma GCC unroll 16
             for (int j = 0; j < N; j++) {
                 F k[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++) k[v] = decode_one<C>(x[v], j);
+                for (int v = 0; v < V; v++) k[v] = decode_one<C, BY_SHIFTS>(x[v], j);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
                     const F y = set(q[j * R + r]);
@@ -319,6 +319,9 @@ template <int32_t C, int R, int LEFT_OUT> static void scores_digits(const Decode
 
 template <int32_t C, int R> struct Scores {
     static constexpr DecodeScores f32 = scores_f32<C, R>;
+#if OPSOCKET_SHIFTS
+    static constexpr DecodeScores by_shifts = scores_f32<C, R, true>;
+#endif
 #if OPSOCKET_PAIRS
     static constexpr DecodeScores pairs = scores_pairs<C, R>;
 #endif

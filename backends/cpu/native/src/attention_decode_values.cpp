@@ -7,7 +7,7 @@ namespace OPSOCKET_LEVEL {
 // ---- one by one, at every level
 
 // V vectors of W dims from dim `d`.
-template <int32_t C, int R, int V> static void sum_f32(const DecodeWeights &w, int64_t d, float *out) {
+template <int32_t C, int R, int V, bool BY_SHIFTS = false> static void sum_f32(const DecodeWeights &w, int64_t d, float *out) {
     constexpr int N = kv_per_dword(C), ROWS = TILE / N;
     F sums[R][V];
 #pragma GCC unroll 8
@@ -21,14 +21,14 @@ template <int32_t C, int R, int V> static void sum_f32(const DecodeWeights &w, i
             U x[V];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
-                x[v] = load_as<U>(tile + (i * w.width + v * W) * 4);
+                x[v] = read_codes<C, BY_SHIFTS>(tile + (i * w.width + v * W) * 4);
                 if ((d + v * W) % 16 == 0) prefetch(ahead + (i * w.width + v * W) * 4);
             }
 #pragma GCC unroll 16
             for (int j = 0; j < N; j++) {
                 F value[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++) value[v] = decode_one<C>(x[v], j);
+                for (int v = 0; v < V; v++) value[v] = decode_one<C, BY_SHIFTS>(x[v], j);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
                     F weight = set(p[r * DECODE_TOKENS + i * N + j]);
@@ -208,11 +208,11 @@ template <int32_t C, int R, int V, int LEFT_OUT> static void sum_digits(const De
     for (; d + wide * STEP <= w.width; d += wide * STEP) sum<C, R, wide>(w, d, out);      \
     for (; d < w.width; d += STEP) sum<C, R, 1>(w, d, out);
 
-template <int32_t C, int R> static void values_f32(const DecodeWeights &w, float *out) {
+template <int32_t C, int R, bool BY_SHIFTS = false> static void values_f32(const DecodeWeights &w, float *out) {
 #if OPSOCKET_AVX512
     BY_VECTORS(sum_f32, 4, W)
 #else
-    for (int64_t d = 0; d < w.width; d += 2 * W) sum_f32<C, R, 2>(w, d, out);
+    for (int64_t d = 0; d < w.width; d += 2 * W) sum_f32<C, R, 2, BY_SHIFTS>(w, d, out);
 #endif
 }
 #if OPSOCKET_PAIRS
@@ -249,6 +249,9 @@ template <int32_t C, int R, int LEFT_OUT> static void values_digits(const Decode
 
 template <int32_t C, int R> struct Values {
     static constexpr DecodeValues f32 = values_f32<C, R>;
+#if OPSOCKET_SHIFTS
+    static constexpr DecodeValues by_shifts = values_f32<C, R, true>;
+#endif
 #if OPSOCKET_PAIRS
     static constexpr DecodeValues pairs = values_pairs<C, R>;
 #endif
