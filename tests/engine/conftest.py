@@ -60,6 +60,7 @@ class MemoryCheckpoint:
     config: ModelConfig
     arrays: Mapping[str, np.ndarray]
     formats: Mapping[str, str] = field(default_factory=dict)
+    stored: dict[str, WeightTensor] = field(default_factory=dict, init=False, repr=False)
 
     def has(self, name: str) -> bool:
         return name in self.arrays
@@ -67,10 +68,12 @@ class MemoryCheckpoint:
     def weight(self, name: str) -> WeightTensor:
         if name == "lm_head" and not self.has(name):
             name = "embed_tokens"
-        array = self.arrays[name]
-        weight_format = get_format(self.formats.get(name, "f32"))
-        tensors = {"weight": array} if weight_format.id == "f32" else quantize(weight_format, array)
-        return WeightTensor(weight_format, *array.shape, tensors)
+        if name not in self.stored:  # quantizing takes as long as all else that a test does with a real model
+            array = self.arrays[name]
+            weight_format = get_format(self.formats.get(name, "f32"))
+            tensors = {"weight": array} if weight_format.id == "f32" else quantize(weight_format, array)
+            self.stored[name] = WeightTensor(weight_format, *array.shape, tensors)
+        return self.stored[name]
 
     def vector(self, name: str) -> np.ndarray:
         return self.arrays[name]
@@ -151,27 +154,30 @@ def transformers_llama() -> Callable[[Any], Any]:
     """transformers_llama(checkpoint) -> LlamaForCausalLM in f32 with the checkpoint's dequantized weights."""
 
     def make(checkpoint: Any) -> Any:
+        import torch
         import transformers
+        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
         config = checkpoint.config
-        model = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_q_heads,
-                num_key_value_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                vocab_size=config.vocab_size,
-                rms_norm_eps=config.rms_norm_eps,
-                rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
-                max_position_embeddings=config.max_position,
-                tie_word_embeddings=config.tie_embeddings,
-                attention_bias=config.o_bias,
-                mlp_bias=config.mlp_bias,
-            )
+        theirs = transformers.LlamaConfig(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_q_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            vocab_size=config.vocab_size,
+            rms_norm_eps=config.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
+            max_position_embeddings=config.max_position,
+            tie_word_embeddings=config.tie_embeddings,
+            attention_bias=config.o_bias,
+            mlp_bias=config.mlp_bias,
         )
-        model.load_state_dict(transformers_state(checkpoint))
+        with torch.device("meta"):  # drawing random weights takes longer than all that is done with these
+            model = transformers.LlamaForCausalLM(theirs)
+        model.load_state_dict(transformers_state(checkpoint), assign=True)
+        model.model.rotary_emb = LlamaRotaryEmbedding(theirs)
         return model.eval()
 
     return make

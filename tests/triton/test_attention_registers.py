@@ -18,7 +18,8 @@ BY_CHANNEL = (
 )
 
 
-@pytest.mark.parametrize("arch", ["sm_80", pytest.param("sm_90", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_scales_of_channels_of_wide_heads_are_not_held_by_every_lane(arch, tmp_path, monkeypatch) -> None:
     """Kept beside f32 factors they were 2 to 4 KB of each lane, read again for every tile of keys."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

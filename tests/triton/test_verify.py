@@ -60,6 +60,7 @@ def test_numbers_are_shared_where_the_launches_are_the_same(report) -> None:
     assert report["ladder"]["launches"] == [launch]
 
 
+@pytest.mark.slow
 def test_numbers_are_shared_with_any_architecture_before(tmp_path) -> None:
     """Attention launches otherwise on RDNA than on CDNA, and alike on RDNA 3 and 4: one stand-in computes for both."""
     case, file = "attention[hq=9,hkv=3,d=64,bs=0,q=f16,batch=short,x=normal]#0", tmp_path / "report.json"
