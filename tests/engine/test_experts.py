@@ -311,7 +311,7 @@ def test_a_tensor_of_three_dimensions_has_a_weight_for_each_expert(tmp_path):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("activations", ["none", "i8_g32"])
+@pytest.mark.parametrize("activations", [pytest.param("none", marks=pytest.mark.slow), "i8_g32"])
 def test_smollm2_as_a_mixture_says_the_same(tmp_path, session, generate_ids, activations):
     """Each expert is the layer's MLP with its inner channels in another order: what mixes experts up, or loses a
     choice, speaks no English."""

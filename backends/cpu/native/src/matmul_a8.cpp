@@ -209,7 +209,9 @@ template <size_t... R> static Rows by_wide(const Cuts &c, int64_t rows, std::ind
 #endif
 
 template <int BITS> static Rows in_tile_of(const Cuts &c, int64_t rows) {
-    return c.one_sum ? by_codes<BITS, true>(rows, std::make_index_sequence<MOST>()) : by_sums<BITS, IN_TILE>(c, rows);
+    if constexpr (low_bits(BITS) == BITS)
+        if (c.one_sum) return by_codes<BITS, true>(rows, std::make_index_sequence<MOST>());
+    return by_sums<BITS, IN_TILE>(c, rows);
 }
 
 static Rows rows_for(const Cuts &c, bool in_tile, int64_t rows) {
