@@ -1,9 +1,9 @@
-"""Builds and runs the native tests (`tests/test_*.cpp`) at every instruction-set level, plain or under sanitizers.
+"""Builds and runs the native tests (`tests/test_*.cpp`) at every level of this processor, plain or under sanitizers.
 
     python backends/cpu/native/check.py [--sanitize address undefined thread] [--machine aarch64] [--emulate-bf16]
                                         [test_name ...]
 
-A test is compiled once per level, as a kernel is, and linked with all kernels. On another architecture's `--machine`
+A test is compiled once for each of these levels, and linked with all kernels. On another architecture's `--machine`
 its cross compiler and user-mode emulator run them, or this says which one is missing and ends well. A processor that
 has all of level avx512_bf16 but AVX512_BF16 itself tests that level alone with its three instructions emulated.
 """
