@@ -108,7 +108,7 @@ void rows_by_digits(const Panels &w, const uint8_t *panel, const DigitRows &x, f
     const int64_t head_bytes = w.head_bytes(), tail_bytes = w.tail_bytes();
     const bool has_minimum = w.has_minimum;
     const ByteTable bytes(w);
-    const Tables tables(BITS == BY_TABLE ? bytes.bytes : nullptr);
+    const I table = BITS == BY_TABLE ? repeated(bytes.bytes) : I{};
     // Where columns are taken in parts, some k at a time: what the parts share is still there for the second, and while they
     // are multiplied memory is asked for what comes after them.
     const int64_t run = PARTS == 1 ? groups : std::max<int64_t>(1, RUN_K / w.block()) * block_groups;
@@ -152,7 +152,7 @@ void rows_by_digits(const Panels &w, const uint8_t *panel, const DigitRows &x, f
                             for (int v = 0; v < PART; v++) acc[chain][m][v] = chain ? I{} : set(starts[m]);
                     starts += MR;
                     if (PARTS == 1) ask_ahead(codes, SLAB_BYTES);
-                    add_slab<MR, BITS, SLAB, CHAINS, false, MR * 4>(acc, codes + first * 4, digits, 4, tables);
+                    add_slab<MR, BITS, SLAB, CHAINS, false, MR * 4>(acc, codes + first * 4, digits, 4, 0, table);
                     for (int r = 0; r < ROWS; r++)
                         for (int v = 0; v < PART; v++) {
                             I whole[DIGITS];

@@ -99,7 +99,8 @@ static void finish_row(const Cuts &cuts, [[maybe_unused]] bool in_tile, int32_t 
         std::memcpy(starts + p, &offsets, sizeof offsets);
     }
 #if OPSOCKET_SHORT_SUMS
-    if (in_tile && cuts.is_wide) widen_row(cuts, to);
+    if (cuts.is_wide && in_tile) widen_row(cuts, to);
+    else if (cuts.is_wide) split_row_codes(to, padded, cuts.to_upper());
 #endif
 }
 
@@ -277,53 +278,85 @@ static void write_panel(const MatmulA8 &c, const Cuts &cuts, int64_t first_row, 
     }
 }
 
-// first_row: of y. codes: of that row. bias: of this weight, or null. following: this thread's next panel, as is likely.
-static void block_of_panel(const MatmulA8 &c, const PanelWeight &w, const Cuts &cuts, int64_t panel, int64_t first_row,
-                           int64_t rows, const unsigned char *codes, const float *bias, const Scratch &scratch,
-                           int64_t following) {
-    const unsigned char *from = w.panels.data + panel * cuts.panel_bytes;
-    const ByteTable table(w.panels);
-    const bool in_tile = meet_in_tile(cuts, rows);
-    const int64_t most = in_tile && cuts.is_wide ? MOST_OF_WIDE : std::min(MOST, processor.rows_together);
-    const int64_t parts = (rows + most - 1) / most;
-    const bool at_once = parts == 1 && part_of(int(rows)) == VECTORS;
-    const int64_t step = at_once ? cuts.k : step_of(cuts);
-    const int64_t n = panel * PANEL;
-    F factor[VECTORS];
-    Sink sink{nullptr, nullptr, c.y_stride, c.y_dtype, {}};
-    for (int v = 0; v < VECTORS; v++) {
-        const int count = int(std::clamp<int64_t>(c.n - n - v * W, 0, W));
-        factor[v] = cuts.one_sum ? load_scale(from + cuts.code_bytes, v * W, cuts.scale_dtype) : set(1.0f);
-        sink.add[v] = bias ? load_part(bias, n + v * W, F32, count) : set(0.0f);
-    }
-    const bool at_y = in_tile && !cuts.one_sum && n + PANEL <= c.n;
-    // Parts of equal size, some of them smaller by one row.
-    const int64_t size = (rows + parts - 1) / parts, smaller = size * parts - rows;
-    const Rows of_larger = rows_for(cuts, in_tile, size);
-    const Rows of_smaller = smaller ? rows_for(cuts, in_tile, size - 1) : nullptr;
-    for (int64_t k = 0; k < cuts.k; k += step) {
-        const int64_t columns = std::min(step, cuts.k - k);
-        const bool is_last = k + step >= cuts.k;
-        Units units = units_of(cuts, from, k, columns);
-        units.table = table.bytes;
+// What some columns of a panel and all rows of a block come to: units as they are packed, and how much memory is asked for
+// meanwhile.
+struct Step {
+    Units units;
+    int64_t bytes, share, lines;
+};
+
+// Rows of one weight, and what is the same for all of its panels.
+class Block {
+    const MatmulA8 &c;
+    const PanelWeight &w;
+    const Cuts &cuts;
+    const ByteTable table;
+    const bool in_tile;
+    int64_t parts, size, smaller;  // parts of rows, all of `size` but the first few, which are smaller by one
+    bool at_once;                  // one step takes all of K
+    int64_t columns;               // of a step
+    Rows of_larger, of_smaller;
+    Step whole;  // where one step takes all: that of the first panel
+
+    Step step_from(const unsigned char *panel, int64_t first) const {
+        Step step{};
+        const int64_t count = std::min(columns, cuts.k - first), slabs = count / cuts.slab * PARTS;
+        step.units = units_of(cuts, panel, first, count);
+        step.units.table = table.bytes;
         // While some columns are multiplied memory is asked for those that come about as far on as these are long, in
         // equal shares between the rows.
-        const int64_t bytes = columns * cuts.panel_bytes / cuts.k;
-        const int64_t share = parts == 1 ? bytes : bytes / parts / 64 * 64 + 64, slabs = columns / cuts.slab * PARTS;
-        Fetch fetch{units.codes + (at_once ? AHEAD : bytes), nullptr, share, (share / 64 + slabs - 1) / slabs, rows > FEW};
-        if (!at_once && is_last) fetch.next = w.panels.data + following * cuts.panel_bytes;
-        if (in_tile) units = unpack(w.panels, cuts, units, *scratch.tile);
-        sink.sums = scratch.y;
-        if (is_last && at_y) sink.y = static_cast<unsigned char *>(at(c.y, first_row * c.y_stride + n, c.y_dtype));
-        if (smaller) of_smaller(cuts, units, codes, smaller, fetch, sink);
-        of_larger(cuts, units, codes + smaller * (size - 1) * cuts.row_bytes, parts - smaller, fetch, sink);
+        step.bytes = count * cuts.panel_bytes / cuts.k;
+        step.share = parts == 1 ? step.bytes : step.bytes / parts / 64 * 64 + 64;
+        step.lines = (step.share / 64 + slabs - 1) / slabs;
+        return step;
     }
-    if (at_y) return;
-    auto write = [&](auto to) { to(c, cuts, first_row, n, rows, scratch.y, codes, factor, sink.add); };
-    if (c.y_dtype == F32) write(cuts.one_sum ? write_panel<F32, true> : write_panel<F32, false>);
-    else if (c.y_dtype == F16) write(cuts.one_sum ? write_panel<F16, true> : write_panel<F16, false>);
-    else write(cuts.one_sum ? write_panel<BF16, true> : write_panel<BF16, false>);
-}
+
+   public:
+    const int64_t rows;
+
+    Block(const MatmulA8 &c, const PanelWeight &w, const Cuts &cuts, int64_t rows)
+        : c(c), w(w), cuts(cuts), table(w.panels), in_tile(meet_in_tile(cuts, rows)), rows(rows) {
+        const int64_t most = in_tile && cuts.is_wide ? MOST_OF_WIDE : std::min(MOST, processor.rows_together);
+        parts = (rows + most - 1) / most, size = (rows + parts - 1) / parts, smaller = size * parts - rows;
+        at_once = parts == 1 && part_of(int(rows)) == VECTORS;
+        columns = at_once ? cuts.k : step_of(cuts);
+        of_larger = rows_for(cuts, in_tile, size), of_smaller = smaller ? rows_for(cuts, in_tile, size - 1) : nullptr;
+        if (at_once) whole = step_from(w.panels.data, 0);
+    }
+
+    // first_row: of y. codes: of that row. bias: of this weight, or null. following: this thread's next panel, as is likely.
+    void meet(int64_t panel, int64_t first_row, const unsigned char *codes, const float *bias, const Scratch &scratch,
+              int64_t following) const {
+        const unsigned char *from = w.panels.data + panel * cuts.panel_bytes;
+        const int64_t n = panel * PANEL;
+        F factor[VECTORS];
+        Sink sink{nullptr, nullptr, c.y_stride, c.y_dtype, {}};
+        for (int v = 0; v < VECTORS; v++) {
+            const int count = int(std::clamp<int64_t>(c.n - n - v * W, 0, W));
+            factor[v] = cuts.one_sum ? load_scale(from + cuts.code_bytes, v * W, cuts.scale_dtype) : set(1.0f);
+            sink.add[v] = bias ? load_part(bias, n + v * W, F32, count) : set(0.0f);
+        }
+        const bool at_y = in_tile && !cuts.one_sum && n + PANEL <= c.n;
+        for (int64_t k = 0; k < cuts.k; k += columns) {
+            const bool is_last = k + columns >= cuts.k;
+            Step step = at_once ? whole : step_from(from, k);
+            Units &units = step.units;
+            if (at_once) units.codes += panel * cuts.panel_bytes;
+            Fetch fetch{units.codes + (at_once ? AHEAD : step.bytes), nullptr, step.share, step.lines, rows > FEW};
+            if (!at_once && is_last) fetch.next = w.panels.data + following * cuts.panel_bytes;
+            if (in_tile) units = unpack(w.panels, cuts, units, *scratch.tile);
+            sink.sums = scratch.y;
+            if (is_last && at_y) sink.y = static_cast<unsigned char *>(at(c.y, first_row * c.y_stride + n, c.y_dtype));
+            if (smaller) of_smaller(cuts, units, codes, smaller, fetch, sink);
+            of_larger(cuts, units, codes + smaller * (size - 1) * cuts.row_bytes, parts - smaller, fetch, sink);
+        }
+        if (at_y) return;
+        auto write = [&](auto to) { to(c, cuts, first_row, n, rows, scratch.y, codes, factor, sink.add); };
+        if (c.y_dtype == F32) write(cuts.one_sum ? write_panel<F32, true> : write_panel<F32, false>);
+        else if (c.y_dtype == F16) write(cuts.one_sum ? write_panel<F16, true> : write_panel<F16, false>);
+        else write(cuts.one_sum ? write_panel<BF16, true> : write_panel<BF16, false>);
+    }
+};
 
 void matmul_a8(const Command *command, Worker &worker) {
     const MatmulA8 &c = *static_cast<const MatmulA8 *>(command);
@@ -335,9 +368,10 @@ void matmul_a8(const Command *command, Worker &worker) {
         const Cuts cuts = cuts_of(c.weights[0].panels, c.x_group);
         int64_t begin, end;
         worker.share(panels, begin, end);
-        if (begin < end) quantize_rows(c, c.weights[0], cuts, false, 0, 1, scratch, scratch.codes);
-        for (int64_t panel = begin; panel < end; panel++)
-            block_of_panel(c, c.weights[0], cuts, panel, 0, 1, scratch.codes, c.bias, scratch, panel + 1);
+        if (begin == end) return;
+        quantize_rows(c, c.weights[0], cuts, false, 0, 1, scratch, scratch.codes);
+        const Block row(c, c.weights[0], cuts, 1);
+        for (int64_t panel = begin; panel < end; panel++) row.meet(panel, 0, scratch.codes, c.bias, scratch, panel + 1);
         return;
     }
     int64_t row_bytes = 0;
@@ -374,11 +408,11 @@ void matmul_a8(const Command *command, Worker &worker) {
         if (!c.offsets && last - first >= OWN_ROWS * worker.count) {
             const Cuts cuts = cuts_of(c.weights[0].panels, c.x_group);
             const int64_t count = others - mine, blocks = blocks_of(count);
-            for (int64_t block = 0; block < blocks; block++) {
-                const int64_t from = mine + count * block / blocks, to = mine + count * (block + 1) / blocks;
+            for (int64_t number = 0; number < blocks; number++) {
+                const int64_t from = mine + count * number / blocks, to = mine + count * (number + 1) / blocks;
+                const Block block(c, c.weights[0], cuts, to - from);
                 for (int64_t panel = 0; panel < panels; panel++)
-                    block_of_panel(c, c.weights[0], cuts, panel, from, to - from,
-                                   worker.shared + (from - first) * row_bytes, c.bias, scratch, panel + 1);
+                    block.meet(panel, from, worker.shared + (from - first) * row_bytes, c.bias, scratch, panel + 1);
             }
             continue;
         }
@@ -390,12 +424,17 @@ void matmul_a8(const Command *command, Worker &worker) {
             total += blocks_of(end - begin) * panels, cost += cost_of(end - begin), met++;
             return true;
         });
-        // Piece by piece: a panel with a block of the rows that meet it.
-        auto run_piece = [&](int64_t e, const Cuts &cuts, int64_t begin, int64_t end, int64_t piece, int64_t next) {
-            const int64_t block = piece / panels, panel = piece % panels, blocks = blocks_of(end - begin);
-            const int64_t from = begin + (end - begin) * block / blocks, to = begin + (end - begin) * (block + 1) / blocks;
-            block_of_panel(c, c.weights[e], cuts, panel, from, to - from, worker.shared + (from - first) * row_bytes,
-                           c.bias ? c.bias + e * c.n : nullptr, scratch, panel + next);
+        // Piece by piece: a panel with a block of the rows that meet it. Pieces [start, stop) of weight e.
+        auto run_pieces = [&](int64_t e, const Cuts &cuts, int64_t begin, int64_t end, int64_t start, int64_t stop, int64_t next) {
+            const int64_t blocks = blocks_of(end - begin);
+            while (start < stop) {
+                const int64_t number = start / panels, last_piece = std::min(stop, (number + 1) * panels);
+                const int64_t from = begin + (end - begin) * number / blocks;
+                const Block block(c, c.weights[e], cuts, begin + (end - begin) * (number + 1) / blocks - from);
+                for (; start < last_piece; start++)
+                    block.meet(start - number * panels, from, worker.shared + (from - first) * row_bytes,
+                               c.bias ? c.bias + e * c.n : nullptr, scratch, start - number * panels + next);
+            }
         };
         if (pass >= COUNTERS || last - first <= FEW_EACH * met) {
             // Few rows: panels that stand one behind the other, so that memory is asked for ahead.
@@ -406,7 +445,7 @@ void matmul_a8(const Command *command, Worker &worker) {
                 // What the weight before has asked for ahead was not this one's.
                 const uint8_t *data = c.weights[e].panels.data + start % panels * cuts.panel_bytes;
                 for (int64_t i = 0; i < std::min(AHEAD, cuts.panel_bytes) && start < stop; i += 64) ask_for_line(data + i);
-                for (int64_t piece = start; piece < stop; piece++) run_piece(e, cuts, begin, end, piece, 1);
+                run_pieces(e, cuts, begin, end, start, stop, 1);
                 return !shares.are_taken();
             });
             continue;
@@ -416,7 +455,7 @@ void matmul_a8(const Command *command, Worker &worker) {
             int64_t piece = number;
             each_expert([&](int64_t e, const Cuts &cuts, int64_t begin, int64_t end) {
                 const int64_t pieces = blocks_of(end - begin) * panels;
-                if (piece < pieces) run_piece(e, cuts, begin, end, piece, worker.count);
+                if (piece < pieces) run_pieces(e, cuts, begin, end, piece, piece + 1, worker.count);
                 piece -= pieces;
                 return piece >= 0;
             });

@@ -19,7 +19,6 @@ namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
 constexpr int TILE_K = 576;        // of codes unpacked at a time: 18 KiB, and scales, of a level 1 cache's 32 or 48
-constexpr bool HAS_SHORT_SUMS = MOST_NIBBLES == 2;  // of products: no two of 8 bits fit
 
 struct Cuts {
     int64_t k;                  // as packed: a multiple of the slab
@@ -34,12 +33,16 @@ struct Cuts {
     bool is_headed;  // scales are in heads of super-blocks
     bool minimums, x_scales;  // x_scales: x has a scale per 32 columns, not per row
     bool one_sum;             // one group, one integer sum over all of K
-    bool is_wide;             // in a tile codes are numbers of 16 bits, and so are those of rows that meet it
+    bool is_wide;             // codes too long for sums in 16 bits: in a tile they are numbers of 16 bits, and so are those
+                              // of rows that meet it; else rows are split into two digits
 
     // A row of x: codes, then [pieces] where integer sums start, [units] what minimums are multiplied with, and the
     // row's scale or [pieces] of them. In bytes from the row's beginning; next row `row_bytes` on.
     int64_t starts, weights, scales, row_bytes;
     int64_t pieces, units;  // of it
+
+    // Bytes from a split row's lower digits to the upper ones.
+    int64_t to_upper() const { return starts / 2; }
 
     // No more columns than this are in a tile: those of 16 bits take no more room than the others, or are one super-block.
     int64_t tile_k() const { return !is_wide ? TILE_K : std::max<int64_t>(TILE_K / 2, is_headed ? block : 0); }
@@ -172,9 +175,11 @@ void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows,
     constexpr bool FROM_ZERO = minimums && as_floats;  // such codes have no offset: panel.h
     constexpr int SCALES = PANEL * (minimums ? 2 : 1);
     std::conditional_t<PLACE == IN_HEAD, Head, Nothing> head;
-    const Tables tables(BITS == BY_TABLE ? units.table : nullptr);
-    const int64_t piece_slabs = c.piece / SLAB, unit_pieces = x_scales ? c.unit / c.piece : 1;
-    const int64_t unit_bytes = units.bytes, group_units = as_floats ? 1 : units.group_units, row_bytes = c.row_bytes;
+    const I table = BITS == BY_TABLE ? repeated(units.table) : I{};
+    // With scales of x a piece is one; to say so costs several rows registers.
+    const int64_t piece_slabs = x_scales && MR == 1 ? 1 : c.piece / SLAB;
+    const int64_t unit_pieces = x_scales ? c.unit / c.piece : 1;
+    const int64_t unit_bytes = units.bytes, group_units = as_floats ? 1 : units.group_units, row_bytes = c.row_bytes, to_upper = c.to_upper();
     const int64_t scale_bytes = as_floats ? PANEL * 4 : units.scale_bytes;
     const int64_t tail_bytes = in_tile ? SCALES * 4 : units.tail_bytes;
     const int32_t dtype = as_floats ? F32 : units.scale_dtype;
@@ -220,7 +225,7 @@ void rows_by_units(const Cuts &c, const Units &units, const unsigned char *rows,
                     for (int64_t s = piece_slabs; s; s--, w += SLAB_BYTES, x += SLAB) {
                         if (MR == 1 && part == 0) ask_ahead(w, SLAB_BYTES);
                         if (MR > 1 && !in_tile) fetch.some();
-                        add_slab<MR, BITS, SLAB, CHAINS, in_tile>(acc, w, x, row_bytes, tables);
+                        add_slab<MR, BITS, SLAB, CHAINS, in_tile>(acc, w, x, row_bytes, to_upper, table);
                     }
                     F scale[PART];
                     for (int v = 0; v < PART; v++) scale[v] = load_scale(at, (part * PART + v) * W, dtype);
@@ -273,7 +278,7 @@ void rows_by_codes(const Cuts &c, const Units &units, const unsigned char *rows,
             for (int64_t u = units.count; u; u--, x += 32, w += SLAB_BYTES) {
                 if (MR == 1 && part == 0) ask_ahead(w, SLAB_BYTES);
                 if (MR > 1 && !TILE) fetch.some();
-                add_slab<MR, BITS, 32, CHAINS, TILE>(acc, w, x, c.row_bytes, Tables(nullptr));
+                add_slab<MR, BITS, 32, CHAINS, TILE>(acc, w, x, c.row_bytes, c.to_upper(), I{});
             }
             for (int r = 0; r < MR; r++)
                 for (int v = 0; v < PART; v++) {

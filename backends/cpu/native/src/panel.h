@@ -63,7 +63,7 @@ struct Panels {
 // and not again before all the others, and what a host needs between two steps should not leave the caches for it.
 inline void ask_ahead(const uint8_t *p, int64_t bytes) {
     constexpr int64_t AHEAD = 4096;
-    for (int64_t i = 0; i < bytes; i += 64) ask_for_line(p + AHEAD + i);
+    ask_for_lines(p + AHEAD, bytes);
 }
 
 }  // namespace opsocket

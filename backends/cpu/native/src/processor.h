@@ -3,6 +3,7 @@
 // By the maker's name, not by a measurement when the library loads: two runs on one machine must take the same kernels,
 // or their numbers differ.
 #pragma once
+#include <cstdint>
 
 namespace opsocket {
 
@@ -30,6 +31,19 @@ extern const Processor processor;
 inline void ask_for_line(const void *p) {
     if (processor.transient_lines_pay) __builtin_prefetch(p, 0, 0);
     else __builtin_prefetch(p, 0, 2);
+}
+
+// Asks for `bytes` from p on, line by line, in the same way. Of addresses of two kinds of requests the compiler keeps a register
+// each; in assembly they are parts of the instruction.
+inline void ask_for_lines(const unsigned char *p, int64_t bytes) {
+#if defined(__x86_64__)
+    if (processor.transient_lines_pay)
+        for (int64_t i = 0; i < bytes; i += 64) asm volatile("prefetchnta %0" : : "m"(p[i]));
+    else
+        for (int64_t i = 0; i < bytes; i += 64) asm volatile("prefetcht1 %0" : : "m"(p[i]));
+#else
+    for (int64_t i = 0; i < bytes; i += 64) ask_for_line(p + i);
+#endif
 }
 
 // Asks for a cache line that is read soon, perhaps more than once.
