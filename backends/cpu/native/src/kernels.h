@@ -4,7 +4,7 @@
 #include "pool.h"
 #include "simd.h"
 
-// Products of codes have no use for instructions of bf16 but in what they store, and take the compiler the longest: level
+// Products have no use for instructions of bf16 but in what they store, and take the compiler the longest: level
 // avx512_bf16 has avx512_vnni's.
 #define OPSOCKET_OWN_PRODUCTS !OPSOCKET_AVX512_BF16
 

@@ -107,7 +107,7 @@ void totals_of_groups(const float *x, int64_t k, int64_t group, float *totals) {
 using RowsByDigits = void (*)(const Panels &, const uint8_t *, const DigitRows &, float *);
 
 // What multiplies all rows of x, once their digits are in `to`; null where they are to be multiplied as floats.
-template <int DIGITS, int BITS, int SLAB, int ROWS = most_rows(DIGITS, BITS)>
+template <int DIGITS, int BITS, int SLAB, int ROWS = most_digit_rows(DIGITS, BITS)>
 RowsByDigits split_rows(const Product &p, const DigitRows &to) {
     if constexpr (ROWS > 0) {
         if (p.rows != ROWS) return split_rows<DIGITS, BITS, SLAB, ROWS - 1>(p, to);
@@ -124,7 +124,7 @@ RowsByDigits split_rows(const Product &p, const DigitRows &to) {
 }
 
 template <int DIGITS> RowsByDigits split_by_form(const Product &p, unsigned char *own, size_t own_bytes, DigitRows &to) {
-    if (p.rows > most_rows(DIGITS, 4) || size_t(DigitRows::bytes(p.rows, DIGITS, p.k)) > own_bytes) return nullptr;
+    if (p.rows > most_digit_rows(DIGITS, 4) || size_t(DigitRows::bytes(p.rows, DIGITS, p.k)) > own_bytes) return nullptr;
     to = DigitRows::in(own, p.rows, DIGITS, p.k);
     RowsByDigits found = nullptr;
     auto split = [&](auto bits, auto slab) {

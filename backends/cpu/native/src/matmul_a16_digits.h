@@ -16,7 +16,7 @@ namespace OPSOCKET_LEVEL {
 // bytes' products are one instruction, as many as have sums in registers (of 24 the compiler keeps some in memory); where
 // they are two, one row of up to five bits. More rows cost more than they saved when the second part of a panel's columns had no
 // memory to wait for; since it has, they have not been measured.
-constexpr int most_rows([[maybe_unused]] int digits, [[maybe_unused]] int bits) {
+constexpr int most_digit_rows([[maybe_unused]] int digits, [[maybe_unused]] int bits) {
 #if OPSOCKET_AVX512
     return digits == 4 ? 2 : 3;
 #elif OPSOCKET_AVX_VNNI

@@ -34,7 +34,7 @@ constexpr int most_rows(int bits, int slab, int place) {
 // Whether so many rows meet codes that were unpacked into a tile. Rows of several blocks do if those of one do.
 static bool meet_in_tile(const Cuts &cuts, int64_t rows) {
     if (most_rows(cuts.bits, cuts.slab, cuts.is_headed ? IN_HEAD : AT_GROUP) == 1) return rows > 1;
-    return rows > FEW && (cuts.is_wide || cuts.bits < 8);
+    return cuts.is_wide ? rows > MOST_OF_WIDE : rows > FEW && cuts.bits < 8;
 }
 
 // A thread's scratch memory: a tile, one row as f32, its sums, y of a block, factors, and for a single row its codes.

@@ -13,6 +13,25 @@ constexpr int64_t ROW_BLOCK = 64;
 
 inline int64_t whole_blocks(int64_t k) { return (k + ROW_BLOCK - 1) / ROW_BLOCK * ROW_BLOCK; }
 
+#if OPSOCKET_AVX2
+inline int32_t largest_of_lanes(I v) {
+    __m128i most = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1)));
+}
+
+// 32 codes by a scale and its inverse: x / s by a product and one correction, as in codes_of.
+template <int32_t T> inline void codes_of_32(const void *x, int64_t first, F divisor, F inverse, int8_t *codes) {
+    auto code = [&](int i) {
+        const F v = load_t<T>(x, first + i), q = v * inverse;
+        return (__m256i)round((F)_mm256_fmadd_ps(_mm256_fnmadd_ps((__m256)q, (__m256)divisor, (__m256)v), (__m256)inverse, (__m256)q));
+    };
+    const __m256i low = _mm256_packs_epi32(code(0), code(8)), high = _mm256_packs_epi32(code(16), code(24));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256((__m256i *)codes, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order));
+}
+#endif
+
 // The largest |x[i]|, i < n, n a multiple of 16. By their bits, so that a NaN is larger than all numbers.
 inline float largest_magnitude(const float *x, int64_t n) {
     I most[2] = {};
@@ -25,6 +44,8 @@ inline float largest_magnitude(const float *x, int64_t n) {
     int32_t bits;
 #if OPSOCKET_AVX512
     bits = _mm512_reduce_max_epi32((__m512i)both);
+#elif OPSOCKET_AVX2
+    bits = largest_of_lanes(both);
 #else
     bits = both[0];
     for (int i = 1; i < W; i++) bits = both[i] > bits ? both[i] : bits;
@@ -65,7 +86,12 @@ inline void codes_of(const float *x, int64_t n, float scale, int8_t *codes) {
         _mm_storeu_si128((__m128i *)(codes + i), _mm512_cvtsepi32_epi8(_mm512_max_epi32(code, lowest)));
     }
 #else
-    for (int64_t i = 0; i < n; i += W) {
+    int64_t i = 0;
+#if OPSOCKET_AVX2
+    if (scale > 0x1p-90f && scale < 0x1p90f)
+        for (; i + 32 <= n; i += 32) codes_of_32<F32>(x, i, set(scale), set(1.0f / scale), codes + i);
+#endif
+    for (; i < n; i += W) {
         F q = load(x + i) / scale;
         q = q == q ? q : set(0.0f);
         B code = __builtin_convertvector(round(min(max(q, set(-127.0f)), set(127.0f))), B);
@@ -158,6 +184,34 @@ inline void codes_by_32(const void *x, int64_t first, int64_t n, const float *sc
     for (int64_t i = 0; i < n; i += 64)
         _mm512_storeu_si512(codes + i, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(of_group(i), of_group(i + 32))));
 }
+#elif OPSOCKET_AVX2
+template <int32_t T> inline bool scales_by_32(const void *x, int64_t first, int64_t n, float *scales, float *inverses) {
+    for (int64_t i = 0; i < n; i += 32) {
+        I most = as_int(load_t<T>(x, first + i)) & 0x7fffffff;
+        for (int j = W; j < 32; j += W) most = max(most, as_int(load_t<T>(x, first + i + j)) & 0x7fffffff);
+        const int32_t bits = largest_of_lanes(most);
+        std::memcpy(inverses + i / 32, &bits, 4);
+    }
+    I extreme{};
+    for (int64_t g = 0; g < n / 32; g += W) {
+        const I here = I{0, 1, 2, 3, 4, 5, 6, 7} < int32_t(n / 32 - g);
+        const F scale = as_float(as_int(load(inverses + g)) & here) / 127.0f;
+        const I some = ~(I)(scale == 0.0f);
+        // Of a group of zeros all factors are 0.
+        store(inverses + g, as_float(as_int(1.0f / scale) & some));
+        extreme |= some & ~((I)(scale > 0x1p-90f) & (I)(scale < 0x1p90f));
+        if (g + W <= n / 32) store(scales + g, scale);
+        else std::memcpy(scales + g, &scale, size_t(n / 32 - g) * 4);
+    }
+    return true_lanes(extreme) != 0;
+}
+template <int32_t T>
+inline void codes_by_32(const void *x, int64_t first, int64_t n, const float *scales, const float *inverses, bool extreme,
+                        int8_t *codes) {
+    if (extreme) return codes_one_by_one<T>(x, first, n, scales, codes);
+    for (int64_t i = 0; i < n; i += 32)
+        codes_of_32<T>(x, first + i, set(scales[i / 32]), set(inverses[i / 32]), codes + i);
+}
 #else
 template <int32_t T> inline bool scales_by_32(const void *x, int64_t first, int64_t n, float *scales, float *) {
     for (int64_t i = 0; i < n; i += 32) {
@@ -192,6 +246,17 @@ inline void sums_of_16(const int8_t *codes, int64_t n, int32_t *sums) {
         __m128i four = _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, v));
         _mm_storeu_si128((__m128i *)(sums + i / 16), _mm_sub_epi32(four, _mm_set1_epi32(16 * 128)));
     }
+#elif OPSOCKET_AVX2
+    const __m256i sign = _mm256_set1_epi8(-128), order = _mm256_setr_epi32(0, 4, 2, 6, 0, 4, 2, 6);
+    auto by_eight = [&](int64_t i) {
+        return _mm256_sad_epu8(_mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(codes + i)), sign), _mm256_setzero_si256());
+    };
+    for (int64_t i = 0; i < n; i += 64) {
+        const __m256i a = by_eight(i), b = by_eight(i + 32);
+        const __m256i v = _mm256_add_epi64(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+        const __m128i four = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(v, order));
+        _mm_storeu_si128((__m128i *)(sums + i / 16), _mm_sub_epi32(four, _mm_set1_epi32(16 * 128)));
+    }
 #else
     sums_one_by_one<16>(codes, n, sums);
 #endif
@@ -209,6 +274,17 @@ inline void sums_of_32(const int8_t *codes, int64_t n, int32_t *sums) {
         v = _mm512_add_epi32(v, _mm512_shuffle_i32x4(v, v, 0xb1));
         const __m128i first = _mm512_castsi512_si128(v), second = _mm512_extracti32x4_epi32(v, 2);
         _mm_storeu_si128((__m128i *)(sums + i / 32), _mm_unpacklo_epi32(first, second));
+    }
+#elif OPSOCKET_AVX2
+    auto by_four = [&](int64_t i) {
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i *)(codes + i)));
+        return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    };
+    for (int64_t i = 0; i < n; i += 128) {
+        const __m256i a = _mm256_hadd_epi32(by_four(i), by_four(i + 32));
+        const __m256i b = i + 64 < n ? _mm256_hadd_epi32(by_four(i + 64), by_four(i + 96)) : a;
+        const __m256i v = _mm256_hadd_epi32(a, b);
+        _mm_storeu_si128((__m128i *)(sums + i / 32), _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
     }
 #else
     sums_one_by_one<32>(codes, n, sums);
