@@ -170,7 +170,7 @@ template <int R> int32_t weights_to_digits(int32_t code, DecodeWeights &w) {
     if (is_less(0x1p-24f)) return DOT_F32;
     constexpr float most = most_in_digits(V_DIGITS);
     alignas(64) float units[W];
-    store(w.unit, top / most);
+    store(w.unit, top * (decoded_unit(code) / most));
     store(units, (F)((I)(top > 0) & (I)(most / top)));
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
@@ -184,17 +184,17 @@ template <int R> int32_t weights_to_digits(int32_t code, DecodeWeights &w) {
     }
     return is_less(0x1p-16f) ? DOT_DIGITS : DOT_FEW_DIGITS;
 }
+#endif
 
-// Whether the lowest digits of the query may be left out with these keys.
-bool few_digits_do(const DecodeQuery &query, const DecodeKeys &keys) {
-    if (query.dot != DOT_DIGITS || !keys.scales_at) return query.dot == DOT_DIGITS && query.few_digits_until >= 1;
+// Whether the coarser products of the query do with these keys.
+bool coarse_do(const DecodeQuery &query, const DecodeKeys &keys) {
+    if (query.coarse_until < 0 || !keys.scales_at) return query.coarse_until >= 1;
     I most{};  // by their bits
     for (const unsigned char *tile : keys.tiles)
         for (int i = 0; i < TILE; i += W)
             most = max(as_int(abs(load(reinterpret_cast<const float *>(tile + keys.scales_at) + i))), most);
-    return !true_lanes(~(I)(as_float(most) <= query.few_digits_until));
+    return !true_lanes(~(I)(as_float(most) <= query.coarse_until));
 }
-#endif
 
 // Softcap and ALiBi of the logits of some rows, from row `first`.
 void apply_knobs(const Part &part, int64_t first, int rows, int64_t token, float *logits) {
@@ -210,13 +210,15 @@ void apply_knobs(const Part &part, int64_t first, int rows, int64_t token, float
     }
 }
 
-// The static scales of values, after their sums.
+// What sums of values are short of: their static scales, over what they were decoded to be multiples of.
 void scale_values(const KVTiles &v, int64_t head, int64_t rows, float *acc) {
-    if (v.granularity == SCALE_NONE || v.granularity == SCALE_TOKEN_HEAD) return;
-    bool channels = v.granularity == SCALE_CHANNEL;
+    const float unit = decoded_unit(v.code);
+    const bool fixed = v.granularity != SCALE_NONE && v.granularity != SCALE_TOKEN_HEAD;
+    if (!fixed && unit == 1) return;
+    const bool channels = v.granularity == SCALE_CHANNEL;
     const float *scale = v.scale + (channels ? head * v.dim : v.granularity == SCALE_HEAD ? head : 0);
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t d = 0; d < v.dim; d++) acc[r * v_width(v.dim) + d] *= scale[channels ? d : 0];
+        for (int64_t d = 0; d < v.dim; d++) acc[r * v_width(v.dim) + d] *= (fixed ? scale[channels ? d : 0] : 1) / unit;
 }
 
 int64_t scratch_bytes(const KVTiles &v) {
@@ -237,7 +239,7 @@ struct Block {
     int64_t row;  // of the part: the first
     DecodeQuery query;
     DecodeState state;
-    DecodeScores scores, few_scores;
+    DecodeScores scores, coarse_scores;
     DecodeValues values, few_values;
 };
 
@@ -338,11 +340,7 @@ void add_keys(const Part &part, const Blocks &blocks, int64_t first, int64_t las
                 }
                 const Seen *seen = together == EVERY ? nullptr : of_row;
                 for (int t = 0; t < DECODE_TILES; t++) keys.tiles[t] = k[t], keys.ahead[t] = b ? k[t] : k_ahead[t];
-#if OPSOCKET_DIGITS
-                (few_digits_do(query, keys) ? of.few_scores : of.scores)(query, keys, x.s);
-#else
-                of.scores(query, keys, x.s);
-#endif
+                (coarse_do(query, keys) ? of.coarse_scores : of.scores)(query, keys, x.s);
                 if (knobs) apply_knobs(part, row, query.rows, token, x.s);
                 for (int r = 0; seen && r < query.rows; r++)
                     for (int i = 0; i < DECODE_TOKENS; i += W) {
@@ -412,7 +410,7 @@ void decode_part(const Part &part) {
                            c.scale, c.bf16_probabilities != 0 && !c.lse);
             const int32_t dot = decode_dot(c.cache.v.code, c.bf16_probabilities != 0);
             next->scores = decode_scores(c.cache.k.code, next->query.dot, rows);
-            next->few_scores = decode_scores(c.cache.k.code, few(next->query.dot), rows);
+            next->coarse_scores = decode_scores(c.cache.k.code, next->query.coarse_dot, rows);
             next->values = decode_values(c.cache.v.code, dot, rows);
             next->few_values = decode_values(c.cache.v.code, few(dot), rows);
             std::fill_n(next->state.largest, W, -INFINITY);

@@ -9,7 +9,8 @@
 //
 // Products, by what the cache holds:
 // - floats: exact in f32, f32 FMA. Where the query is bf16 already, or probabilities may be rounded to bf16, vdpbf16ps.
-// - integer codes without that instruction: under the same terms, int8 digits of queries and probabilities (digits.h).
+// - integer codes without that instruction: under the same terms, int8 digits of queries and probabilities (digits.h); without
+//   an instruction for these too, words of queries where they move no logit by more than digits do.
 // - other codes of 8 bits and less: exact as f32 and as bf16; then as floats. Scales of tokens join the logits and the
 //   probabilities.
 #pragma once
@@ -31,10 +32,10 @@ constexpr int MOST_HEAD_ROWS = 32;   // of a KV head: beyond, tiles that are wid
 constexpr int DECODE_TILES = 4;
 constexpr int DECODE_TOKENS = DECODE_TILES * TILE;
 
-// DOT_FEW_DIGITS: the lowest digit is left out.
-enum DecodeDot : int32_t { DOT_F32, DOT_BF16, DOT_DIGITS, DOT_FEW_DIGITS };
+// DOT_FEW_DIGITS: the lowest digit is left out. DOT_WORDS: queries are words (digits.h); beside DOT_F32.
+enum DecodeDot : int32_t { DOT_F32, DOT_BF16, DOT_DIGITS, DOT_FEW_DIGITS, DOT_WORDS };
 
-// Of a query 3 digits are as good as f32, and 2 where what the third one adds moves no logit by more than 2^-10: a quarter
+// Of a query 3 digits are as good as f32, and 2, or a word, where what is left out moves no logit by more than 2^-10: a quarter
 // of what the probability may be rounded by. Weights of one chunk differ by more: half of SmolLM2's chunks have some
 // below 2^-16 of the largest, of which 3 digits leave less than bf16's 8 bits; an eighth have some below 2^-24.
 constexpr int K_DIGITS = 3, V_DIGITS = 4;
@@ -42,14 +43,19 @@ constexpr int K_DIGITS = 3, V_DIGITS = 4;
 // Up to DECODE_ROWS query rows of one KV head. f32: values [dims][rows], or as decode_order has them; bf16: packed pairs
 // [dims / 2][rows], or twos of pairs [dims / 4][rows][2]; K_DIGITS digits (digits.h): packed [dims / 4][rows][4].
 struct DecodeQuery {
-    int32_t rows, dot;
+    int32_t rows, dot, coarse_dot;
     float scale[DECODE_ROWS];  // what dot products are multiplied by
     int32_t first[DECODE_ROWS][4];  // what sums of products with digits begin with
-    float few_digits_until;  // the largest scale of a token with which the lowest digit may be left out
+    float coarse_until;  // the largest scale of a token with which products of kind coarse_dot do; -1: with none
     union {
         float *values;
         int32_t *packed;
     };
+#if OPSOCKET_WORDS
+    int32_t *words;  // beside values: pairs [dims / 4][rows][2] of 16 bits
+    float words_scale[DECODE_ROWS];
+    int32_t words_first[DECODE_ROWS];
+#endif
 };
 
 // Running softmax of a query's rows: maximum, sum, and output [rows][width] that is still to be divided by the sum.
@@ -141,17 +147,20 @@ template <class Fn> inline auto with_rows(int rows, const Fn &f) {
     return rows == 1 ? f(Count<1>()) : rows == 2 ? f(Count<2>()) : rows == 3 ? f(Count<3>()) : f(Count<4>());
 }
 
-// Where registers are few: each of `vectors` is in one here, and nothing that makes or takes it is moved past this. Else the
-// compiler begins with what several steps need, and keeps sums in memory meanwhile.
-template <class... Vs> inline void step_done([[maybe_unused]] Vs &...vectors) {
+// sum + a * b. Where registers are few, as written here: nothing of one step is moved to another then, and no sum from register
+// to register. Else the compiler begins with what several steps need, and keeps sums in memory meanwhile.
+inline void add_product(F &sum, F a, F b) {
 #if OPSOCKET_AVX2
-    auto keep = [](auto &v) { asm volatile("" : "+x"(v)); };
-    (keep(vectors), ...);
+    asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#else
+    sum += a * b;
 #endif
 }
 
+template <class Kernels> concept ByWords = requires { Kernels::words; };
+
 // Of kernels for a cache's code and `rows` rows, the one for products of kind `dot`. Kernels: a template with `f32`,
-// and `pairs`, `bf16`, `digits`, `few_digits` and `by_shifts` where the level has them.
+// and `pairs`, `bf16`, `digits`, `few_digits` and `words` where the level has them.
 template <class Function, template <int32_t, int> class Kernels>
 inline Function choose_decode(int32_t code, int32_t dot, int rows) {
     Function chosen = nullptr;
@@ -167,16 +176,17 @@ inline Function choose_decode(int32_t code, int32_t dot, int rows) {
             if constexpr (decode_dot(C, true) == DOT_DIGITS)
                 if (dot >= DOT_DIGITS) return dot == DOT_DIGITS ? K::digits : K::few_digits;
 #endif
+#if OPSOCKET_WORDS
+            if constexpr (kv_is_integer(C))
+                if constexpr (ByWords<K>)
+                    if (dot == DOT_WORDS) return K::words;
+#endif
 #if OPSOCKET_PAIRS
             if constexpr (decode_order(C, DOT_F32) != ORDER_SINGLE) return K::pairs;
             else
 #endif
             {
                 (void)dot;
-#if OPSOCKET_SHIFTS
-                if constexpr (kv_is_integer(C))
-                    if (processor.pipes_beside_products) return K::by_shifts;
-#endif
                 return K::f32;
             }
         });

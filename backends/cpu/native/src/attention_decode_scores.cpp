@@ -8,7 +8,13 @@ namespace OPSOCKET_LEVEL {
 
 static int64_t padded(int64_t dim) { return (dim + TILE - 1) / TILE * TILE; }
 
-int64_t decode_query_floats(int64_t dim, int rows) { return (padded(dim) * rows + 15) / 16 * 16; }
+int64_t decode_query_floats(int64_t dim, int rows) {
+#if OPSOCKET_WORDS
+    return padded(dim) * rows * 3 / 2 + 8;
+#else
+    return padded(dim) * rows;
+#endif
+}
 
 // Units of `size` bytes, [count] of them, to every `rows`-th place. By a size that is known: as a loop over numbers with
 // a stride it would become a scatter, which takes a hundred times as long.
@@ -49,8 +55,44 @@ static bool prepare_digits(DecodeQuery &query, const KVTiles &k, int rows, const
         query.scale[r] = scale / units;
         moved = std::max(moved, std::fabs(query.scale[r]) * float(sum(lowest)) * float(1 << offset_bits(k.code)));
     }
-    query.few_digits_until = 0x1p-10f / moved;
+    query.coarse_until = 0x1p-10f / moved;
     return true;
+}
+#endif
+
+#if OPSOCKET_WORDS
+// Rows as words, beside what else they are; returns coarse_until. Numbers of bf16 are exact down to 2^-7 of the row's largest.
+static float prepare_words(DecodeQuery &query, const KVTiles &k, int rows, const float *q, float scale) {
+    const int64_t dim = k.dim, n = padded(dim);
+    query.words = reinterpret_cast<int32_t *>(query.values + n * rows);
+    float moved = 0;  // at most, by what words lack, of logits with keys whose scale is 1
+    for (int64_t r = 0; r < rows; r++) {
+        auto take = [&](int64_t d) { return load_part(q + r * dim, d, F32, int(std::clamp<int64_t>(dim - d, 0, W))); };
+        F most = set(0.0f);
+        for (int64_t d = 0; d < dim; d += W) most = max(most, abs(take(d)));
+        const float top = largest(most);
+        if (!(top < 0x1p100f && (top == 0 || top > 0x1p-100f))) return -1;
+        int exponent = 0;
+        std::frexp(top, &exponent);
+        if (std::ldexp(top, 15 - exponent) > 32767) exponent++;
+        const float units = std::ldexp(1.0f, 15 - exponent);
+        F lost = set(0.0f), all = set(0.0f);
+        I sums{};
+        for (int64_t d = 0; d < n; d += W) {  // keys have codes beyond the last dim
+            const F x = take(d) * units;
+            const I number = round(x);
+            lost += abs(x - convert(number)), all += abs(convert(number)), sums += number;
+            const H words = __builtin_convertvector((I)shuffle_fours((F)number), H);
+            unsigned char numbers[W * 2];
+            std::memcpy(numbers, &words, sizeof words);
+            spread<8>(numbers, W / 4, rows, reinterpret_cast<unsigned char *>(query.words + (d / 4 * rows + r) * 2));
+        }
+        if (sum(all) >= 0x1p24f) return -1;  // sums of products with codes of 8 bits would not fit 32
+        query.words_first[r] = k.code == KV_I8 ? 0 : -sum(sums) * (1 << offset_bits(k.code));
+        query.words_scale[r] = scale / units;
+        moved = std::max(moved, std::fabs(query.words_scale[r]) * sum(lost) * float(1 << offset_bits(k.code)));
+    }
+    return 0x1p-10f / moved;
 }
 #endif
 
@@ -65,16 +107,24 @@ void decode_prepare(
     query.rows = rows;
     query.dot = decode_dot(k.code, bf16 && !channels);
     query.values = memory;
+    query.coarse_dot = query.dot;
+    query.coarse_until = -1;
 #if OPSOCKET_DIGITS
     if (query.dot == DOT_DIGITS) {
         if (prepare_digits(query, k, rows, q, scale)) {
-            if (!bf16_probabilities) query.few_digits_until = -1;
+            query.coarse_dot = DOT_FEW_DIGITS;
+            if (!bf16_probabilities) query.coarse_until = -1;
             return;
         }
-        query.dot = DOT_F32;
+        query.dot = query.coarse_dot = DOT_F32;
+    }
+#elif OPSOCKET_WORDS
+    if (kv_is_integer(k.code) && bf16 && bf16_probabilities && !channels) {
+        query.coarse_dot = DOT_WORDS;
+        query.coarse_until = prepare_words(query, k, rows, q, scale);
     }
 #endif
-    std::fill_n(query.scale, rows, scale);
+    std::fill_n(query.scale, rows, query.dot == DOT_F32 ? scale / decoded_unit(k.code) : scale);
     const DecodeOrder order = decode_order(k.code, query.dot);
     const int together = order == ORDER_SINGLE ? 1 : kv_bits(k.code) == 8 ? 4 : 2;  // that stand beside each other
     const int number = query.dot == DOT_BF16 ? 2 : 4, unit = together * number;      // bytes
@@ -100,8 +150,8 @@ void decode_prepare(
 // query serves them all.
 
 // Logits of W tokens, beginning with vector `v` of the chunk, for row r: from sums of products.
-inline void put_logits(const DecodeQuery &query, const DecodeKeys &keys, int r, int v, F sums, float *s) {
-    F logits = sums * query.scale[r];
+inline void put_logits(float scale, const DecodeKeys &keys, int r, int v, F sums, float *s) {
+    F logits = sums * scale;
     if (keys.scales_at) {
         const int tile = v * W / TILE, part = v % (TILE / W);
         logits *= load(reinterpret_cast<const float *>(keys.tiles[tile] + keys.scales_at) + part * W);
@@ -117,8 +167,8 @@ constexpr int beside(int rows) { return rows <= 4 ? 4 : 2; }
 constexpr int beside(int rows) { return rows <= 2 ? 4 : 2; }
 #endif
 
-template <int32_t C, int R, bool BY_SHIFTS = false> static void scores_f32(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
-    constexpr int N = kv_per_dword(C), V = beside(R), OF_TILE = TILE / W;
+template <int32_t C, int R> static void scores_f32(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
+    constexpr int N = kv_per_dword(C), G = of_group(C), V = beside(R), OF_TILE = TILE / W;
     for (int first = 0; first < DECODE_TILES * OF_TILE; first += V) {
         F sums[R][V];
 #pragma GCC unroll 8
@@ -126,36 +176,43 @@ template <int32_t C, int R, bool BY_SHIFTS = false> static void scores_f32(const
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) sums[r][v] = set(0.0f);
         const float *q = query.values;
+        const unsigned char *at[V], *ahead[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            const int tile = (first + v) / OF_TILE;
+            at[v] = keys.tiles[tile] + (first + v) % OF_TILE * W * 4, ahead[v] = keys.ahead[tile];
+        }
         for (int64_t i = 0; i < keys.vectors; i++) {
             U x[V];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
-                const int tile = (first + v) / OF_TILE, part = (first + v) % OF_TILE;
-                x[v] = read_codes<C, BY_SHIFTS>(keys.tiles[tile] + i * 64 + part * W * 4);
-                if (part == 0) prefetch(keys.ahead[tile] + i * 64);
+                x[v] = load_as<U>(at[v] + i * 64);
+                if ((first + v) % OF_TILE == 0) prefetch(ahead[v] + i * 64);
             }
-#pragma GCC unroll 16
-            for (int j = 0; j < N; j++) {
-                F k[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++) k[v] = decode_one<C, BY_SHIFTS>(x[v], j);
+            for (int group = 0; group < N / G; group++) {
+                U codes[V];
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) codes[v] = group_of<C>(x[v], group);
+#pragma GCC unroll 4
+                for (int j = group * G; j < group * G + G; j++) {
+                    F k[V];
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) k[v] = decode_one<C>(codes[v], j);
 #pragma GCC unroll 8
-                for (int r = 0; r < R; r++) {
-                    const F y = set(q[j * R + r]);
+                    for (int r = 0; r < R; r++) {
+                        const F y = set(q[j * R + r]);
 #pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) sums[r][v] += k[v] * y;
+                        for (int v = 0; v < V; v++) add_product(sums[r][v], k[v], y);
+                    }
                 }
-#pragma GCC unroll 8
-                for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) step_done(sums[r][v], x[v]);
             }
             q += N * R;
         }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) put_logits(query, keys, r, first + v, sums[r][v], s);
+            for (int v = 0; v < V; v++) put_logits(query.scale[r], keys, r, first + v, sums[r][v], s);
     }
 }
 
@@ -203,8 +260,8 @@ template <int32_t C, int R> static void scores_pairs(const DecodeQuery &query, c
                     const F y = broadcast_pair(q + r * N + half * 2);
 #pragma GCC unroll 4
                     for (int v = 0; v < V; v++) {
-                        sums[r][v][0] += a[v] * y;
-                        sums[r][v][1] += b[v] * y;
+                        add_product(sums[r][v][0], a[v], y);
+                        add_product(sums[r][v][1], b[v], y);
                     }
                 }
             }
@@ -213,7 +270,7 @@ template <int32_t C, int R> static void scores_pairs(const DecodeQuery &query, c
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++)
-                put_logits(query, keys, r, first + v, join_pairs<C>(sums[r][v][0], sums[r][v][1]), s);
+                put_logits(query.scale[r], keys, r, first + v, join_pairs<C>(sums[r][v][0], sums[r][v][1]), s);
     }
 }
 #endif
@@ -268,7 +325,7 @@ template <int32_t C, int R> static void scores_bf16(const DecodeQuery &query, co
             for (int v = 0; v < V; v++) {
                 F all = (F)sums[r][v][0];
                 if constexpr (HALVES == 2) all = join_pairs<C>((F)sums[r][v][0], (F)sums[r][v][1]);
-                put_logits(query, keys, r, first + v, all, s);
+                put_logits(query.scale[r], keys, r, first + v, all, s);
             }
     }
 }
@@ -312,16 +369,58 @@ template <int32_t C, int R, int LEFT_OUT> static void scores_digits(const Decode
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++)
-                put_logits(query, keys, r, first + v, join_digits<DIGITS>(sums[r][v], LEFT_OUT), s);
+                put_logits(query.scale[r], keys, r, first + v, join_digits<DIGITS>(sums[r][v], LEFT_OUT), s);
+    }
+}
+#endif
+
+#if OPSOCKET_WORDS
+template <int32_t C, int R> static void scores_words(const DecodeQuery &query, const DecodeKeys &keys, float *s) {
+    constexpr int V = beside(R), STEPS = kv_per_dword(C) / 4, OF_TILE = TILE / W;
+    for (int first = 0; first < DECODE_TILES * OF_TILE; first += V) {
+        I sums[R][V];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) sums[r][v] = set(query.words_first[r]);
+        const int32_t *q = query.words;
+        const unsigned char *at[V], *ahead[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            const int tile = (first + v) / OF_TILE;
+            at[v] = keys.tiles[tile] + (first + v) % OF_TILE * W * 4, ahead[v] = keys.ahead[tile];
+        }
+        for (int64_t i = 0; i < keys.vectors; i++) {
+            I dwords[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                dwords[v] = load_as<I>(at[v] + i * 64);
+                if ((first + v) % OF_TILE == 0) prefetch(ahead[v] + i * 64);
+            }
+#pragma GCC unroll 4
+            for (int step = 0; step < STEPS; step++, q += R * 2) {
+                I even[V], odd[V];
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) pairs_of_codes<C>(dwords[v], step, even[v], odd[v]);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) {
+                        sums[r][v] = add_pairs(sums[r][v], even[v], set(q[r * 2]));
+                        sums[r][v] = add_pairs(sums[r][v], odd[v], set(q[r * 2 + 1]));
+                    }
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) put_logits(query.words_scale[r], keys, r, first + v, convert(sums[r][v]), s);
     }
 }
 #endif
 
 template <int32_t C, int R> struct Scores {
     static constexpr DecodeScores f32 = scores_f32<C, R>;
-#if OPSOCKET_SHIFTS
-    static constexpr DecodeScores by_shifts = scores_f32<C, R, true>;
-#endif
 #if OPSOCKET_PAIRS
     static constexpr DecodeScores pairs = scores_pairs<C, R>;
 #endif
@@ -330,6 +429,9 @@ template <int32_t C, int R> struct Scores {
 #endif
 #if OPSOCKET_DIGITS
     static constexpr DecodeScores digits = scores_digits<C, R, 0>, few_digits = scores_digits<C, R, 1>;
+#endif
+#if OPSOCKET_WORDS
+    static constexpr DecodeScores words = scores_words<C, R>;
 #endif
 };
 

@@ -7,8 +7,8 @@ namespace OPSOCKET_LEVEL {
 // ---- one by one, at every level
 
 // V vectors of W dims from dim `d`.
-template <int32_t C, int R, int V, bool BY_SHIFTS = false> static void sum_f32(const DecodeWeights &w, int64_t d, float *out) {
-    constexpr int N = kv_per_dword(C), ROWS = TILE / N;
+template <int32_t C, int R, int V> static void sum_f32(const DecodeWeights &w, int64_t d, float *out) {
+    constexpr int N = kv_per_dword(C), G = of_group(C), ROWS = TILE / N;
     F sums[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -21,24 +21,26 @@ template <int32_t C, int R, int V, bool BY_SHIFTS = false> static void sum_f32(c
             U x[V];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) {
-                x[v] = read_codes<C, BY_SHIFTS>(tile + (i * w.width + v * W) * 4);
+                x[v] = load_as<U>(tile + (i * w.width + v * W) * 4);
                 if ((d + v * W) % 16 == 0) prefetch(ahead + (i * w.width + v * W) * 4);
             }
-#pragma GCC unroll 16
-            for (int j = 0; j < N; j++) {
-                F value[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++) value[v] = decode_one<C, BY_SHIFTS>(x[v], j);
+            for (int group = 0; group < N / G; group++) {
+                U codes[V];
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) codes[v] = group_of<C>(x[v], group);
+#pragma GCC unroll 4
+                for (int j = group * G; j < group * G + G; j++) {
+                    F value[V];
+#pragma GCC unroll 4
+                    for (int v = 0; v < V; v++) value[v] = decode_one<C>(codes[v], j);
 #pragma GCC unroll 8
-                for (int r = 0; r < R; r++) {
-                    F weight = set(p[r * DECODE_TOKENS + i * N + j]);
+                    for (int r = 0; r < R; r++) {
+                        F weight = set(p[r * DECODE_TOKENS + i * N + j]);
 #pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) sums[r][v] += value[v] * weight;
+                        for (int v = 0; v < V; v++) add_product(sums[r][v], value[v], weight);
+                    }
                 }
-#pragma GCC unroll 8
-                for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) step_done(sums[r][v], x[v]);
             }
         }
     }
@@ -78,8 +80,8 @@ template <int32_t C, int R, int V> static void sum_pairs(const DecodeWeights &w,
 #pragma GCC unroll 8
                     for (int r = 0; r < R; r++) {
                         const F weight = broadcast_pair(p + r * DECODE_TOKENS + i * N + half * 2);
-                        sums[r][v][0] += a * weight;
-                        sums[r][v][1] += b * weight;
+                        add_product(sums[r][v][0], a, weight);
+                        add_product(sums[r][v][1], b, weight);
                     }
                 }
             }
@@ -208,11 +210,11 @@ template <int32_t C, int R, int V, int LEFT_OUT> static void sum_digits(const De
     for (; d + wide * STEP <= w.width; d += wide * STEP) sum<C, R, wide>(w, d, out);      \
     for (; d < w.width; d += STEP) sum<C, R, 1>(w, d, out);
 
-template <int32_t C, int R, bool BY_SHIFTS = false> static void values_f32(const DecodeWeights &w, float *out) {
+template <int32_t C, int R> static void values_f32(const DecodeWeights &w, float *out) {
 #if OPSOCKET_AVX512
     BY_VECTORS(sum_f32, 4, W)
 #else
-    for (int64_t d = 0; d < w.width; d += 2 * W) sum_f32<C, R, 2, BY_SHIFTS>(w, d, out);
+    for (int64_t d = 0; d < w.width; d += 2 * W) sum_f32<C, R, 2>(w, d, out);
 #endif
 }
 #if OPSOCKET_PAIRS
@@ -249,9 +251,6 @@ template <int32_t C, int R, int LEFT_OUT> static void values_digits(const Decode
 
 template <int32_t C, int R> struct Values {
     static constexpr DecodeValues f32 = values_f32<C, R>;
-#if OPSOCKET_SHIFTS
-    static constexpr DecodeValues by_shifts = values_f32<C, R, true>;
-#endif
 #if OPSOCKET_PAIRS
     static constexpr DecodeValues pairs = values_pairs<C, R>;
 #endif

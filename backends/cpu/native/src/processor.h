@@ -21,8 +21,8 @@ struct Processor {
     // fill two pipes whose dot products take 4 cycles (Zen 5: 89 of 89 %). Intel's take 5 to 6: 8 rows are worth 14 to
     // 26 % there, though f32 sums then wait in memory.
     int rows_together;
-    // What prepares products (shifts, masks) has pipes of its own, and costs next to nothing beside them. At 512 bits Intel's
-    // two pipes share all of it, at 256 shifts.
+    // What prepares products (shifts, masks) has pipes of its own, and costs next to nothing beside them. Of use at 512 bits,
+    // where Intel's two pipes share all of it.
     bool pipes_beside_products;
 };
 extern const Processor processor;

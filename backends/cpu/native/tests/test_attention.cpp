@@ -8,6 +8,8 @@ using test::Array, test::CachePair, test::KVFormat, test::Matrix, test::Random, 
 
 #if OPSOCKET_AVX512 || OPSOCKET_AVX_VNNI
 constexpr double UNIT_OF_PROBABILITIES = 0x1p-8;  // where they may be rounded to bf16; digits of them lose no more
+#elif OPSOCKET_AVX2
+constexpr double UNIT_OF_PROBABILITIES = 0x1p-9;  // by words of queries, which move no logit by more than 2^-10
 #else
 constexpr double UNIT_OF_PROBABILITIES = 0;
 #endif
