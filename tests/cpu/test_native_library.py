@@ -117,9 +117,9 @@ def test_without_a_word_the_best_level_that_runs_here_is_taken():
 @needs_library
 def test_levels_stand_best_first_and_dots_of_bf16_are_slow_on_an_intel_processor():
     if "GenuineIntel" in Path("/proc/cpuinfo").read_text():
-        best_first = ["avx512_vnni", "avx512_bf16", "avx_vnni", "avx2", "portable"]
+        best_first = ["amx", "avx512_vnni", "avx512_bf16", "avx_vnni", "avx2", "portable"]
     elif platform.machine() == "x86_64":
-        best_first = ["avx512_bf16", "avx512_vnni", "avx_vnni", "avx2", "portable"]
+        best_first = ["amx", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx2", "portable"]
     else:
         best_first = ["neon", "portable"]
     assert [level.name for level in library().levels()] == best_first

@@ -28,6 +28,7 @@ _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi"
            "-mf16c", "-mprefer-vector-width=512"]  # fmt: skip
 LEVELS: dict[str, dict[str, list[str]]] = {
     "x86_64": {
+        "amx": [*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
         "avx512_bf16": [*_AVX512, "-mavx512bf16"],
         "avx512_vnni": _AVX512,
         "avx_vnni": ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"],
@@ -39,6 +40,8 @@ LEVELS: dict[str, dict[str, list[str]]] = {
 }
 # Compiled once, for any processor of the architecture; all other sources are kernels.
 COMMON = ("pool.cpp", "processor.cpp", "dispatch.cpp", "library.cpp", "pack.cpp", "repeat.cpp")
+# Kernels of level amx: what its tiles multiply. All others there are avx512_vnni's (kernels.h).
+BY_TILES = ("level.cpp", "matmul_a8.cpp", "matmul_a16.cpp")
 SHARED_CACHE = "OPSOCKET_NATIVE_CACHE"
 """A directory for objects that several checkouts share: objects are named by what they were compiled from."""
 
@@ -122,6 +125,8 @@ def units_of(sources: list[Path], compiler: str, machine: str, extra: list[str],
     for source in sources:
         levels = {"": []} if source.name in COMMON else LEVELS[machine]
         for level, flags in levels.items():
+            if level == "amx" and source.parent.name == "src" and source.name not in BY_TILES:
+                continue
             options = [*FLAGS, *flags, *extra, *([f"-DOPSOCKET_LEVEL={level}"] if level else [])]
             if source.name == "library.cpp":
                 options.append(border)

@@ -7,17 +7,17 @@
 namespace opsocket {
 
 #if defined(__x86_64__)
-extern const Level level_avx512_bf16, level_avx512_vnni, level_avx_vnni, level_avx2;
+extern const Level level_amx, level_avx512_bf16, level_avx512_vnni, level_avx_vnni, level_avx2;
 #elif defined(__aarch64__)
 extern const Level level_neon;
 #endif
 extern const Level level_portable;
 
 #if defined(__x86_64__)
-constexpr int COUNT = 5;
-static const Level *const usual[COUNT] = {&level_avx512_bf16, &level_avx512_vnni, &level_avx_vnni, &level_avx2,
+constexpr int COUNT = 6;
+static const Level *const usual[COUNT] = {&level_amx, &level_avx512_bf16, &level_avx512_vnni, &level_avx_vnni, &level_avx2,
                                              &level_portable};
-static const Level *const by_f32[COUNT] = {&level_avx512_vnni, &level_avx512_bf16, &level_avx_vnni, &level_avx2,
+static const Level *const by_f32[COUNT] = {&level_amx, &level_avx512_vnni, &level_avx512_bf16, &level_avx_vnni, &level_avx2,
                                               &level_portable};
 #elif defined(__aarch64__)
 constexpr int COUNT = 2;

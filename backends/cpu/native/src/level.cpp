@@ -2,6 +2,11 @@
 #include "dispatch.h"
 #include "kernels.h"
 
+#if OPSOCKET_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if OPSOCKET_NEON
 #include <sys/auxv.h>
 
@@ -25,7 +30,21 @@ struct Table {
 
 static constexpr Table table;
 
+#if OPSOCKET_AMX
+// Whether there are tiles of bytes and of bf16, and the kernel lets this process have them, which it has to be asked for.
+static bool has_tiles() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    constexpr unsigned TILES = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    return (d & TILES) == TILES && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+#endif
+
 static bool runs_here() {
+#if OPSOCKET_AMX
+    if (!has_tiles()) return false;
+#endif
 #if defined(__AVX512BF16__)
     if (!__builtin_cpu_supports("avx512bf16")) return false;
 #endif

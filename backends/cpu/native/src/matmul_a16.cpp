@@ -5,7 +5,11 @@
 // of them. More rows: a piece of a panel is widened once into this thread's memory, [k][32] of f32, and all rows meet it
 // there (matmul_a16_codes.h, matmul_a16_floats.h).
 #include "kernels.h"
-#if OPSOCKET_OWN_PRODUCTS
+#if OPSOCKET_AMX
+namespace opsocket::OPSOCKET_LEVEL {
+void matmul_a16(const Command *command, Worker &worker) { avx512_vnni::matmul_a16(command, worker); }
+}
+#elif OPSOCKET_OWN_PRODUCTS
 #include <limits>
 
 #include "matmul_a16_codes.h"

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "matmul_a8_amx.h"
 #include "matmul_a8_tile.h"
 #include "shares.h"
 
@@ -17,6 +18,7 @@ constexpr int MOST = W == 16 ? 8 : 4;  // rows of x that there are loops for
 #else
 constexpr int MOST = 2;  // no such machine is chosen for speed, and its compiler takes the longest
 #endif
+constexpr int64_t FEW_BY_TILES = 8;          // rows of each weight, on average, up to which VNNI's loops are as fast as tiles of AMX
 constexpr int64_t FEW_EACH = 64;             // rows of each weight, on average, up to which a thread's panels are one run
 constexpr int64_t AHEAD = 4096;              // bytes of weights that several of these ask for before they are needed
 constexpr int64_t BLOCK_BYTES = 640 << 10;   // of quantized rows that stay in a level 2 cache while panels pass
@@ -32,9 +34,13 @@ constexpr int most_rows(int bits, int slab, int place) {
 }
 
 // Whether so many rows meet codes that were unpacked into a tile. Rows of several blocks do if those of one do.
-static bool meet_in_tile(const Cuts &cuts, int64_t rows) {
+static bool meet_in_tile([[maybe_unused]] const Cuts &cuts, [[maybe_unused]] int64_t rows) {
+#if OPSOCKET_AMX
+    return true;
+#else
     if (most_rows(cuts.bits, cuts.slab, cuts.is_headed ? IN_HEAD : AT_GROUP) == 1) return rows > 1;
     return cuts.is_wide ? rows > MOST_OF_WIDE : rows > FEW && cuts.bits < 8;
+#endif
 }
 
 // A thread's scratch memory: a tile, one row as f32, its sums, y of a block, factors, and for a single row its codes.
@@ -45,14 +51,16 @@ struct Scratch {
     int32_t *sums;
     float *inverses;  // of two rows, where a scale has 32 columns
     unsigned char *codes;
+    float *beside;    // of tiles of AMX, in place of codes
 
     Scratch(unsigned char *own, int64_t k) {
         tile = reinterpret_cast<Tile *>(own);
         y = reinterpret_cast<float *>(own + sizeof(Tile));
-        row = y + MAX_BLOCK_ROWS * PANEL;
+        row = y + (MAX_BLOCK_ROWS + HIGH) * PANEL;
         sums = reinterpret_cast<int32_t *>(row + whole_blocks(k));
         inverses = reinterpret_cast<float *>(sums + whole_blocks(k) / 16 + 16);
-        codes = reinterpret_cast<unsigned char *>(inverses + 2 * (whole_blocks(k) / 32 + 16));
+        beside = inverses + 2 * (whole_blocks(k) / 32 + 16);
+        codes = reinterpret_cast<unsigned char *>(beside);
     }
 };
 
@@ -147,6 +155,7 @@ static void quantize_rows(const MatmulA8 &c, const PanelWeight &w, const Cuts &c
     }
 }
 
+#if !OPSOCKET_AMX
 // ---- which loops
 
 using Rows = void (*)(const Cuts &, const Units &, const unsigned char *, int64_t, Fetch &, Sink &);
@@ -234,6 +243,8 @@ static Rows rows_for(const Cuts &c, bool in_tile, int64_t rows) {
     }
 }
 
+#endif
+
 // ---- a block of rows times a panel
 
 // Units of a panel as it is packed, from column `first` on.
@@ -255,7 +266,12 @@ static Units units_of(const Cuts &c, const unsigned char *panel, int64_t first, 
 
 // Columns that are multiplied at a time: as many parts as there have to be, all about as long.
 static int64_t step_of(const Cuts &c) {
-    const int64_t unit = c.one_sum ? 32 : c.is_headed ? c.block : c.unit, units = c.k / unit;
+#if OPSOCKET_AMX
+    constexpr int64_t CODES = ROW_BLOCK;  // a tile's; what the last has too many of meets zeros of x
+#else
+    constexpr int64_t CODES = 32;
+#endif
+    const int64_t unit = c.one_sum ? CODES : c.is_headed ? c.block : c.unit, units = (c.k + unit - 1) / unit;
     const int64_t parts = (units + c.tile_k() / unit - 1) / (c.tile_k() / unit);
     return (units + parts - 1) / parts * unit;
 }
@@ -290,12 +306,20 @@ class Block {
     const MatmulA8 &c;
     const PanelWeight &w;
     const Cuts &cuts;
+    const int64_t rows, first_row;  // the first of y
+    const unsigned char *codes;     // of that row
+    const float *bias;              // of this weight, or null
+    const Scratch &scratch;
     const ByteTable table;
     const bool in_tile;
     int64_t parts, size, smaller;  // parts of rows, all of `size` but the first few, which are smaller by one
     bool at_once;                  // one step takes all of K
     int64_t columns;               // of a step
+#if OPSOCKET_AMX
+    TileProducts tiles;
+#else
     Rows of_larger, of_smaller;
+#endif
     Step whole;  // where one step takes all: that of the first panel
 
     Step step_from(const unsigned char *panel, int64_t first) const {
@@ -312,21 +336,30 @@ class Block {
     }
 
    public:
-    const int64_t rows;
-
-    Block(const MatmulA8 &c, const PanelWeight &w, const Cuts &cuts, int64_t rows)
-        : c(c), w(w), cuts(cuts), table(w.panels), in_tile(meet_in_tile(cuts, rows)), rows(rows) {
+    Block(const MatmulA8 &c, const PanelWeight &w, const Cuts &cuts, int64_t rows, int64_t first_row,
+          const unsigned char *codes, const float *bias, const Scratch &scratch)
+        : c(c), w(w), cuts(cuts), rows(rows), first_row(first_row), codes(codes), bias(bias), scratch(scratch),
+          table(w.panels), in_tile(meet_in_tile(cuts, rows))
+#if OPSOCKET_AMX
+          , tiles(cuts, codes, rows, scratch.beside)
+#endif
+    {
+#if OPSOCKET_AMX
+        const int64_t most = HIGH;
+#else
         const int64_t most = in_tile && cuts.is_wide ? MOST_OF_WIDE : std::min(MOST, processor.rows_together);
+#endif
         parts = (rows + most - 1) / most, size = (rows + parts - 1) / parts, smaller = size * parts - rows;
-        at_once = parts == 1 && part_of(int(rows)) == VECTORS;
+        at_once = parts == 1 && !in_tile && part_of(int(rows)) == VECTORS;
         columns = at_once ? cuts.k : step_of(cuts);
+#if !OPSOCKET_AMX
         of_larger = rows_for(cuts, in_tile, size), of_smaller = smaller ? rows_for(cuts, in_tile, size - 1) : nullptr;
+#endif
         if (at_once) whole = step_from(w.panels.data, 0);
     }
 
-    // first_row: of y. codes: of that row. bias: of this weight, or null. following: this thread's next panel, as is likely.
-    void meet(int64_t panel, int64_t first_row, const unsigned char *codes, const float *bias, const Scratch &scratch,
-              int64_t following) const {
+    // following: this thread's next panel, as is likely.
+    void meet(int64_t panel, int64_t following) const {
         const unsigned char *from = w.panels.data + panel * cuts.panel_bytes;
         const int64_t n = panel * PANEL;
         F factor[VECTORS];
@@ -347,8 +380,12 @@ class Block {
             if (in_tile) units = unpack(w.panels, cuts, units, *scratch.tile);
             sink.sums = scratch.y;
             if (is_last && at_y) sink.y = static_cast<unsigned char *>(at(c.y, first_row * c.y_stride + n, c.y_dtype));
+#if OPSOCKET_AMX
+            tiles.add(units, codes, fetch, sink);
+#else
             if (smaller) of_smaller(cuts, units, codes, smaller, fetch, sink);
             of_larger(cuts, units, codes + smaller * (size - 1) * cuts.row_bytes, parts - smaller, fetch, sink);
+#endif
         }
         if (at_y) return;
         auto write = [&](auto to) { to(c, cuts, first_row, n, rows, scratch.y, codes, factor, sink.add); };
@@ -364,20 +401,35 @@ void matmul_a8(const Command *command, Worker &worker) {
     const int64_t panels = (c.n + PANEL - 1) / PANEL;
     // Offsets are read here for the first time, unless `checked="deep"`: wrong ones may give wrong rows, no more.
     const int64_t rows = c.offsets ? std::clamp(c.offsets[c.experts], int64_t(0), c.rows) : c.rows;
+#if OPSOCKET_AMX
+    int64_t with_rows = !c.offsets;  // weights
+    for (int64_t e = 0; c.offsets && e < c.experts; e++) with_rows += c.offsets[e] < c.offsets[e + 1];
+    if (rows <= FEW_BY_TILES * with_rows) return avx512_vnni::matmul_a8(command, worker);
+#endif
     if (rows == 1 && !c.offsets) {
         const Cuts cuts = cuts_of(c.weights[0].panels, c.x_group);
         int64_t begin, end;
         worker.share(panels, begin, end);
         if (begin == end) return;
         quantize_rows(c, c.weights[0], cuts, false, 0, 1, scratch, scratch.codes);
-        const Block row(c, c.weights[0], cuts, 1);
-        for (int64_t panel = begin; panel < end; panel++) row.meet(panel, 0, scratch.codes, c.bias, scratch, panel + 1);
+        const Block row(c, c.weights[0], cuts, 1, 0, scratch.codes, c.bias, scratch);
+        for (int64_t panel = begin; panel < end; panel++) row.meet(panel, panel + 1);
         return;
     }
-    int64_t row_bytes = 0;
-    for (int64_t e = 0; e < c.experts; e++)
-        row_bytes = std::max(row_bytes, cuts_of(c.weights[e].panels, c.x_group).row_bytes);
+    int64_t row_bytes = 0, most = MAX_BLOCK_ROWS;
+    for (int64_t e = 0; e < c.experts; e++) {
+        const Cuts cuts = cuts_of(c.weights[e].panels, c.x_group);
+        row_bytes = std::max(row_bytes, cuts.row_bytes);
+#if OPSOCKET_AMX
+        most = std::min(most, Beside::most_rows(cuts, OWN_BYTES - size_t(reinterpret_cast<unsigned char *>(scratch.beside) - worker.own)));
+#endif
+    }
     if (!row_bytes) return;
+#if OPSOCKET_AMX
+    if (!most) return avx512_vnni::matmul_a8(command, worker);
+    const Tiles tiles;
+#endif
+    most = std::min(most, std::max(BLOCK_BYTES / row_bytes, BLOCK_ROWS));
     const int64_t step = std::max<int64_t>(1, c.workspace / row_bytes);
     int pass = 0;
     for (int64_t first = 0; first < rows; first += step, pass++) {
@@ -403,16 +455,14 @@ void matmul_a8(const Command *command, Worker &worker) {
                           scratch, worker.shared + (from - first) * row_bytes);
             return true;
         });
-        const int64_t most = std::clamp(BLOCK_BYTES / row_bytes, BLOCK_ROWS, MAX_BLOCK_ROWS);
         auto blocks_of = [&](int64_t count) { return (count + most - 1) / most; };
         if (!c.offsets && last - first >= OWN_ROWS * worker.count) {
             const Cuts cuts = cuts_of(c.weights[0].panels, c.x_group);
             const int64_t count = others - mine, blocks = blocks_of(count);
             for (int64_t number = 0; number < blocks; number++) {
                 const int64_t from = mine + count * number / blocks, to = mine + count * (number + 1) / blocks;
-                const Block block(c, c.weights[0], cuts, to - from);
-                for (int64_t panel = 0; panel < panels; panel++)
-                    block.meet(panel, from, worker.shared + (from - first) * row_bytes, c.bias, scratch, panel + 1);
+                const Block block(c, c.weights[0], cuts, to - from, from, worker.shared + (from - first) * row_bytes, c.bias, scratch);
+                for (int64_t panel = 0; panel < panels; panel++) block.meet(panel, panel + 1);
             }
             continue;
         }
@@ -429,11 +479,10 @@ void matmul_a8(const Command *command, Worker &worker) {
             const int64_t blocks = blocks_of(end - begin);
             while (start < stop) {
                 const int64_t number = start / panels, last_piece = std::min(stop, (number + 1) * panels);
-                const int64_t from = begin + (end - begin) * number / blocks;
-                const Block block(c, c.weights[e], cuts, begin + (end - begin) * (number + 1) / blocks - from);
-                for (; start < last_piece; start++)
-                    block.meet(start - number * panels, from, worker.shared + (from - first) * row_bytes,
-                               c.bias ? c.bias + e * c.n : nullptr, scratch, start - number * panels + next);
+                const int64_t from = begin + (end - begin) * number / blocks, to = begin + (end - begin) * (number + 1) / blocks;
+                const Block block(c, c.weights[e], cuts, to - from, from, worker.shared + (from - first) * row_bytes,
+                                  c.bias ? c.bias + e * c.n : nullptr, scratch);
+                for (; start < last_piece; start++) block.meet(start - number * panels, start - number * panels + next);
             }
         };
         if (pass >= COUNTERS || last - first <= FEW_EACH * met) {

@@ -11,12 +11,17 @@ struct Tile {
     alignas(64) unsigned char bytes[TILE_K * PANEL * (HAS_SHORT_SUMS ? 2 : 1) + TILE_K / 16 * 2 * PANEL * 4];
 };
 
-template <int BITS, int SLAB> inline void unpack_slab(const unsigned char *w, unsigned char *to, [[maybe_unused]] I table) {
+// zero: what tiles of AMX, of signed bytes, have less.
+template <int BITS, int SLAB>
+inline void unpack_slab(const unsigned char *w, unsigned char *to, [[maybe_unused]] I table, [[maybe_unused]] I zero) {
 #pragma GCC unroll 8
     for (int t = 0; t < SLAB / 4; t++)
         for (int v = 0; v < VECTORS; v++) {
             I codes = codes_of_step<stored_bits(BITS), SLAB>(w, t, v);
             if constexpr (BITS == BY_TABLE) codes = look_up(table, codes);
+#if OPSOCKET_AMX
+            codes = (I)_mm512_sub_epi8((__m512i)codes, (__m512i)zero);
+#endif
             std::memcpy(to + t * PANEL * 4 + v * W * 4, &codes, sizeof codes);
         }
 }
@@ -26,6 +31,7 @@ template <int BITS, int SLAB> void unpack_as(const Cuts &c, const Units &from, T
     constexpr bool IS_WIDE = HAS_SHORT_SUMS && (BITS == 8 || BITS == BY_TABLE);
     constexpr int SLAB_BYTES = SLAB * PANEL * stored_bits(BITS) / 8, CODE = IS_WIDE ? 2 : 1;
     const I table = from.table ? repeated(from.table) : I{};
+    const I zero = set(int32_t(uint32_t(c.zero) * 0x01010101u));
     const int64_t columns = c.one_sum ? from.count * 32 : c.unit;
     const unsigned char *w = from.codes;
     unsigned char *to = tile.bytes;
@@ -46,7 +52,7 @@ template <int BITS, int SLAB> void unpack_as(const Cuts &c, const Units &from, T
                 continue;
             }
 #endif
-            unpack_slab<BITS, SLAB>(w, to, table);
+            unpack_slab<BITS, SLAB>(w, to, table, zero);
         }
         if (c.one_sum) break;
         for (int all = c.minimums ? 2 : 1; all; all--, scales += from.scale_bytes, to += PANEL * 4)

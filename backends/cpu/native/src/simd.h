@@ -13,6 +13,9 @@
 #if defined(__AVX512BF16__) || OPSOCKET_EMULATED_BF16
 #define OPSOCKET_AVX512_BF16 1
 #endif
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__) && OPSOCKET_AVX512
+#define OPSOCKET_AMX 1
+#endif
 #if defined(__AVX2__) && !OPSOCKET_AVX512
 #define OPSOCKET_AVX2 1
 #endif
