@@ -30,11 +30,12 @@ struct Tiles {
 };
 
 template <int T> inline void zero_tile() { asm volatile("tilezero %%tmm%c0" : : "i"(T)); }
+// The array of no length is all that lies from there on: what else is in memory the compiler may keep in registers.
 template <int T> inline void load_tile(const void *from, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(T) : "memory");
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(T), "m"(*static_cast<const char(*)[]>(from)));
 }
 template <int T> inline void store_tile(void *to, int64_t stride) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(T) : "memory");
+    asm volatile("tilestored %%tmm%c3, (%1,%2,1)" : "=m"(*static_cast<char(*)[]>(to)) : "r"(to), "r"(stride), "i"(T));
 }
 // sum += a b: i32 of signed bytes by signed or unsigned ones; f32 of bf16, whose subnormals are zeros.
 template <int SUM, int A, int B> inline void add_signed() {

@@ -18,7 +18,7 @@ constexpr int MOST = W == 16 ? 8 : 4;  // rows of x that there are loops for
 #else
 constexpr int MOST = 2;  // no such machine is chosen for speed, and its compiler takes the longest
 #endif
-constexpr int64_t FEW_BY_TILES = 8;          // rows of each weight, on average, up to which VNNI's loops are as fast as tiles of AMX
+constexpr int64_t FEW_BY_TILES = 24;         // rows of each weight, on average, up to which VNNI's loops are as fast as tiles of AMX
 constexpr int64_t FEW_EACH = 64;             // rows of each weight, on average, up to which a thread's panels are one run
 constexpr int64_t AHEAD = 4096;              // bytes of weights that several of these ask for before they are needed
 constexpr int64_t BLOCK_BYTES = 640 << 10;   // of quantized rows that stay in a level 2 cache while panels pass
@@ -50,8 +50,7 @@ struct Scratch {
     float *row;
     int32_t *sums;
     float *inverses;  // of two rows, where a scale has 32 columns
-    unsigned char *codes;
-    float *beside;    // of tiles of AMX, in place of codes
+    unsigned char *codes;  // or rows as tiles of AMX have them
 
     Scratch(unsigned char *own, int64_t k) {
         tile = reinterpret_cast<Tile *>(own);
@@ -59,8 +58,7 @@ struct Scratch {
         row = y + (MAX_BLOCK_ROWS + HIGH) * PANEL;
         sums = reinterpret_cast<int32_t *>(row + whole_blocks(k));
         inverses = reinterpret_cast<float *>(sums + whole_blocks(k) / 16 + 16);
-        beside = inverses + 2 * (whole_blocks(k) / 32 + 16);
-        codes = reinterpret_cast<unsigned char *>(beside);
+        codes = reinterpret_cast<unsigned char *>(inverses + 2 * (whole_blocks(k) / 32 + 16));
     }
 };
 
@@ -341,7 +339,7 @@ class Block {
         : c(c), w(w), cuts(cuts), rows(rows), first_row(first_row), codes(codes), bias(bias), scratch(scratch),
           table(w.panels), in_tile(meet_in_tile(cuts, rows))
 #if OPSOCKET_AMX
-          , tiles(cuts, codes, rows, scratch.beside)
+          , tiles(cuts, codes, rows, scratch.codes)
 #endif
     {
 #if OPSOCKET_AMX
@@ -421,7 +419,7 @@ void matmul_a8(const Command *command, Worker &worker) {
         const Cuts cuts = cuts_of(c.weights[e].panels, c.x_group);
         row_bytes = std::max(row_bytes, cuts.row_bytes);
 #if OPSOCKET_AMX
-        most = std::min(most, Beside::most_rows(cuts, OWN_BYTES - size_t(reinterpret_cast<unsigned char *>(scratch.beside) - worker.own)));
+        most = std::min(most, HighRows::most(cuts, OWN_BYTES - size_t(scratch.codes - worker.own)));
 #endif
     }
     if (!row_bytes) return;

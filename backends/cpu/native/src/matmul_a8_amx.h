@@ -12,18 +12,37 @@ namespace OPSOCKET_LEVEL {
 constexpr int HIGH = 16;  // rows of a tile
 
 #if OPSOCKET_AMX
-// What rows know beside their codes, as 16 of them need it together: [(row / 16)][piece or unit][row % 16]; zeros for
-// rows that there are not.
-struct Beside {
+// k of a product: as much of a piece as a tile holds.
+inline int64_t tile_step(const Cuts &c) { return c.one_sum || c.piece % 64 == 0 ? 64 : c.piece % 32 == 0 ? 32 : 16; }
+
+// Rows as 16 of them need them together: [row / 16][k / step][row % 16][step] of codes, which are tiles so, and of what is
+// beside them [row / 16][piece or unit][row % 16], zeros for rows that there are not.
+struct HighRows {
+    const unsigned char *codes;
     const float *scales, *weights;
 
     // As there is room for.
-    static int64_t most_rows(const Cuts &c, size_t bytes) { return int64_t(bytes) / (HIGH * 4 * (c.pieces + c.units)) * HIGH; }
+    static int64_t most(const Cuts &c, size_t bytes) {
+        return int64_t(bytes) / (HIGH * (whole_blocks(c.k) + 4 * (c.pieces + c.units))) * HIGH;
+    }
 
-    Beside(const Cuts &c, const unsigned char *rows, int64_t count, float *memory) : scales(memory) {
-        if (c.x_scales) memory = gather(rows + c.scales, c.row_bytes, count, c.pieces, memory);
-        weights = memory;
-        if (c.minimums) gather(rows + c.weights, c.row_bytes, count, c.units, memory);
+    HighRows(const Cuts &c, const unsigned char *rows, int64_t count, unsigned char *memory) : codes(memory) {
+        const int64_t step = tile_step(c), width = whole_blocks(c.k);
+        for (int64_t r = 0; r < count; r++) {
+            unsigned char *to = memory + r / HIGH * HIGH * width + r % HIGH * step;
+            const unsigned char *from = rows + r * c.row_bytes;
+            auto copy = [&](auto size) {
+                for (int64_t k = 0; k < width; k += size, to += HIGH * size, from += size) std::memcpy(to, from, size);
+            };
+            if (step == 64) copy(std::integral_constant<int64_t, 64>{});
+            else if (step == 32) copy(std::integral_constant<int64_t, 32>{});
+            else copy(std::integral_constant<int64_t, 16>{});
+        }
+        float *floats = reinterpret_cast<float *>(memory + (count + HIGH - 1) / HIGH * HIGH * width);
+        scales = floats;
+        if (c.x_scales) floats = gather(rows + c.scales, c.row_bytes, count, c.pieces, floats);
+        weights = floats;
+        if (c.minimums) gather(rows + c.weights, c.row_bytes, count, c.units, floats);
     }
 
    private:
@@ -45,13 +64,8 @@ struct Beside {
 class TileProducts {
     TileShapes whole_, rest_;
     const Cuts &c;
-    const Beside beside;
-    const int64_t rows, step;  // step: k of a product
-
-    static int64_t step_of(const Cuts &c) {
-        const int64_t piece = c.one_sum ? 32 : c.piece;
-        return c.one_sum || piece % 64 == 0 ? 64 : piece % 32 == 0 ? 32 : 16;
-    }
+    const HighRows high;
+    const int64_t rows, step;
 
     TileShapes shapes(int64_t count) const {
         TileShapes s;
@@ -61,48 +75,83 @@ class TileProducts {
         return s;
     }
 
+    const unsigned char *codes_at(int64_t first, int64_t column) const {
+        return high.codes + first * whole_blocks(c.k) + column * HIGH;
+    }
+
     // Codes less their zero are signed bytes; without one they may be unsigned ones.
     template <int SUM, int A, int B> static void add(bool is_signed) {
         if (is_signed) add_signed<SUM, A, B>();
         else add_unsigned<SUM, A, B>();
     }
 
-    // 16 rows from number `first` on by half a panel.
-    template <int SUMS> void half(const Units &units, const unsigned char *x, int64_t first, int64_t part, const Sink &to) const {
+    // Sums of 16 rows, x the first of `count`, and half a panel as y has them.
+    template <bool X_SCALES>
+    __attribute__((noinline)) void give(const float *sums, const unsigned char *x, int64_t count, int64_t row, int part, const Sink &to) const {
+        auto as = [&](auto type) {
+            constexpr int32_t T = decltype(type)::value;
+            for (int64_t r = 0; r < count; r++) {
+                const F sum = load(sums + r * W);
+                const F y = X_SCALES ? sum + to.add[part] : sum * element<float>(x + r * c.row_bytes + c.scales) + to.add[part];
+                store_t<T>(to.y, (row + r) * to.y_stride + part * W, y);
+            }
+        };
+        if (to.y_dtype == F32) as(std::integral_constant<int32_t, F32>{});
+        else if (to.y_dtype == F16) as(std::integral_constant<int32_t, F16>{});
+        else as(std::integral_constant<int32_t, BF16>{});
+    }
+
+    // Rows [first, last), blocks of 16 or the last one of fewer, by a panel. A product takes long until its sum can be stored, and
+    // a load whose address is that of a store before it but for whole pages waits for that one: so products are four ahead of
+    // what is added up, over the ends of halves and of blocks too, and sums are stored as late as there is room for them.
+    // PLAIN: a unit is one piece, which is one product, of signed codes; its loops keep what they count in registers.
+    template <int SUMS, bool PLAIN>
+    void by_units(const Units &units, const unsigned char *x, int64_t first, int64_t last, Fetch &fetch, const Sink &to) const {
         constexpr bool minimums = SUMS & SUM_MINIMUMS, x_scales = SUMS & SUM_X_SCALES;
-        const bool is_signed = c.zero != 0;
-        const int64_t unit_pieces = c.unit / c.piece, unit_bytes = c.unit * PANEL, tail_bytes = PANEL * (minimums ? 8 : 4);
-        const int64_t k = step, row_bytes = c.row_bytes, steps = c.piece / step, pieces = units.count * unit_pieces, count = std::min<int64_t>(HIGH, rows - first);
-        const float *scales = beside.scales + (first * c.pieces + (units.scale - c.scales) / 4 * HIGH);
-        const float *weights = beside.weights + (first * c.units + (units.weight - c.weights) / 4 * HIGH);
-        alignas(64) int32_t sums[4][HIGH][W];
-        F f[HIGH];
-#pragma GCC unroll 16
-        for (int r = 0; r < HIGH; r++) f[r] = units.column ? load(to.sums + r * PANEL + part * W) : set(0.0f);
-        const unsigned char *issued_w = units.codes + part * W * 4, *issued_x = x + units.column, *w = issued_w + unit_bytes;
-        int64_t issued = 0, until_tail = unit_pieces, left = 0;
-        auto issue = [&](auto which) __attribute__((always_inline)) {
-            constexpr int S = decltype(which)::value;
+        const bool is_signed = PLAIN || c.zero != 0;
+        const int64_t unit_pieces = PLAIN ? 1 : c.unit / c.piece, steps = PLAIN ? 1 : c.piece / step;
+        const int64_t k = step, piece_bytes = k * PANEL, tail_bytes = PANEL * (minimums ? 8 : 4);
+        const int64_t unit_stride = c.unit * PANEL + tail_bytes, pieces = units.count * unit_pieces;
+        int64_t to_begin = (last - first + HIGH - 1) / HIGH * 2 * pieces, to_end = to_begin;
+
+        const unsigned char *next_x = codes_at(first, units.column), *next_w = units.codes, *block_x = next_x;
+        int64_t until_tail = unit_pieces, until_end = pieces;
+        bool lower = true;
+        auto product = [&](auto tile) __attribute__((always_inline)) {
+            constexpr int S = decltype(tile)::value, X = 4 + S % 2, B = 6 + S % 2;
             zero_tile<S>();
             for (int64_t s = steps; s; s--) {
-                load_tile<4 + S>(issued_x, row_bytes), load_tile<6 + S>(issued_w, PANEL * 4);
-                add<S, 4 + S, 6 + S>(is_signed);
-                issued_x += k, issued_w += k * PANEL;
+                load_tile<X>(next_x, k), load_tile<B>(next_w, PANEL * 4);
+                add<S, X, B>(is_signed);
+                next_x += k * HIGH, next_w += PLAIN ? unit_stride : piece_bytes;
             }
-            if (--until_tail == 0) until_tail = unit_pieces, issued_w += tail_bytes;
+            if (!PLAIN && --until_tail == 0) until_tail = unit_pieces, next_w += tail_bytes;
+            to_begin--;
+            if (--until_end) return;
+            until_end = pieces;
+            if (!lower) block_x += HIGH * whole_blocks(c.k);
+            next_x = block_x, next_w = units.codes + (lower ? W * 4 : 0), lower = !lower;
         };
-        // Two sums before they are stored: a load whose address is that of a store before it but for whole pages waits for it.
-        auto issue_two = [&]() __attribute__((always_inline)) {
-            const bool two = pieces - issued > 1;
-            issue(std::integral_constant<int, 0>{});
-            if (two) issue(std::integral_constant<int, 1>{});
-            store_tile<0>(sums[issued & 3], 64);
-            if (two) store_tile<1>(sums[(issued + 1) & 3], 64);
-            issued += 2;
-        };
-        F scale{};
-        auto take = [&](int64_t number) __attribute__((always_inline)) {
-            if (left == 0) {
+
+        alignas(64) int32_t sums[2][HIGH][W];
+        alignas(64) float result[HIGH * W];
+        F f[HIGH], scale{};
+        const unsigned char *w = nullptr;
+        const float *scales = nullptr, *weights = nullptr;
+        int64_t row = first, left = 0, to_take = 0;
+        int part = 1;
+        auto take = [&](const int32_t (&sum)[HIGH][W]) __attribute__((always_inline)) {
+            if (to_take == 0) [[unlikely]] {
+                to_take = pieces, part ^= 1;
+                if (part == 0) fetch.begin();
+                w = units.codes + part * W * 4 + c.unit * PANEL;
+                scales = high.scales + (row * c.pieces + (units.scale - c.scales) / 4 * HIGH);
+                weights = high.weights + (row * c.units + (units.weight - c.weights) / 4 * HIGH);
+                const float *before = to.sums + row * PANEL + part * W;
+#pragma GCC unroll 16
+                for (int r = 0; r < HIGH; r++) f[r] = units.column ? load(before + r * PANEL) : set(0.0f);
+            }
+            if (PLAIN || left == 0) {
                 left = unit_pieces;
                 scale = load_as<F>(w);
                 if (minimums) {
@@ -111,72 +160,84 @@ class TileProducts {
                     for (int r = 0; r < HIGH; r++) f[r] -= minimum * weights[r];
                     weights += HIGH;
                 }
-                w += unit_bytes + tail_bytes;
+                w += unit_stride;
             }
             left--;
-            const int32_t(*sum)[W] = sums[number & 3];
 #pragma GCC unroll 16
             for (int r = 0; r < HIGH; r++) f[r] += convert(load_as<I>(sum[r])) * (x_scales ? scale * scales[r] : scale);
             if (x_scales) scales += HIGH;
+            to_end--;
+            if (--to_take) [[likely]] return;
+            float *after = to.y ? result : to.sums + row * PANEL + part * W;
+            const int64_t stride = to.y ? W : PANEL;
+#pragma GCC unroll 16
+            for (int r = 0; r < HIGH; r++) store(after + r * stride, f[r]);
+            if (to.y) give<x_scales>(result, x + row * c.row_bytes, std::min<int64_t>(HIGH, last - row), row, part, to);
+            if (part) row += HIGH, fetch.end();
         };
-        issue_two();
-        for (int64_t taken = 0; taken < pieces;) {
-            if (issued < pieces) issue_two();
-            take(taken++);
-            if (taken < pieces) take(taken++);
-        }
-        if (!to.y) {
-            for (int r = 0; r < count; r++) store(to.sums + r * PANEL + part * W, f[r]);
-            return;
-        }
-        auto as = [&](auto type) {
-            constexpr int32_t T = decltype(type)::value;
-            for (int r = 0; r < count; r++) {
-                const F y = x_scales ? f[r] + to.add[part] : f[r] * element<float>(x + r * c.row_bytes + c.scales) + to.add[part];
-                store_t<T>(to.y, r * to.y_stride + part * W, y);
-            }
+        constexpr std::integral_constant<int, 0> t0{};
+        constexpr std::integral_constant<int, 1> t1{};
+        constexpr std::integral_constant<int, 2> t2{};
+        constexpr std::integral_constant<int, 3> t3{};
+        product(t0), product(t1);  // two at least, of a piece in both halves
+        store_tile<0>(sums[0], 64), store_tile<1>(sums[1], 64);
+        if (to_begin) product(t2), product(t3);
+        // Products that are begun are even in number.
+        auto next = [&](auto tile) __attribute__((always_inline)) {
+            constexpr int S = decltype(tile)::value;
+            take(sums[S % 2]);
+            if (to_end > 1) store_tile<(S + 2) % 4>(sums[S % 2], 64);
+            if (to_begin) product(tile);
         };
-        if (to.y_dtype == F32) as(std::integral_constant<int32_t, F32>{});
-        else if (to.y_dtype == F16) as(std::integral_constant<int32_t, F16>{});
-        else as(std::integral_constant<int32_t, BF16>{});
+        for (;;) {
+            next(t0), next(t1);
+            if (!to_end) break;
+            next(t2), next(t3);
+            if (!to_end) break;
+        }
     }
 
     // One sum over all of K, in integers.
-    void both_halves(const Units &units, const unsigned char *x, const Sink &to) const {
-        float *sums = to.sums;
-        if (units.column) load_tile<0>(sums, PANEL * 4), load_tile<1>(sums + W, PANEL * 4);
-        else zero_tile<0>(), zero_tile<1>();
-        const unsigned char *w = units.codes;
-        x += units.column;
-        for (int64_t k = units.count * 32; k > 0; k -= step, x += step, w += step * PANEL) {
-            load_tile<4>(x, c.row_bytes);
-            load_tile<6>(w, PANEL * 4), load_tile<7>(w + W * 4, PANEL * 4);
-            add<0, 4, 6>(c.zero != 0), add<1, 4, 7>(c.zero != 0);
+    void by_codes(const Units &units, int64_t first, int64_t last, Fetch &fetch, const Sink &to) const {
+        for (int64_t row = first; row < last; row += HIGH, fetch.end()) {
+            fetch.begin();
+            float *sums = to.sums + row * PANEL;
+            if (units.column) load_tile<0>(sums, PANEL * 4), load_tile<1>(sums + W, PANEL * 4);
+            else zero_tile<0>(), zero_tile<1>();
+            const unsigned char *w = units.codes, *x = codes_at(row, units.column);
+            for (int64_t k = units.count * 32; k > 0; k -= step, x += step * HIGH, w += step * PANEL) {
+                load_tile<4>(x, step);
+                load_tile<6>(w, PANEL * 4), load_tile<7>(w + W * 4, PANEL * 4);
+                add<0, 4, 6>(c.zero != 0), add<1, 4, 7>(c.zero != 0);
+            }
+            store_tile<0>(sums, PANEL * 4), store_tile<1>(sums + W, PANEL * 4);
         }
-        store_tile<0>(sums, PANEL * 4), store_tile<1>(sums + W, PANEL * 4);
     }
 
-    template <int SUMS> void all(const Units &units, const unsigned char *x, Fetch &fetch, Sink &to) const {
-        static_assert(VECTORS == 2);
-        for (int64_t first = 0; first < rows; first += HIGH, x += HIGH * c.row_bytes, to.pass(HIGH), fetch.end()) {
-            fetch.begin();
-            if (first + HIGH > rows && rows > HIGH) rest_.use();
-            if constexpr (SUMS < 0) both_halves(units, x, to);
-            else half<SUMS>(units, x, first, 0, to), half<SUMS>(units, x, first, 1, to);
-        }
-        if (rows % HIGH && rows > HIGH) whole_.use();
+    template <int SUMS> void all(const Units &units, const unsigned char *x, Fetch &fetch, const Sink &to) const {
+        auto some = [&](int64_t first, int64_t last) {
+            if constexpr (SUMS < 0) by_codes(units, first, last, fetch, to);
+            else if (c.unit == step && c.zero) by_units<SUMS, true>(units, x, first, last, fetch, to);
+            else by_units<SUMS, false>(units, x, first, last, fetch, to);
+        };
+        const int64_t high_rows = rows < HIGH ? rows : rows / HIGH * HIGH;
+        some(0, high_rows);
+        if (rows == high_rows) return;
+        rest_.use();
+        some(high_rows, rows);
+        whole_.use();
     }
 
    public:
-    // memory: for Beside.
-    TileProducts(const Cuts &cuts, const unsigned char *x, int64_t row_count, float *memory)
-        : c(cuts), beside(cuts, x, row_count, memory), rows(row_count), step(step_of(cuts)) {
+    // memory: for HighRows.
+    TileProducts(const Cuts &cuts, const unsigned char *x, int64_t row_count, unsigned char *memory)
+        : c(cuts), high(cuts, x, row_count, memory), rows(row_count), step(tile_step(cuts)) {
         whole_ = shapes(std::min<int64_t>(HIGH, rows)), rest_ = shapes(rows % HIGH ? rows % HIGH : HIGH);
         whole_.use();
     }
 
     // All rows, x the first of them, by units of a tile.
-    void add(const Units &units, const unsigned char *x, Fetch &fetch, Sink &to) const {
+    void add(const Units &units, const unsigned char *x, Fetch &fetch, const Sink &to) const {
         if (c.one_sum) return all<-1>(units, x, fetch, to);
         if (c.minimums) return c.x_scales ? all<SUM_BOTH>(units, x, fetch, to) : all<SUM_MINIMUMS>(units, x, fetch, to);
         return c.x_scales ? all<SUM_X_SCALES>(units, x, fetch, to) : all<SUM_PLAIN>(units, x, fetch, to);

@@ -1,5 +1,6 @@
 // How many operations a second this level's instructions come to, from registers: what every kernel that computes is
 // measured against.
+#include "amx.h"
 #include "kernels.h"
 
 namespace opsocket {
@@ -26,6 +27,21 @@ template <class V, class Step> static float chains(int64_t steps, V first, V fac
     return total;
 }
 
+#if OPSOCKET_AMX
+// Four sums of tiles, as many as two of rows and two of columns make.
+template <class Step> static float tile_chains(int64_t steps, Step step) {
+    const Tiles tiles;
+    TileShapes shapes;
+    for (int t = 0; t < 8; t++) shapes.set(t, 16, 64);
+    shapes.use();
+    for (int64_t i = 0; i < steps; i++) step();
+    alignas(64) float sums[16][16];
+    store_tile<0>(sums, 64);
+    return sums[0][0];
+}
+constexpr int64_t TILE_OPERATIONS = 4 * 16 * 16 * 16 * 2;  // of dwords
+#endif
+
 void rate(const Command *command, Worker &worker) {
     const Rate &c = *static_cast<const Rate *>(command);
     float total = 0;
@@ -33,6 +49,15 @@ void rate(const Command *command, Worker &worker) {
     if (c.kind == RATE_F32) {
         operations = CHAINS * W * 2;
         total = chains(c.steps, set(1.0f), set(0.5f), [](F a, F b) { return b * b + a; });
+#if OPSOCKET_AMX
+    } else if (c.kind == RATE_INT8) {
+        operations = TILE_OPERATIONS * 4;
+        total = tile_chains(c.steps, [] { add_signed<0, 4, 6>(), add_signed<1, 4, 7>(), add_signed<2, 5, 6>(), add_signed<3, 5, 7>(); });
+    } else if (c.kind == RATE_BF16) {
+        operations = TILE_OPERATIONS * 2;
+        total = tile_chains(c.steps, [] { add_bf16<0, 4, 6>(), add_bf16<1, 4, 7>(), add_bf16<2, 5, 6>(), add_bf16<3, 5, 7>(); });
+    }
+#else
     } else if (c.kind == RATE_INT8) {
         operations = CHAINS * W * 4 * 2;
 #if OPSOCKET_AVX2 && !OPSOCKET_AVX_VNNI
@@ -53,6 +78,7 @@ void rate(const Command *command, Worker &worker) {
             return (F)_mm512_dpbf16_ps((__m512)a, (__m512bh)(__m512i)as_int(b), (__m512bh)(__m512i)as_int(b));
         });
     }
+#endif
 #endif
     c.sums[worker.index * 16] = total;
     if (worker.index == 0) *c.operations = operations;
