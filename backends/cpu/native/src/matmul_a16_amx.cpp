@@ -1,0 +1,182 @@
+// matmul_a16 of many rows by tiles of AMX. A thread splits rows for itself, in its own memory, as many as stay in its caches,
+// and all of its panels meet them there.
+#include "kernels.h"
+#if OPSOCKET_AMX
+#include "matmul_a16_amx.h"
+#include "shares.h"
+
+namespace opsocket {
+namespace OPSOCKET_LEVEL {
+
+namespace {
+
+constexpr int64_t FEW_BY_TILES = 8;         // rows of each weight, on average, up to which other loops are as fast
+constexpr int64_t MEMORY_ROWS = 16;         // as long as whose products a panel's memory and codes take
+constexpr int64_t OWN_ROWS = 48;            // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
+constexpr int64_t MOST_BLOCKS = 24;         // of 16 rows
+constexpr int64_t CACHED_BYTES = 1280 << 10;  // of rows, of a level 2 cache's 2 MB
+
+int64_t blocks_of(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
+
+Steps steps_of(const MatmulA16 &c, int64_t expert) {
+    return c.float_dtype >= 0 ? Steps::of_floats(c.k) : Steps(c.weights[expert].panels);
+}
+
+// A thread's memory. Behind it: for each block of rows its parts, and totals where there are minimums.
+struct Own {
+    Unpacked unpacked;
+    alignas(64) float sums[MOST_BLOCKS * TILE_ROWS * PANEL];
+    float down[MOST_BLOCKS * TILE_ROWS];  // what a row's products are multiplied with
+};
+
+// Rows of a weight.
+class Rows {
+    const MatmulA16 &c;
+    const PanelWeight &weight;
+    const float *bias;
+    const Steps steps;
+    const int64_t parts;
+    Own &own;
+    float *const buffer, *const totals;
+    PartTiles tiles;
+    int64_t first = 0, count = 0;  // those that are split
+    UnpackCodes unpack;
+    AddProducts add;
+
+    static int64_t totals_bytes(const Steps &s) { return s.minimums ? s.units * TILE_ROWS * 4 : 0; }
+    static int64_t fixed_bytes(const MatmulA16 &c) { return int64_t(sizeof(Own)) + whole_blocks(c.k) * 4; }
+    static int64_t block_bytes(const Steps &s, int64_t parts) { return TILE_ROWS * s.k * 2 * parts + totals_bytes(s); }
+
+    void split(int64_t from, int64_t some) {
+        first = from, count = some;
+        const SplitRow split = splitting(c.x_dtype);
+        if (count % TILE_ROWS)
+            std::memset(tiles.memory + count / TILE_ROWS * tiles.block_bytes(), 0, size_t(tiles.block_bytes()));
+        for (int64_t r = 0; r < count; r++) {
+            own.down[r] = split(c.x, (first + r) * c.x_stride, c.k, weight.permutation, buffer, tiles, r);
+            if (!steps.minimums) continue;
+            float *to = totals + r / TILE_ROWS * steps.units * TILE_ROWS + r % TILE_ROWS;
+            const unsigned char *row = tiles.row(r);
+            for (int64_t unit = 0; unit < steps.units; unit++) {
+                F total = set(0.0f);
+                for (int64_t k = 0; k < steps.unit; k += steps.tile_k, row += parts * tiles.tile_bytes())
+                    for (int64_t i = 0; i < steps.tile_k; i += W) {
+                        F x = load_bf16(row + i * 2);
+                        for (int64_t p = 1; p < parts; p++) x = x + load_bf16(row + p * tiles.tile_bytes() + i * 2);
+                        total = total + x;
+                    }
+                to[unit * TILE_ROWS] = sum(total);
+            }
+        }
+    }
+
+    const unsigned char *panel_at(int64_t number) const {
+        const int64_t bytes = c.float_dtype >= 0 ? (c.k + 1) / 2 * PANEL * 4 : weight.panels.panel_bytes();
+        return weight.panels.data + number * bytes;
+    }
+
+    Factor step_from(const unsigned char *panel, int64_t k, int64_t length) {
+        if (c.float_dtype < 0) {
+            unpack_step(weight.panels, steps, unpack, panel, k, length, own.unpacked);
+            return {own.unpacked.pairs, own.unpacked.scales, length / steps.unit, steps.unit / steps.tile_k};
+        }
+        const unsigned char *pairs = panel + k * PANEL * 2;
+        if (k + length > c.k) {  // tiles end where the panel does
+            const size_t bytes = size_t((c.k + 1) / 2 - k / 2) * PANEL * 4;
+            std::memcpy(own.unpacked.pairs, pairs, bytes);
+            std::memset(own.unpacked.pairs + bytes, 0, size_t(length) * PANEL * 2 - bytes);
+            pairs = own.unpacked.pairs;
+        }
+        return {pairs, nullptr, 1, length / steps.tile_k};
+    }
+
+    void multiply(int64_t number) {
+        const unsigned char *panel = panel_at(number);
+        Block blocks[MOST_BLOCKS];
+        for (int64_t k = 0; k < steps.k; k += steps.step) {
+            const int64_t length = std::min(steps.step, steps.k - k);
+            const Factor factor = step_from(panel, k, length);
+            for (int64_t b = 0; b < blocks_of(count); b++)
+                blocks[b] = {tiles.memory + b * tiles.block_bytes() + k * TILE_ROWS * 2 * parts,
+                             steps.minimums ? totals + (b * steps.units + k / steps.unit) * TILE_ROWS : nullptr,
+                             own.sums + b * TILE_ROWS * PANEL};
+            add(factor, blocks, blocks_of(count), steps.tile_k, k == 0);
+        }
+        const int64_t column = number * PANEL;
+        for (int64_t r = 0; r < count; r++)
+            for (int v = 0; v < VECTORS; v++) {
+                const int64_t n = column + v * W;
+                const int here = int(std::clamp<int64_t>(c.n - n, 0, W));
+                if (!here) break;
+                F y = load(own.sums + r * PANEL + v * W) * own.down[r];
+                if (bias) y = y + load_part(bias, n, F32, here);
+                store_part(c.y, (first + r) * c.y_stride + n, c.y_dtype, y, here);
+            }
+    }
+
+   public:
+    // Blocks of rows that there is room for.
+    static int64_t most_blocks(const MatmulA16 &c, int64_t expert) {
+        const int64_t block = block_bytes(steps_of(c, expert), parts_of(c.x_dtype)), room = int64_t(OWN_BYTES) - fixed_bytes(c);
+        return std::min({room / block, std::max<int64_t>(1, CACHED_BYTES / block), MOST_BLOCKS});
+    }
+
+    Rows(const MatmulA16 &command, int64_t expert, unsigned char *memory)
+        : c(command), weight(c.weights[expert]), bias(c.bias ? c.bias + expert * c.n : nullptr), steps(steps_of(c, expert)),
+          parts(parts_of(c.x_dtype)), own(*reinterpret_cast<Own *>(memory)), buffer(reinterpret_cast<float *>(memory + sizeof(Own))),
+          totals(buffer + whole_blocks(c.k)),
+          tiles{reinterpret_cast<unsigned char *>(totals) + most_blocks(c, expert) * totals_bytes(steps), steps.k, steps.tile_k, parts},
+          unpack(c.float_dtype < 0 ? unpacking(weight.panels) : nullptr), add(adding(parts, steps.minimums)) {
+        use_tiles(steps.tile_k);
+    }
+
+    // Rows [from, from + some) of x, as many as there is room for, and panels [begin, end).
+    void run(int64_t from, int64_t some, int64_t begin, int64_t end) {
+        split(from, some);
+        for (int64_t number = begin; number < end; number++) multiply(number);
+    }
+};
+
+}  // namespace
+
+void matmul_a16(const Command *command, Worker &worker) {
+    const MatmulA16 &c = *static_cast<const MatmulA16 *>(command);
+    // Offsets are read here for the first time, unless `checked="deep"`: wrong ones may give wrong rows, no more.
+    const int64_t rows = c.offsets ? std::clamp(c.offsets[c.experts], int64_t(0), c.rows) : c.rows;
+    int64_t with_rows = 0;  // weights
+    bool have_room = true;
+    each_weight(c, rows, [&](int64_t expert, int64_t, int64_t) {
+        with_rows++, have_room = have_room && Rows::most_blocks(c, expert) > 0;
+    });
+    if (rows <= FEW_BY_TILES * with_rows || !have_room || c.float_dtype == F32 || c.float_dtype == F16)
+        return avx512_vnni::matmul_a16(command, worker);
+    const Tiles tiles;
+    const int64_t panels = (c.n + PANEL - 1) / PANEL;
+    auto run = [&](int64_t expert, int64_t first, int64_t count, int64_t begin, int64_t end) {
+        if (begin == end || !count) return;
+        Rows of_weight(c, expert, worker.own);
+        const int64_t blocks = blocks_of(count), most = Rows::most_blocks(c, expert), passes = (blocks + most - 1) / most;
+        for (int64_t pass = 0; pass < passes; pass++) {
+            const int64_t from = blocks * pass / passes * TILE_ROWS, to = std::min(count, blocks * (pass + 1) / passes * TILE_ROWS);
+            of_weight.run(first + from, to - from, begin, end);
+        }
+    };
+    if (!c.offsets && rows >= OWN_ROWS * worker.count) {
+        int64_t begin, end;
+        worker.share(blocks_of(rows), begin, end);
+        return run(0, begin * TILE_ROWS, std::min(rows, end * TILE_ROWS) - begin * TILE_ROWS, 0, panels);
+    }
+    auto cost_of = [&](int64_t count) { return panels * (blocks_of(count) * TILE_ROWS + MEMORY_ROWS); };
+    int64_t cost = 0;
+    each_weight(c, rows, [&](int64_t, int64_t, int64_t count) { cost += cost_of(count); });
+    Shares shares(worker, cost);
+    each_weight(c, rows, [&](int64_t expert, int64_t first, int64_t count) {
+        int64_t begin, end;
+        shares.take(panels, cost_of(count), begin, end);
+        run(expert, first, count, begin, end);
+    });
+}
+
+}  // namespace OPSOCKET_LEVEL
+}  // namespace opsocket
+#endif

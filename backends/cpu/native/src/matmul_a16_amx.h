@@ -1,0 +1,237 @@
+// Many rows of floats by tiles of AMX: rows as bf16 parts (bf16_parts.h), codes less their zero as bf16, which they are exactly.
+// Products of parts are summed in f32 for a unit, the k that share a scale but no more than a step, then scaled and added up.
+#pragma once
+#include "bf16_parts.h"
+#include "matmul_a16_codes.h"
+#if OPSOCKET_AMX
+
+namespace opsocket {
+namespace OPSOCKET_LEVEL {
+
+constexpr int64_t STEP_K = 512;   // k of weights that rows meet together: 32 KB of a level 1 cache's 48
+constexpr int64_t UNIT_K = 256;   // no more in one sum: its roundings would add up
+
+// How K is cut. step: whole units; of floats it is one.
+struct Steps {
+    int64_t k, tile_k, unit, units, step;  // units: of all
+    bool minimums;
+
+    static Steps of_floats(int64_t k) {
+        const int64_t tiles = (k + 31) / 32, most = STEP_K / 32, steps = (tiles + most - 1) / most;
+        return {tiles * 32, 32, 0, steps, (tiles + steps - 1) / steps * 32, false};
+    }
+    explicit Steps(const Panels &w) : k(w.k), tile_k(w.group % 32 ? 16 : 32), unit(w.group), minimums(w.has_minimum) {
+        if (unit > UNIT_K)
+            for (unit = UNIT_K; w.group % unit; unit -= tile_k) {}
+        units = k / unit;
+        const int64_t most = STEP_K / unit, steps = (units + most - 1) / most;
+        step = (units + steps - 1) / steps * unit;
+    }
+
+   private:
+    Steps(int64_t k, int64_t tile_k, int64_t unit, int64_t units, int64_t step, bool minimums)
+        : k(k), tile_k(tile_k), unit(unit), units(units), step(step), minimums(minimums) {}
+};
+
+// A step of a panel: pairs of k of bf16, [k / 2][32][2], and of codes each unit's scales and minimums.
+struct Unpacked {
+    alignas(64) unsigned char pairs[STEP_K * PANEL * 2];
+    alignas(64) float scales[STEP_K / 16 * 2 * PANEL];
+};
+
+inline I pair_of(F first, F second) { return (I)((U)first >> 16) | (as_int(second) & int32_t(0xffff0000)); }
+
+// k = first .. first + count - 1 of group g, less their zero.
+template <int CODE, int BITS, int SLAB>
+void unpack_codes(const Panels &w, const uint8_t *panel, int64_t g, int64_t first, int64_t count, unsigned char *to) {
+    const uint8_t *codes = w.group_at(panel, g) + first / SLAB * w.slab_bytes();
+    const I mask = set(int32_t((1 << BITS) - 1)), offset = set(int32_t(w.zero_offset));
+    const Numbers numbers(w, w.zero_offset);
+    for (; count > 0; count -= SLAB, codes += SLAB * PANEL * BITS / 8)
+#pragma GCC unroll 8
+        for (int step = 0; step < SLAB / 4; step++, to += 2 * PANEL * 4)
+            for (int v = 0; v < VECTORS; v++) {
+                const I four = codes_of_step<BITS, SLAB>(codes, step, v);
+                F values[4];
+                if constexpr (CODE == E4M3FN) four_e4m3fn(four, values);
+                for (int b = 0; b < 4; b++) {
+                    if constexpr (CODE == E4M3FN) values[b] = values[b] * E4M3FN_UNIT;
+                    else values[b] = number<CODE, BITS>(four >> (8 * b), mask, offset, numbers);
+                }
+                for (int two = 0; two < 2; two++) {
+                    const I pair = pair_of(values[2 * two], values[2 * two + 1]);
+                    std::memcpy(to + (two * PANEL + v * W) * 4, &pair, sizeof pair);
+                }
+            }
+}
+
+using UnpackCodes = void (*)(const Panels &, const uint8_t *, int64_t, int64_t, int64_t, unsigned char *);
+
+inline UnpackCodes unpacking(const Panels &w) {
+    UnpackCodes found = nullptr;
+    if (w.code == E4M3FN) return w.slab() == 32 ? unpack_codes<E4M3FN, 8, 32> : unpack_codes<E4M3FN, 8, 16>;
+    if (w.code == E2M1) return unpack_codes<E2M1, 4, 32>;
+    if (w.code == IQ4) return unpack_codes<IQ4, 4, 32>;
+    by_form(w, [&](auto bits, auto slab) { found = unpack_codes<INTEGERS, decltype(bits)::value, decltype(slab)::value>; });
+    return found;
+}
+
+// Units from k = first on, `count` k.
+inline void unpack_step(const Panels &w, const Steps &s, UnpackCodes unpack, const uint8_t *panel, int64_t first, int64_t count, Unpacked &to) {
+    float *scales = to.scales;
+    unsigned char *pairs = to.pairs;
+    for (int64_t k = first; k < first + count; k += s.unit, pairs += s.unit * PANEL * 2) {
+        const int64_t g = k / w.group;
+        unpack(w, panel, g, k % w.group, s.unit, pairs);
+        for (int kind = 0; kind < w.kinds(); kind++, scales += PANEL) {
+            const Scales from = scales_of(w, panel, g, kind);
+            for (int v = 0; v < VECTORS; v++) store(scales + v * W, from.vector(v * W));
+        }
+    }
+}
+
+// What some k of a panel are for the tiles.
+struct Factor {
+    const unsigned char *pairs;
+    const float *scales;  // null: 1
+    int64_t units, tiles;  // tiles: of a unit
+};
+
+// What 16 rows are for them: their first tile, totals of units [unit][16], and sums [16][32].
+struct Block {
+    const unsigned char *x;
+    const float *totals;
+    float *sums;
+};
+
+// Tiles: 0 to 3 sums, 4 and 5 rows of x, 6 and 7 weights.
+inline void use_tiles(int64_t tile_k) {
+    TileShapes s;
+    for (int t : {0, 1, 2, 3}) s.set(t, TILE_ROWS, 64);
+    for (int t : {4, 5}) s.set(t, TILE_ROWS, tile_k * 2);
+    for (int t : {6, 7}) s.set(t, tile_k / 2, 64);
+    s.use();
+}
+
+// Short units: 16 rows by half a panel, whose sums stay in registers.
+template <int P, bool MINIMUMS> void add_half(const Factor &f, const Block &block, int half, int64_t tile_k, bool begins) {
+    constexpr int KINDS = MINIMUMS ? 2 : 1;
+    const int64_t x_stride = tile_k * 2, tile_bytes = TILE_ROWS * x_stride, w_bytes = tile_k * PANEL * 2, units = f.units;
+    alignas(64) float slots[4][TILE_ROWS][W];
+    float *sums = block.sums + half * W;
+    F sum[TILE_ROWS];
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++) sum[r] = begins ? set(0.0f) : load(sums + r * PANEL);
+    const unsigned char *x = block.x, *w = f.pairs + half * W * 4;
+    const float *scales = f.scales + half * W, *totals = block.totals;
+    int64_t issued = 0;
+    auto issue = [&](auto which) __attribute__((always_inline)) {
+        constexpr int S = decltype(which)::value;
+        zero_tile<S>();
+        for (int64_t t = f.tiles; t; t--, w += w_bytes) {
+            load_tile<6 + S>(w, PANEL * 4);
+            for (int p = 0; p < P; p++, x += tile_bytes) load_tile<4 + S>(x, x_stride), add_bf16<S, 4 + S, 6 + S>();
+        }
+    };
+    // Two sums before they are stored: a load whose address is that of a store before it but for whole pages waits for it.
+    auto issue_two = [&]() __attribute__((always_inline)) {
+        const bool two = units - issued > 1;
+        issue(std::integral_constant<int, 0>{});
+        if (two) issue(std::integral_constant<int, 1>{});
+        store_tile<0>(slots[issued & 3], 64);
+        if (two) store_tile<1>(slots[(issued + 1) & 3], 64);
+        issued += 2;
+    };
+    auto take = [&](int64_t number) __attribute__((always_inline)) {
+        const float(*slot)[W] = slots[number & 3];
+        const F scale = load(scales);
+#pragma GCC unroll 16
+        for (int r = 0; r < TILE_ROWS; r++) sum[r] += load(slot[r]) * scale;
+        if (MINIMUMS) {
+            const F minimum = load(scales + PANEL);
+#pragma GCC unroll 16
+            for (int r = 0; r < TILE_ROWS; r++) sum[r] -= minimum * totals[r];
+            totals += TILE_ROWS;
+        }
+        scales += KINDS * PANEL;
+    };
+    issue_two();
+    for (int64_t taken = 0; taken < units;) {
+        if (issued < units) issue_two();
+        take(taken++);
+        if (taken < units) take(taken++);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++) store(sums + r * PANEL, sum[r]);
+}
+
+// Long units: one or two blocks of 16 rows by the panel, whose sums are in memory meanwhile.
+template <int P, bool MINIMUMS, int BLOCKS> void add_panel(const Factor &f, const Block *blocks, int64_t tile_k, bool begins) {
+    constexpr int KINDS = MINIMUMS ? 2 : 1;
+    const int64_t x_stride = tile_k * 2, tile_bytes = TILE_ROWS * x_stride, w_bytes = tile_k * PANEL * 2;
+    alignas(64) float slots[2][2 * BLOCKS][TILE_ROWS][W];
+    const unsigned char *w = f.pairs;
+    int64_t at = 0;
+    auto issue = [&](int64_t number) __attribute__((always_inline)) {
+        zero_tile<0>(), zero_tile<1>();
+        if (BLOCKS == 2) zero_tile<2>(), zero_tile<3>();
+        for (int64_t t = f.tiles; t; t--, w += w_bytes) {
+            load_tile<6>(w, PANEL * 4), load_tile<7>(w + W * 4, PANEL * 4);
+            for (int p = 0; p < P; p++, at += tile_bytes) {
+                load_tile<4>(blocks[0].x + at, x_stride);
+                add_bf16<0, 4, 6>(), add_bf16<1, 4, 7>();
+                if (BLOCKS == 2) {
+                    load_tile<5>(blocks[1].x + at, x_stride);
+                    add_bf16<2, 5, 6>(), add_bf16<3, 5, 7>();
+                }
+            }
+        }
+        auto &slot = slots[number & 1];
+        store_tile<0>(slot[0], 64), store_tile<1>(slot[1], 64);
+        if (BLOCKS == 2) store_tile<2>(slot[2], 64), store_tile<3>(slot[3], 64);
+    };
+    auto take = [&](int64_t number) __attribute__((always_inline)) {
+        for (int half = 0; half < 2; half++) {
+            const F scale = f.scales ? load(f.scales + number * KINDS * PANEL + half * W) : set(1.0f);
+            [[maybe_unused]] const F minimum = MINIMUMS ? load(f.scales + (number * 2 + 1) * PANEL + half * W) : F{};
+            for (int b = 0; b < BLOCKS; b++)
+                for (int r = 0; r < TILE_ROWS; r++) {
+                    float *to = blocks[b].sums + r * PANEL + half * W;
+                    F sum = begins && number == 0 ? set(0.0f) : load(to);
+                    sum += load(slots[number & 1][2 * b + half][r]) * scale;
+                    if (MINIMUMS) sum -= minimum * blocks[b].totals[number * TILE_ROWS + r];
+                    store(to, sum);
+                }
+        }
+    };
+    issue(0);
+    for (int64_t unit = 0; unit < f.units; unit++) {
+        if (unit + 1 < f.units) issue(unit + 1);
+        take(unit);
+    }
+}
+
+constexpr int64_t LONG_TILES = 4;  // of a unit, from which on sums may be in memory
+
+template <int P, bool MINIMUMS> void add_products(const Factor &f, const Block *blocks, int64_t count, int64_t tile_k, bool begins) {
+    if (f.scales && f.tiles < LONG_TILES) {
+        for (; count; count--, blocks++)
+            for (int half = 0; half < 2; half++) add_half<P, MINIMUMS>(f, *blocks, half, tile_k, begins);
+        return;
+    }
+    for (; count > 1; count -= 2, blocks += 2) add_panel<P, MINIMUMS, 2>(f, blocks, tile_k, begins);
+    if (count) add_panel<P, MINIMUMS, 1>(f, blocks, tile_k, begins);
+}
+
+using AddProducts = void (*)(const Factor &, const Block *, int64_t, int64_t, bool);
+
+inline AddProducts adding(int64_t parts, bool minimums) {
+    constexpr AddProducts all[][2] = {{add_products<1, false>, add_products<1, true>},
+                                      {add_products<2, false>, add_products<2, true>},
+                                      {add_products<3, false>, add_products<3, true>}};
+    return all[parts - 1][minimums];
+}
+
+}  // namespace OPSOCKET_LEVEL
+}  // namespace opsocket
+#endif
