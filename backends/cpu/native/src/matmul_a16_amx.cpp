@@ -14,6 +14,7 @@ constexpr int64_t FEW_BY_TILES = 8;         // rows of each weight, on average, 
 constexpr int64_t MEMORY_ROWS = 16;         // as long as whose products a panel's memory and codes take
 constexpr int64_t OWN_ROWS = 48;            // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
 constexpr int64_t MOST_BLOCKS = 24;         // of 16 rows
+constexpr int64_t TOGETHER = 2;             // blocks between which memory is asked for
 constexpr int64_t CACHED_BYTES = 1280 << 10;  // of rows, of a level 2 cache's 2 MB
 
 int64_t blocks_of(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
@@ -90,17 +91,24 @@ class Rows {
         return {pairs, nullptr, 1, length / steps.tile_k};
     }
 
+    // While rows meet one step the next is asked for: it comes from memory.
     void multiply(int64_t number) {
         const unsigned char *panel = panel_at(number);
+        const int64_t panel_bytes = panel_at(1) - panel_at(0), all = blocks_of(count);
+        const unsigned char *asked = panel;
         Block blocks[MOST_BLOCKS];
         for (int64_t k = 0; k < steps.k; k += steps.step) {
             const int64_t length = std::min(steps.step, steps.k - k);
             const Factor factor = step_from(panel, k, length);
-            for (int64_t b = 0; b < blocks_of(count); b++)
+            for (int64_t b = 0; b < all; b++)
                 blocks[b] = {tiles.memory + b * tiles.block_bytes() + k * TILE_ROWS * 2 * parts,
                              steps.minimums ? totals + (b * steps.units + k / steps.unit) * TILE_ROWS : nullptr,
                              own.sums + b * TILE_ROWS * PANEL};
-            add(factor, blocks, blocks_of(count), steps.tile_k, k == 0);
+            for (int64_t b = 0; b < all; b += TOGETHER) {
+                const unsigned char *until = panel + panel_bytes * (k + length + length * std::min(all, b + TOGETHER) / all) / steps.k;
+                for (asked = std::max(asked, panel + panel_bytes * (k + length) / steps.k); asked < until; asked += 64) ask_for_line(asked);
+                add(factor, blocks + b, std::min(TOGETHER, all - b), steps.tile_k, k == 0);
+            }
         }
         const int64_t column = number * PANEL;
         for (int64_t r = 0; r < count; r++)

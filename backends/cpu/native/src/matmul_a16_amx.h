@@ -8,8 +8,8 @@
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
-constexpr int64_t STEP_K = 512;   // k of weights that rows meet together: 32 KB of a level 1 cache's 48
-constexpr int64_t UNIT_K = 256;   // no more in one sum: its roundings would add up
+constexpr int64_t STEP_K = 256;  // k of weights that rows meet together: 16 KB of a level 1 cache's 48, beside those of 16 rows
+constexpr int64_t UNIT_K = STEP_K;
 
 // How K is cut. step: whole units; of floats it is one.
 struct Steps {
@@ -115,7 +115,7 @@ inline void use_tiles(int64_t tile_k) {
 
 // Short units: 16 rows by half a panel, whose sums stay in registers.
 template <int P, bool MINIMUMS> void add_half(const Factor &f, const Block &block, int half, int64_t tile_k, bool begins) {
-    constexpr int KINDS = MINIMUMS ? 2 : 1;
+    constexpr int KINDS = MINIMUMS ? 2 : 1, LATER = 3;
     const int64_t x_stride = tile_k * 2, tile_bytes = TILE_ROWS * x_stride, w_bytes = tile_k * PANEL * 2, units = f.units;
     alignas(64) float slots[4][TILE_ROWS][W];
     float *sums = block.sums + half * W;
@@ -124,26 +124,15 @@ template <int P, bool MINIMUMS> void add_half(const Factor &f, const Block &bloc
     for (int r = 0; r < TILE_ROWS; r++) sum[r] = begins ? set(0.0f) : load(sums + r * PANEL);
     const unsigned char *x = block.x, *w = f.pairs + half * W * 4;
     const float *scales = f.scales + half * W, *totals = block.totals;
-    int64_t issued = 0;
-    auto issue = [&](auto which) __attribute__((always_inline)) {
-        constexpr int S = decltype(which)::value;
+    auto issue = [&](auto tile) __attribute__((always_inline)) {
+        constexpr int S = decltype(tile)::value, A = 4 + S % 2, B = 6 + S % 2;
         zero_tile<S>();
         for (int64_t t = f.tiles; t; t--, w += w_bytes) {
-            load_tile<6 + S>(w, PANEL * 4);
-            for (int p = 0; p < P; p++, x += tile_bytes) load_tile<4 + S>(x, x_stride), add_bf16<S, 4 + S, 6 + S>();
+            load_tile<B>(w, PANEL * 4);
+            for (int p = 0; p < P; p++, x += tile_bytes) load_tile<A>(x, x_stride), add_bf16<S, A, B>();
         }
     };
-    // Two sums before they are stored: a load whose address is that of a store before it but for whole pages waits for it.
-    auto issue_two = [&]() __attribute__((always_inline)) {
-        const bool two = units - issued > 1;
-        issue(std::integral_constant<int, 0>{});
-        if (two) issue(std::integral_constant<int, 1>{});
-        store_tile<0>(slots[issued & 3], 64);
-        if (two) store_tile<1>(slots[(issued + 1) & 3], 64);
-        issued += 2;
-    };
-    auto take = [&](int64_t number) __attribute__((always_inline)) {
-        const float(*slot)[W] = slots[number & 3];
+    auto take = [&](const float(*slot)[W]) __attribute__((always_inline)) {
         const F scale = load(scales);
 #pragma GCC unroll 16
         for (int r = 0; r < TILE_ROWS; r++) sum[r] += load(slot[r]) * scale;
@@ -155,59 +144,73 @@ template <int P, bool MINIMUMS> void add_half(const Factor &f, const Block &bloc
         }
         scales += KINDS * PANEL;
     };
-    issue_two();
-    for (int64_t taken = 0; taken < units;) {
-        if (issued < units) issue_two();
-        take(taken++);
-        if (taken < units) take(taken++);
+    // A sum is stored when two others have been begun, which its tile would wait for otherwise, and taken one later.
+    auto step = [&](auto tile, int64_t number) __attribute__((always_inline)) {
+        constexpr int S = decltype(tile)::value, STORED = (S + 4 - LATER) % 4, TAKEN = (S + 3 - LATER) % 4;
+        if (number < units) issue(tile);
+        if (number >= LATER && number < units + LATER) store_tile<STORED>(slots[STORED], 64);
+        if (number > LATER && number <= units + LATER) take(slots[TAKEN]);
+    };
+    for (int64_t number = 0; number <= units + LATER; number += 4) {
+        step(std::integral_constant<int, 0>{}, number), step(std::integral_constant<int, 1>{}, number + 1);
+        step(std::integral_constant<int, 2>{}, number + 2), step(std::integral_constant<int, 3>{}, number + 3);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++) store(sums + r * PANEL, sum[r]);
 }
 
-// Long units: one or two blocks of 16 rows by the panel, whose sums are in memory meanwhile.
-template <int P, bool MINIMUMS, int BLOCKS> void add_panel(const Factor &f, const Block *blocks, int64_t tile_k, bool begins) {
+// Long units: all blocks by the panel, whose sums are in memory meanwhile.
+template <int P, bool MINIMUMS> void add_panel(const Factor &f, const Block *blocks, int64_t count, int64_t tile_k, bool begins) {
     constexpr int KINDS = MINIMUMS ? 2 : 1;
     const int64_t x_stride = tile_k * 2, tile_bytes = TILE_ROWS * x_stride, w_bytes = tile_k * PANEL * 2;
-    alignas(64) float slots[2][2 * BLOCKS][TILE_ROWS][W];
-    const unsigned char *w = f.pairs;
-    int64_t at = 0;
-    auto issue = [&](int64_t number) __attribute__((always_inline)) {
-        zero_tile<0>(), zero_tile<1>();
-        if (BLOCKS == 2) zero_tile<2>(), zero_tile<3>();
-        for (int64_t t = f.tiles; t; t--, w += w_bytes) {
-            load_tile<6>(w, PANEL * 4), load_tile<7>(w + W * 4, PANEL * 4);
-            for (int p = 0; p < P; p++, at += tile_bytes) {
-                load_tile<4>(blocks[0].x + at, x_stride);
-                add_bf16<0, 4, 6>(), add_bf16<1, 4, 7>();
-                if (BLOCKS == 2) {
-                    load_tile<5>(blocks[1].x + at, x_stride);
-                    add_bf16<2, 5, 6>(), add_bf16<3, 5, 7>();
-                }
+    alignas(64) float slots[2][2][TILE_ROWS][W];
+    const unsigned char *x = nullptr, *w = nullptr;
+    auto issue = [&](auto pair, bool first) __attribute__((always_inline)) {
+        constexpr int S = decltype(pair)::value * 2;
+        if (first) zero_tile<S>(), zero_tile<S + 1>();
+        load_tile<6>(w, PANEL * 4), load_tile<7>(w + W * 4, PANEL * 4), w += w_bytes;
+        for (int p = 0; p < P; p++, x += tile_bytes) {
+            load_tile<4>(x, x_stride);
+            add_bf16<S, 4, 6>(), add_bf16<S + 1, 4, 7>();
+        }
+    };
+    auto put = [&](auto pair) __attribute__((always_inline)) {
+        constexpr int S = decltype(pair)::value * 2;
+        store_tile<S>(slots[S / 2][0], 64), store_tile<S + 1>(slots[S / 2][1], 64);
+    };
+    auto take = [&](const Block &block, int64_t unit, const float(*slot)[TILE_ROWS][W]) __attribute__((always_inline)) {
+        for (int half = 0; half < 2; half++) {
+            const F scale = f.scales ? load(f.scales + unit * KINDS * PANEL + half * W) : set(1.0f);
+            [[maybe_unused]] const F minimum = MINIMUMS ? load(f.scales + (unit * 2 + 1) * PANEL + half * W) : F{};
+#pragma GCC unroll 4
+            for (int r = 0; r < TILE_ROWS; r++) {
+                float *to = block.sums + r * PANEL + half * W;
+                F sum = begins && unit == 0 ? set(0.0f) : load(to);
+                sum += load(slot[half][r]) * scale;
+                if (MINIMUMS) sum -= minimum * block.totals[unit * TILE_ROWS + r];
+                store(to, sum);
             }
         }
-        auto &slot = slots[number & 1];
-        store_tile<0>(slot[0], 64), store_tile<1>(slot[1], 64);
-        if (BLOCKS == 2) store_tile<2>(slot[2], 64), store_tile<3>(slot[3], 64);
     };
-    auto take = [&](int64_t number) __attribute__((always_inline)) {
-        for (int half = 0; half < 2; half++) {
-            const F scale = f.scales ? load(f.scales + number * KINDS * PANEL + half * W) : set(1.0f);
-            [[maybe_unused]] const F minimum = MINIMUMS ? load(f.scales + (number * 2 + 1) * PANEL + half * W) : F{};
-            for (int b = 0; b < BLOCKS; b++)
-                for (int r = 0; r < TILE_ROWS; r++) {
-                    float *to = blocks[b].sums + r * PANEL + half * W;
-                    F sum = begins && number == 0 ? set(0.0f) : load(to);
-                    sum += load(slots[number & 1][2 * b + half][r]) * scale;
-                    if (MINIMUMS) sum -= minimum * blocks[b].totals[number * TILE_ROWS + r];
-                    store(to, sum);
-                }
-        }
+    const Block *block = blocks, *before = nullptr;
+    int64_t unit = 0, unit_before = 0;
+    auto step = [&](auto pair) __attribute__((always_inline)) {
+        constexpr std::integral_constant<int, 1 - decltype(pair)::value> other{};
+        if (unit == 0) x = block->x, w = f.pairs;
+        issue(pair, true);
+        if (before) put(other);
+        for (int64_t t = f.tiles; t > 1; t--) issue(pair, false);
+        if (before) take(*before, unit_before, slots[other.value]);
+        before = block, unit_before = unit;
+        if (++unit == f.units) unit = 0, block++;
     };
-    issue(0);
-    for (int64_t unit = 0; unit < f.units; unit++) {
-        if (unit + 1 < f.units) issue(unit + 1);
-        take(unit);
+    int64_t left = count * f.units;
+    for (; left > 1; left -= 2) step(std::integral_constant<int, 0>{}), step(std::integral_constant<int, 1>{});
+    if (left) {
+        step(std::integral_constant<int, 0>{});
+        put(std::integral_constant<int, 0>{}), take(*before, unit_before, slots[0]);
+    } else {
+        put(std::integral_constant<int, 1>{}), take(*before, unit_before, slots[1]);
     }
 }
 
@@ -219,8 +222,7 @@ template <int P, bool MINIMUMS> void add_products(const Factor &f, const Block *
             for (int half = 0; half < 2; half++) add_half<P, MINIMUMS>(f, *blocks, half, tile_k, begins);
         return;
     }
-    for (; count > 1; count -= 2, blocks += 2) add_panel<P, MINIMUMS, 2>(f, blocks, tile_k, begins);
-    if (count) add_panel<P, MINIMUMS, 1>(f, blocks, tile_k, begins);
+    add_panel<P, MINIMUMS>(f, blocks, count, tile_k, begins);
 }
 
 using AddProducts = void (*)(const Factor &, const Block *, int64_t, int64_t, bool);
