@@ -115,7 +115,7 @@ inline void use_tiles(int64_t tile_k) {
 
 // Short units: 16 rows by half a panel, whose sums stay in registers.
 template <int P, bool MINIMUMS> void add_half(const Factor &f, const Block &block, int half, int64_t tile_k, bool begins) {
-    constexpr int KINDS = MINIMUMS ? 2 : 1, LATER = 3;
+    constexpr int KINDS = MINIMUMS ? 2 : 1;
     const int64_t x_stride = tile_k * 2, tile_bytes = TILE_ROWS * x_stride, w_bytes = tile_k * PANEL * 2, units = f.units;
     alignas(64) float slots[4][TILE_ROWS][W];
     float *sums = block.sums + half * W;
@@ -124,15 +124,26 @@ template <int P, bool MINIMUMS> void add_half(const Factor &f, const Block &bloc
     for (int r = 0; r < TILE_ROWS; r++) sum[r] = begins ? set(0.0f) : load(sums + r * PANEL);
     const unsigned char *x = block.x, *w = f.pairs + half * W * 4;
     const float *scales = f.scales + half * W, *totals = block.totals;
-    auto issue = [&](auto tile) __attribute__((always_inline)) {
-        constexpr int S = decltype(tile)::value, A = 4 + S % 2, B = 6 + S % 2;
+    int64_t issued = 0;
+    auto issue = [&](auto which) __attribute__((always_inline)) {
+        constexpr int S = decltype(which)::value;
         zero_tile<S>();
         for (int64_t t = f.tiles; t; t--, w += w_bytes) {
-            load_tile<B>(w, PANEL * 4);
-            for (int p = 0; p < P; p++, x += tile_bytes) load_tile<A>(x, x_stride), add_bf16<S, A, B>();
+            load_tile<6 + S>(w, PANEL * 4);
+            for (int p = 0; p < P; p++, x += tile_bytes) load_tile<4 + S>(x, x_stride), add_bf16<S, 4 + S, 6 + S>();
         }
     };
-    auto take = [&](const float(*slot)[W]) __attribute__((always_inline)) {
+    // Two sums before they are stored: a load whose address is that of a store before it but for whole pages waits for it.
+    auto issue_two = [&]() __attribute__((always_inline)) {
+        const bool two = units - issued > 1;
+        issue(std::integral_constant<int, 0>{});
+        if (two) issue(std::integral_constant<int, 1>{});
+        store_tile<0>(slots[issued & 3], 64);
+        if (two) store_tile<1>(slots[(issued + 1) & 3], 64);
+        issued += 2;
+    };
+    auto take = [&](int64_t number) __attribute__((always_inline)) {
+        const float(*slot)[W] = slots[number & 3];
         const F scale = load(scales);
 #pragma GCC unroll 16
         for (int r = 0; r < TILE_ROWS; r++) sum[r] += load(slot[r]) * scale;
@@ -144,16 +155,11 @@ template <int P, bool MINIMUMS> void add_half(const Factor &f, const Block &bloc
         }
         scales += KINDS * PANEL;
     };
-    // A sum is stored when two others have been begun, which its tile would wait for otherwise, and taken one later.
-    auto step = [&](auto tile, int64_t number) __attribute__((always_inline)) {
-        constexpr int S = decltype(tile)::value, STORED = (S + 4 - LATER) % 4, TAKEN = (S + 3 - LATER) % 4;
-        if (number < units) issue(tile);
-        if (number >= LATER && number < units + LATER) store_tile<STORED>(slots[STORED], 64);
-        if (number > LATER && number <= units + LATER) take(slots[TAKEN]);
-    };
-    for (int64_t number = 0; number <= units + LATER; number += 4) {
-        step(std::integral_constant<int, 0>{}, number), step(std::integral_constant<int, 1>{}, number + 1);
-        step(std::integral_constant<int, 2>{}, number + 2), step(std::integral_constant<int, 3>{}, number + 3);
+    issue_two();
+    for (int64_t taken = 0; taken < units;) {
+        if (issued < units) issue_two();
+        take(taken++);
+        if (taken < units) take(taken++);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++) store(sums + r * PANEL, sum[r]);
