@@ -110,16 +110,27 @@ class Rows {
                 add(factor, blocks + b, std::min(TOGETHER, all - b), steps.tile_k, k == 0);
             }
         }
+        if (c.y_dtype == F32) write<F32>(number);
+        else if (c.y_dtype == F16) write<F16>(number);
+        else write<BF16>(number);
+    }
+
+    template <int32_t T> void write(int64_t number) {
         const int64_t column = number * PANEL;
-        for (int64_t r = 0; r < count; r++)
-            for (int v = 0; v < VECTORS; v++) {
-                const int64_t n = column + v * W;
-                const int here = int(std::clamp<int64_t>(c.n - n, 0, W));
-                if (!here) break;
-                F y = load(own.sums + r * PANEL + v * W) * own.down[r];
-                if (bias) y = y + load_part(bias, n, F32, here);
-                store_part(c.y, (first + r) * c.y_stride + n, c.y_dtype, y, here);
-            }
+        F add[VECTORS];
+        int here[VECTORS];
+        for (int v = 0; v < VECTORS; v++) {
+            here[v] = int(std::clamp<int64_t>(c.n - column - v * W, 0, W));
+            add[v] = bias ? load_part(bias, column + v * W, F32, here[v]) : set(-0.0f);
+        }
+        for (int64_t r = 0; r < count; r++) {
+            F y[VECTORS];
+            for (int v = 0; v < VECTORS; v++) y[v] = load(own.sums + r * PANEL + v * W) * own.down[r] + add[v];
+            const int64_t to = (first + r) * c.y_stride + column;
+            if (here[1] == W) store_two<T>(c.y, to, y[0], y[1]);
+            else
+                for (int v = 0; v < VECTORS; v++) store_part(c.y, to + v * W, T, y[v], here[v]);
+        }
     }
 
    public:

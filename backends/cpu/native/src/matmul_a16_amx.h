@@ -65,14 +65,41 @@ void unpack_codes(const Panels &w, const uint8_t *panel, int64_t g, int64_t firs
             }
 }
 
+// Where the table has but 16 entries, by its bytes.
+template <int BITS, int SLAB>
+void unpack_nibbles(const Panels &w, const uint8_t *panel, int64_t g, int64_t first, int64_t count, unsigned char *to) {
+    const uint8_t *codes = w.group_at(panel, g) + first / SLAB * w.slab_bytes();
+    alignas(16) uint8_t lower[16], upper[16];
+    for (int i = 0; i < 16; i++) {
+        const int number = w.code == IQ4 ? IQ4_INTEGERS[i] : w.code == E2M1 ? TWICE_E2M1[i] : i - w.zero_offset;
+        const uint16_t bits = float_to_bf16(float(number));
+        lower[i] = uint8_t(bits), upper[i] = uint8_t(bits >> 8);
+    }
+    // Of each four dwords the first two bytes, then the others: as interleaving takes them.
+    alignas(16) static constexpr uint8_t TWO_AND_TWO[16] = {0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15};
+    const I low = repeated(lower), high = repeated(upper), order = repeated(TWO_AND_TWO);
+    for (; count > 0; count -= SLAB, codes += SLAB * PANEL * BITS / 8)
+#pragma GCC unroll 8
+        for (int step = 0; step < SLAB / 4; step++, to += 2 * PANEL * 4)
+            for (int v = 0; v < VECTORS; v++) {
+                const I four = look_up(codes_of_step<BITS, SLAB>(codes, step, v), order);
+                const __m512i l = (__m512i)look_up(low, four), h = (__m512i)look_up(high, four);
+                _mm512_storeu_si512(to + v * W * 4, _mm512_unpacklo_epi8(l, h));
+                _mm512_storeu_si512(to + (PANEL + v * W) * 4, _mm512_unpackhi_epi8(l, h));
+            }
+}
+
 using UnpackCodes = void (*)(const Panels &, const uint8_t *, int64_t, int64_t, int64_t, unsigned char *);
 
 inline UnpackCodes unpacking(const Panels &w) {
     UnpackCodes found = nullptr;
     if (w.code == E4M3FN) return w.slab() == 32 ? unpack_codes<E4M3FN, 8, 32> : unpack_codes<E4M3FN, 8, 16>;
-    if (w.code == E2M1) return unpack_codes<E2M1, 4, 32>;
-    if (w.code == IQ4) return unpack_codes<IQ4, 4, 32>;
-    by_form(w, [&](auto bits, auto slab) { found = unpack_codes<INTEGERS, decltype(bits)::value, decltype(slab)::value>; });
+    if (is_by_table(w)) return unpack_nibbles<4, 32>;
+    by_form(w, [&](auto bits, auto slab) {
+        constexpr int BITS = decltype(bits)::value, SLAB = decltype(slab)::value;
+        if constexpr (BITS <= 4) found = unpack_nibbles<BITS, SLAB>;
+        else found = unpack_codes<INTEGERS, BITS, SLAB>;
+    });
     return found;
 }
 
@@ -165,7 +192,8 @@ template <int P, bool MINIMUMS> void add_half(const Factor &f, const Block &bloc
     for (int r = 0; r < TILE_ROWS; r++) store(sums + r * PANEL, sum[r]);
 }
 
-// Long units: all blocks by the panel, whose sums are in memory meanwhile.
+// Longer ones: 16 rows by a panel, whose sums are in memory meanwhile. Those of one unit or block are stored while the next
+// ones' products have begun in another pair of tiles.
 template <int P, bool MINIMUMS> void add_panel(const Factor &f, const Block *blocks, int64_t count, int64_t tile_k, bool begins) {
     constexpr int KINDS = MINIMUMS ? 2 : 1;
     const int64_t x_stride = tile_k * 2, tile_bytes = TILE_ROWS * x_stride, w_bytes = tile_k * PANEL * 2;
@@ -223,12 +251,9 @@ template <int P, bool MINIMUMS> void add_panel(const Factor &f, const Block *blo
 constexpr int64_t LONG_TILES = 4;  // of a unit, from which on sums may be in memory
 
 template <int P, bool MINIMUMS> void add_products(const Factor &f, const Block *blocks, int64_t count, int64_t tile_k, bool begins) {
-    if (f.scales && f.tiles < LONG_TILES) {
-        for (; count; count--, blocks++)
-            for (int half = 0; half < 2; half++) add_half<P, MINIMUMS>(f, *blocks, half, tile_k, begins);
-        return;
-    }
-    add_panel<P, MINIMUMS>(f, blocks, count, tile_k, begins);
+    if (!f.scales || f.tiles >= LONG_TILES) return add_panel<P, MINIMUMS>(f, blocks, count, tile_k, begins);
+    for (; count; count--, blocks++)
+        for (int half = 0; half < 2; half++) add_half<P, MINIMUMS>(f, *blocks, half, tile_k, begins);
 }
 
 using AddProducts = void (*)(const Factor &, const Block *, int64_t, int64_t, bool);
