@@ -14,7 +14,6 @@ constexpr int64_t FEW_BY_TILES = 8;         // rows of each weight, on average, 
 constexpr int64_t MEMORY_ROWS = 16;         // as long as whose products a panel's memory and codes take
 constexpr int64_t OWN_ROWS = 48;            // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
 constexpr int64_t MOST_BLOCKS = 24;         // of 16 rows
-constexpr int64_t TOGETHER = 2;             // blocks between which memory is asked for
 constexpr int64_t CACHED_BYTES = 1280 << 10;  // of rows, of a level 2 cache's 2 MB
 
 int64_t blocks_of(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
@@ -95,7 +94,6 @@ class Rows {
     void multiply(int64_t number) {
         const unsigned char *panel = panel_at(number);
         const int64_t panel_bytes = panel_at(1) - panel_at(0), all = blocks_of(count);
-        const unsigned char *asked = panel;
         Block blocks[MOST_BLOCKS];
         for (int64_t k = 0; k < steps.k; k += steps.step) {
             const int64_t length = std::min(steps.step, steps.k - k);
@@ -104,11 +102,9 @@ class Rows {
                 blocks[b] = {tiles.memory + b * tiles.block_bytes() + k * TILE_ROWS * 2 * parts,
                              steps.minimums ? totals + (b * steps.units + k / steps.unit) * TILE_ROWS : nullptr,
                              own.sums + b * TILE_ROWS * PANEL};
-            for (int64_t b = 0; b < all; b += TOGETHER) {
-                const unsigned char *until = panel + panel_bytes * (k + length + length * std::min(all, b + TOGETHER) / all) / steps.k;
-                for (asked = std::max(asked, panel + panel_bytes * (k + length) / steps.k); asked < until; asked += 64) ask_for_line(asked);
-                add(factor, blocks + b, std::min(TOGETHER, all - b), steps.tile_k, k == 0);
-            }
+            Ask ask{panel + panel_bytes * (k + length) / steps.k, panel + panel_bytes * (k + 2 * length) / steps.k, 0};
+            ask.lines = (ask.end - ask.next) / (64 * all * (length / steps.tile_k)) + 1;
+            add(factor, blocks, all, steps.tile_k, k == 0, ask);
         }
         if (c.y_dtype == F32) write<F32>(number);
         else if (c.y_dtype == F16) write<F16>(number);

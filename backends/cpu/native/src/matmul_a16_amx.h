@@ -117,6 +117,16 @@ inline void unpack_step(const Panels &w, const Steps &s, UnpackCodes unpack, con
     }
 }
 
+// Memory to ask for while rows meet a step: some lines with each k of a tile, as more at once would be waited for.
+struct Ask {
+    const unsigned char *next, *end;
+    int64_t lines;
+
+    void some() {
+        for (int64_t i = lines; i && next < end; i--, next += 64) ask_for_line(next);
+    }
+};
+
 // What some k of a panel are for the tiles.
 struct Factor {
     const unsigned char *pairs;
@@ -141,7 +151,7 @@ inline void use_tiles(int64_t tile_k) {
 }
 
 // Short units: 16 rows by half a panel, whose sums stay in registers.
-template <int P, bool MINIMUMS> void add_half(const Factor &f, const Block &block, int half, int64_t tile_k, bool begins) {
+template <int P, bool MINIMUMS> void add_half(const Factor &f, const Block &block, int half, int64_t tile_k, bool begins, Ask &ask) {
     constexpr int KINDS = MINIMUMS ? 2 : 1;
     const int64_t x_stride = tile_k * 2, tile_bytes = TILE_ROWS * x_stride, w_bytes = tile_k * PANEL * 2, units = f.units;
     alignas(64) float slots[4][TILE_ROWS][W];
@@ -156,6 +166,7 @@ template <int P, bool MINIMUMS> void add_half(const Factor &f, const Block &bloc
         constexpr int S = decltype(which)::value;
         zero_tile<S>();
         for (int64_t t = f.tiles; t; t--, w += w_bytes) {
+            ask.some();
             load_tile<6 + S>(w, PANEL * 4);
             for (int p = 0; p < P; p++, x += tile_bytes) load_tile<4 + S>(x, x_stride), add_bf16<S, 4 + S, 6 + S>();
         }
@@ -194,7 +205,7 @@ template <int P, bool MINIMUMS> void add_half(const Factor &f, const Block &bloc
 
 // Longer ones: 16 rows by a panel, whose sums are in memory meanwhile. Those of one unit or block are stored while the next
 // ones' products have begun in another pair of tiles.
-template <int P, bool MINIMUMS> void add_panel(const Factor &f, const Block *blocks, int64_t count, int64_t tile_k, bool begins) {
+template <int P, bool MINIMUMS> void add_panel(const Factor &f, const Block *blocks, int64_t count, int64_t tile_k, bool begins, Ask &ask) {
     constexpr int KINDS = MINIMUMS ? 2 : 1;
     const int64_t x_stride = tile_k * 2, tile_bytes = TILE_ROWS * x_stride, w_bytes = tile_k * PANEL * 2;
     alignas(64) float slots[2][2][TILE_ROWS][W];
@@ -202,6 +213,7 @@ template <int P, bool MINIMUMS> void add_panel(const Factor &f, const Block *blo
     auto issue = [&](auto pair, bool first) __attribute__((always_inline)) {
         constexpr int S = decltype(pair)::value * 2;
         if (first) zero_tile<S>(), zero_tile<S + 1>();
+        ask.some();
         load_tile<6>(w, PANEL * 4), load_tile<7>(w + W * 4, PANEL * 4), w += w_bytes;
         for (int p = 0; p < P; p++, x += tile_bytes) {
             load_tile<4>(x, x_stride);
@@ -250,13 +262,13 @@ template <int P, bool MINIMUMS> void add_panel(const Factor &f, const Block *blo
 
 constexpr int64_t LONG_TILES = 4;  // of a unit, from which on sums may be in memory
 
-template <int P, bool MINIMUMS> void add_products(const Factor &f, const Block *blocks, int64_t count, int64_t tile_k, bool begins) {
-    if (!f.scales || f.tiles >= LONG_TILES) return add_panel<P, MINIMUMS>(f, blocks, count, tile_k, begins);
+template <int P, bool MINIMUMS> void add_products(const Factor &f, const Block *blocks, int64_t count, int64_t tile_k, bool begins, Ask &ask) {
+    if (!f.scales || f.tiles >= LONG_TILES) return add_panel<P, MINIMUMS>(f, blocks, count, tile_k, begins, ask);
     for (; count; count--, blocks++)
-        for (int half = 0; half < 2; half++) add_half<P, MINIMUMS>(f, *blocks, half, tile_k, begins);
+        for (int half = 0; half < 2; half++) add_half<P, MINIMUMS>(f, *blocks, half, tile_k, begins, ask);
 }
 
-using AddProducts = void (*)(const Factor &, const Block *, int64_t, int64_t, bool);
+using AddProducts = void (*)(const Factor &, const Block *, int64_t, int64_t, bool, Ask &);
 
 inline AddProducts adding(int64_t parts, bool minimums) {
     constexpr AddProducts all[][2] = {{add_products<1, false>, add_products<1, true>},
