@@ -10,7 +10,6 @@ namespace OPSOCKET_LEVEL {
 
 namespace {
 
-constexpr int64_t FEW_BY_TILES = 8;         // rows of each weight, on average, up to which other loops are as fast
 constexpr int64_t MEMORY_ROWS = 16;         // as long as whose products a panel's memory and codes take
 constexpr int64_t OWN_ROWS = 48;            // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
 constexpr int64_t MOST_BLOCKS = 24;         // of 16 rows
@@ -18,8 +17,14 @@ constexpr int64_t CACHED_BYTES = 1280 << 10;  // of rows, of a level 2 cache's 2
 
 int64_t blocks_of(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
 
+// Rows of each weight, on average, up to which other loops are as fast.
+int64_t few_by_tiles(const MatmulA16 &c) { return c.float_dtype == BF16 ? 4 : c.float_dtype == F16 ? 12 : c.x_dtype == F32 ? 10 : 8; }
+
+// Floats of 24 bits are three parts, by which those of 16 take as long as they do in f32.
+bool by_tiles(const MatmulA16 &c) { return c.float_dtype == F16 ? c.x_dtype != F32 : c.float_dtype != F32; }
+
 Steps steps_of(const MatmulA16 &c, int64_t expert) {
-    return c.float_dtype >= 0 ? Steps::of_floats(c.k) : Steps(c.weights[expert].panels);
+    return c.float_dtype >= 0 ? Steps::of_floats(c.k, c.float_dtype == F16 ? 2 : 1) : Steps(c.weights[expert].panels);
 }
 
 // A thread's memory. Behind it: for each block of rows its parts, and totals where there are minimums.
@@ -71,23 +76,28 @@ class Rows {
     }
 
     const unsigned char *panel_at(int64_t number) const {
-        const int64_t bytes = c.float_dtype >= 0 ? (c.k + 1) / 2 * PANEL * 4 : weight.panels.panel_bytes();
+        const int64_t bytes = c.float_dtype == BF16 ? (c.k + 1) / 2 * PANEL * 4
+                              : c.float_dtype == F16 ? c.k * PANEL * 2 : weight.panels.panel_bytes();
         return weight.panels.data + number * bytes;
     }
 
     Factor step_from(const unsigned char *panel, int64_t k, int64_t length) {
         if (c.float_dtype < 0) {
             unpack_step(weight.panels, steps, unpack, panel, k, length, own.unpacked);
-            return {own.unpacked.pairs, own.unpacked.scales, length / steps.unit, steps.unit / steps.tile_k};
+            return {own.unpacked.pairs, own.unpacked.scales, length / steps.unit, steps.unit / steps.tile_k, false};
         }
         const unsigned char *pairs = panel + k * PANEL * 2;
+        if (c.float_dtype == F16) {
+            split_halves(pairs, c.k - k, length, own.unpacked);
+            return {own.unpacked.pairs, nullptr, 2, length / steps.tile_k, true};
+        }
         if (k + length > c.k) {  // tiles end where the panel does
             const size_t bytes = size_t((c.k + 1) / 2 - k / 2) * PANEL * 4;
             std::memcpy(own.unpacked.pairs, pairs, bytes);
             std::memset(own.unpacked.pairs + bytes, 0, size_t(length) * PANEL * 2 - bytes);
             pairs = own.unpacked.pairs;
         }
-        return {pairs, nullptr, 1, length / steps.tile_k};
+        return {pairs, nullptr, 1, length / steps.tile_k, false};
     }
 
     // While rows meet one step the next is asked for: it comes from memory.
@@ -163,7 +173,7 @@ void matmul_a16(const Command *command, Worker &worker) {
     each_weight(c, rows, [&](int64_t expert, int64_t, int64_t) {
         with_rows++, have_room = have_room && Rows::most_blocks(c, expert) > 0;
     });
-    if (rows <= FEW_BY_TILES * with_rows || !have_room || c.float_dtype == F32 || c.float_dtype == F16)
+    if (!by_tiles(c) || rows <= few_by_tiles(c) * with_rows || !have_room)
         return avx512_vnni::matmul_a16(command, worker);
     const Tiles tiles;
     const int64_t panels = (c.n + PANEL - 1) / PANEL;

@@ -16,8 +16,8 @@ struct Steps {
     int64_t k, tile_k, unit, units, step;  // units: of all
     bool minimums;
 
-    static Steps of_floats(int64_t k) {
-        const int64_t tiles = (k + 31) / 32, most = STEP_K / 32, steps = (tiles + most - 1) / most;
+    static Steps of_floats(int64_t k, int64_t parts) {
+        const int64_t tiles = (k + 31) / 32, most = STEP_K / 32 / parts, steps = (tiles + most - 1) / most;
         return {tiles * 32, 32, 0, steps, (tiles + steps - 1) / steps * 32, false};
     }
     explicit Steps(const Panels &w) : k(w.k), tile_k(w.group % 32 ? 16 : 32), unit(w.group), minimums(w.has_minimum) {
@@ -117,6 +117,23 @@ inline void unpack_step(const Panels &w, const Steps &s, UnpackCodes unpack, con
     }
 }
 
+// Floats of 16 bits as two parts, one [k / 2][32][2] behind the other's `length`; zeros from `count` on.
+inline void split_halves(const unsigned char *panel, int64_t count, int64_t length, Unpacked &to) {
+    unsigned char *upper = to.pairs, *lower = upper + length * PANEL * 2;
+    for (int64_t k = 0; k < length; k += 2)
+        for (int v = 0; v < VECTORS; v++, upper += W * 4, lower += W * 4) {
+            F number[2], rest[2];
+            for (int i = 0; i < 2; i++) {
+                number[i] = k + i < count ? load_half(panel + ((k + i) * PANEL + v * W) * 2) : set(0.0f);
+                const __mmask16 finite = _mm512_cmplt_epi32_mask((__m512i)as_int(abs(number[i])), _mm512_set1_epi32(0x7f800000));
+                const F first = as_float(as_int(number[i]) & int32_t(0xffff0000));
+                rest[i] = (F)_mm512_maskz_sub_ps(finite, (__m512)number[i], (__m512)first);
+            }
+            const I first = pair_of(number[0], number[1]), second = pair_of(rest[0], rest[1]);
+            std::memcpy(upper, &first, sizeof first), std::memcpy(lower, &second, sizeof second);
+        }
+}
+
 // Memory to ask for while rows meet a step: some lines with each k of a tile, as more at once would be waited for.
 struct Ask {
     const unsigned char *next, *end;
@@ -132,6 +149,7 @@ struct Factor {
     const unsigned char *pairs;
     const float *scales;  // null: 1
     int64_t units, tiles;  // tiles: of a unit
+    bool parts;            // units are parts of the same k
 };
 
 // What 16 rows are for them: their first tile, totals of units [unit][16], and sums [16][32].
@@ -242,7 +260,8 @@ template <int P, bool MINIMUMS> void add_panel(const Factor &f, const Block *blo
     int64_t unit = 0, unit_before = 0;
     auto step = [&](auto pair) __attribute__((always_inline)) {
         constexpr std::integral_constant<int, 1 - decltype(pair)::value> other{};
-        if (unit == 0) x = block->x, w = f.pairs;
+        if (unit == 0 || f.parts) x = block->x;
+        if (unit == 0) w = f.pairs;
         issue(pair, true);
         if (before) put(other);
         for (int64_t t = f.tiles; t > 1; t--) issue(pair, false);
