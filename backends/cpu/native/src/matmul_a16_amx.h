@@ -249,8 +249,10 @@ template <int P, bool MINIMUMS> void add_panel(const Factor &f, const Block *blo
 #pragma GCC unroll 4
             for (int r = 0; r < TILE_ROWS; r++) {
                 float *to = block.sums + r * PANEL + half * W;
-                F sum = begins && unit == 0 ? set(0.0f) : load(to);
-                sum += load(slot[half][r]) * scale;
+                F sum = begins && unit == 0 ? set(0.0f) : load(to), product = load(slot[half][r]);
+                // Infinity times the nothing that is left of a weight would be no number; the first part has what f32 makes of it.
+                if (f.parts && unit) product = (F)_mm512_maskz_mov_ps(true_lanes(product == product), (__m512)product);
+                sum += product * scale;
                 if (MINIMUMS) sum -= minimum * block.totals[unit * TILE_ROWS + r];
                 store(to, sum);
             }
