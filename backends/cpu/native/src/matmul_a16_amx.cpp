@@ -55,8 +55,10 @@ class Rows {
     void split(int64_t from, int64_t some) {
         first = from, count = some;
         const SplitRow split = splitting(c.x_dtype);
-        if (count % TILE_ROWS)
+        if (count % TILE_ROWS) {
             std::memset(tiles.memory + count / TILE_ROWS * tiles.block_bytes(), 0, size_t(tiles.block_bytes()));
+            std::memset(totals + count / TILE_ROWS * steps.units * TILE_ROWS, 0, size_t(totals_bytes(steps)));
+        }
         for (int64_t r = 0; r < count; r++) {
             own.down[r] = split(c.x, (first + r) * c.x_stride, c.k, weight.permutation, buffer, tiles, r);
             if (!steps.minimums) continue;
