@@ -8,8 +8,10 @@
 namespace opsocket {
 namespace OPSOCKET_LEVEL {
 
-constexpr int64_t STEP_K = 256;  // k of weights that rows meet together: 16 KB of a level 1 cache's 48, beside those of 16 rows
-constexpr int64_t UNIT_K = STEP_K;
+constexpr int64_t LONG_TILES = 4;      // of a unit, from which on its sums may be in memory
+constexpr int64_t STEP_K = 256;        // of weights that rows meet together: 16 KB of a level 1 cache's 48
+constexpr int64_t SHORT_STEP_K = 128;  // of short units: rows meet one half of the panel after the other, and should still be there
+constexpr int64_t UNIT_K = STEP_K;     // no more in one sum: its roundings would add up
 
 // How K is cut. step: whole units; of floats it is one.
 struct Steps {
@@ -24,7 +26,7 @@ struct Steps {
         if (unit > UNIT_K)
             for (unit = UNIT_K; w.group % unit; unit -= tile_k) {}
         units = k / unit;
-        const int64_t most = STEP_K / unit, steps = (units + most - 1) / most;
+        const int64_t most = (unit < LONG_TILES * tile_k ? SHORT_STEP_K : STEP_K) / unit, steps = (units + most - 1) / most;
         step = (units + steps - 1) / steps * unit;
     }
 
@@ -280,8 +282,6 @@ template <int P, bool MINIMUMS> void add_panel(const Factor &f, const Block *blo
         put(std::integral_constant<int, 1>{}), take(*before, unit_before, slots[1]);
     }
 }
-
-constexpr int64_t LONG_TILES = 4;  // of a unit, from which on sums may be in memory
 
 template <int P, bool MINIMUMS> void add_products(const Factor &f, const Block *blocks, int64_t count, int64_t tile_k, bool begins, Ask &ask) {
     if (!f.scales || f.tiles >= LONG_TILES) return add_panel<P, MINIMUMS>(f, blocks, count, tile_k, begins, ask);
