@@ -72,19 +72,21 @@ template <int32_t T, int P> inline uint32_t split_numbers(const void *x, int64_t
     return *std::min_element(each, each + W);
 }
 
-// Splits row r of them, `given` columns of x from `first` on; what products of it are to be multiplied with. buffer: f32 of a row.
+// Splits columns [begin, begin + to.k) of a row of `width`, which is row r of these; what products of it are to be multiplied
+// with. buffer: f32 of a row.
 template <int32_t T, int P>
-float split_row(const void *x, int64_t first, int64_t given, const int64_t *permutation, float *buffer, const PartTiles &to, int64_t r) {
+float split_row(const void *x, int64_t first, int64_t width, int64_t begin, const int64_t *permutation, float *buffer, const PartTiles &to,
+                int64_t r) {
     unsigned char *const row = to.row(r);
-    const bool in_place = !permutation && given == to.k;
-    const float *f = in_place ? nullptr : as_f32_row(x, first, given, T, permutation, buffer);
+    const bool in_place = !permutation && begin + to.k <= width;
+    const float *f = in_place ? nullptr : as_f32_row(x, first, width, T, permutation, buffer) + begin;
     auto split = [&](float factor) {
-        return in_place ? split_numbers<T, P>(x, first, factor, to, row) : split_numbers<F32, P>(f, 0, factor, to, row);
+        return in_place ? split_numbers<T, P>(x, first + begin, factor, to, row) : split_numbers<F32, P>(f, 0, factor, to, row);
     };
     if (split(1) >= std::bit_cast<uint32_t>(SMALL) - 1) [[likely]] return 1;
     float largest = 0;
-    for (int64_t i = 0; i < given; i++) {
-        const float size = std::fabs(load_one(x, first + i, T));
+    for (int64_t i = 0; i < to.k; i++) {
+        const float size = std::fabs(in_place ? load_one(x, first + begin + i, T) : f[i]);
         if (size < INFINITY) largest = std::max(largest, size);
     }
     const int up = std::clamp(40 - std::ilogb(largest), 0, 126);  // to about 2^40: products have as much room above
@@ -92,7 +94,7 @@ float split_row(const void *x, int64_t first, int64_t given, const int64_t *perm
     return std::ldexp(1.0f, -up);
 }
 
-using SplitRow = float (*)(const void *, int64_t, int64_t, const int64_t *, float *, const PartTiles &, int64_t);
+using SplitRow = float (*)(const void *, int64_t, int64_t, int64_t, const int64_t *, float *, const PartTiles &, int64_t);
 
 inline SplitRow splitting(int32_t dtype) { return dtype == F32 ? split_row<F32, 3> : dtype == F16 ? split_row<F16, 2> : split_row<BF16, 1>; }
 

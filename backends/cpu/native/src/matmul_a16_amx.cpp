@@ -14,6 +14,7 @@ constexpr int64_t MEMORY_ROWS = 16;         // as long as whose products a panel
 constexpr int64_t OWN_ROWS = 48;            // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
 constexpr int64_t MOST_BLOCKS = 24;         // of 16 rows
 constexpr int64_t CACHED_BYTES = 1280 << 10;  // of rows, of a level 2 cache's 2 MB
+constexpr int64_t LEAST_K = 1024;           // of rows at a time, where sums wait in y for more of K: as long as it takes to add them there
 
 int64_t blocks_of(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
 
@@ -27,12 +28,33 @@ Steps steps_of(const MatmulA16 &c, int64_t expert) {
     return c.float_dtype >= 0 ? Steps::of_floats(c.k, c.float_dtype == F16 ? 2 : 1) : Steps(c.weights[expert].panels);
 }
 
-// A thread's memory. Behind it: for each block of rows its parts, and totals where there are minimums.
+// Rows and k of them that are split at a time.
+struct Cut {
+    int64_t blocks, k;  // blocks: 0 where there is no room for one
+
+    Cut(const MatmulA16 &c, const Steps &s, int64_t rows);
+};
+
+// A thread's memory. Behind it: f32 of a row, and for each block of rows its totals, where there are minimums, and its parts.
 struct Own {
     Unpacked unpacked;
     alignas(64) float sums[MOST_BLOCKS * TILE_ROWS * PANEL];
     float down[MOST_BLOCKS * TILE_ROWS];  // what a row's products are multiplied with
 };
+
+int64_t totals_bytes(const Steps &s, int64_t k) { return s.minimums ? k / s.unit * TILE_ROWS * 4 : 0; }
+
+Cut::Cut(const MatmulA16 &c, const Steps &s, int64_t rows) : k(s.k) {
+    const int64_t row_bytes = 2 * parts_of(c.x_dtype), wanted = std::min(blocks_of(rows), MOST_BLOCKS);
+    // The weight is read once for all blocks that there is room for: sooner less of K than few of them.
+    if (c.y_dtype == F32) {
+        const int64_t most = std::max(LEAST_K, CACHED_BYTES / (wanted * TILE_ROWS * row_bytes)), times = (s.k + most - 1) / most;
+        k = std::min(s.k, ((s.k + times - 1) / times + s.step - 1) / s.step * s.step);
+    }
+    const int64_t block = TILE_ROWS * k * row_bytes + totals_bytes(s, k);
+    const int64_t room = int64_t(OWN_BYTES) - int64_t(sizeof(Own)) - whole_blocks(c.k) * 4;
+    blocks = std::min({room / block, std::max<int64_t>(1, CACHED_BYTES / block), MOST_BLOCKS});
+}
 
 // Rows of a weight.
 class Rows {
@@ -40,31 +62,30 @@ class Rows {
     const PanelWeight &weight;
     const float *bias;
     const Steps steps;
+    const Cut cut;
     const int64_t parts;
     Own &own;
     float *const buffer, *const totals;
     PartTiles tiles;
-    int64_t first = 0, count = 0;  // those that are split
+    int64_t first = 0, count = 0, begin = 0, end = 0;  // rows, and k of them, that are split
     UnpackCodes unpack;
     AddProducts add;
 
-    static int64_t totals_bytes(const Steps &s) { return s.minimums ? s.units * TILE_ROWS * 4 : 0; }
-    static int64_t fixed_bytes(const MatmulA16 &c) { return int64_t(sizeof(Own)) + whole_blocks(c.k) * 4; }
-    static int64_t block_bytes(const Steps &s, int64_t parts) { return TILE_ROWS * s.k * 2 * parts + totals_bytes(s); }
+    int64_t units() const { return (end - begin) / steps.unit; }
 
-    void split(int64_t from, int64_t some) {
-        first = from, count = some;
+    void split() {
         const SplitRow split = splitting(c.x_dtype);
+        tiles.k = end - begin;
         if (count % TILE_ROWS) {
             std::memset(tiles.memory + count / TILE_ROWS * tiles.block_bytes(), 0, size_t(tiles.block_bytes()));
-            std::memset(totals + count / TILE_ROWS * steps.units * TILE_ROWS, 0, size_t(totals_bytes(steps)));
+            if (steps.minimums) std::memset(totals + count / TILE_ROWS * units() * TILE_ROWS, 0, size_t(units()) * TILE_ROWS * 4);
         }
         for (int64_t r = 0; r < count; r++) {
-            own.down[r] = split(c.x, (first + r) * c.x_stride, c.k, weight.permutation, buffer, tiles, r);
+            own.down[r] = split(c.x, (first + r) * c.x_stride, c.k, begin, weight.permutation, buffer, tiles, r);
             if (!steps.minimums) continue;
-            float *to = totals + r / TILE_ROWS * steps.units * TILE_ROWS + r % TILE_ROWS;
+            float *to = totals + r / TILE_ROWS * units() * TILE_ROWS + r % TILE_ROWS;
             const unsigned char *row = tiles.row(r);
-            for (int64_t unit = 0; unit < steps.units; unit++) {
+            for (int64_t unit = 0; unit < units(); unit++) {
                 F total = set(0.0f);
                 for (int64_t k = 0; k < steps.unit; k += steps.tile_k, row += parts * tiles.tile_bytes())
                     for (int64_t i = 0; i < steps.tile_k; i += W) {
@@ -107,16 +128,18 @@ class Rows {
         const unsigned char *panel = panel_at(number);
         const int64_t panel_bytes = panel_at(1) - panel_at(0), all = blocks_of(count);
         Block blocks[MOST_BLOCKS];
-        for (int64_t k = 0; k < steps.k; k += steps.step) {
-            const int64_t length = std::min(steps.step, steps.k - k);
+        for (int64_t k = begin; k < end; k += steps.step) {
+            const int64_t length = std::min(steps.step, end - k);
             const Factor factor = step_from(panel, k, length);
             for (int64_t b = 0; b < all; b++)
-                blocks[b] = {tiles.memory + b * tiles.block_bytes() + k * TILE_ROWS * 2 * parts,
-                             steps.minimums ? totals + (b * steps.units + k / steps.unit) * TILE_ROWS : nullptr,
+                blocks[b] = {tiles.memory + b * tiles.block_bytes() + (k - begin) * TILE_ROWS * 2 * parts,
+                             steps.minimums ? totals + (b * units() + (k - begin) / steps.unit) * TILE_ROWS : nullptr,
                              own.sums + b * TILE_ROWS * PANEL};
-            Ask ask{panel + panel_bytes * (k + length) / steps.k, panel + panel_bytes * (k + 2 * length) / steps.k, 0};
+            const unsigned char *next = k + length < end ? panel + panel_bytes * (k + length) / steps.k
+                                                         : panel + panel_bytes + panel_bytes * begin / steps.k;
+            Ask ask{next, next + panel_bytes * length / steps.k, 0};
             ask.lines = (ask.end - ask.next) / (64 * all * (length / steps.tile_k)) + 1;
-            add(factor, blocks, all, steps.tile_k, k == 0, ask);
+            add(factor, blocks, all, steps.tile_k, k == begin, ask);
         }
         if (c.y_dtype == F32) write<F32>(number);
         else if (c.y_dtype == F16) write<F16>(number);
@@ -129,12 +152,15 @@ class Rows {
         int here[VECTORS];
         for (int v = 0; v < VECTORS; v++) {
             here[v] = int(std::clamp<int64_t>(c.n - column - v * W, 0, W));
-            add[v] = bias ? load_part(bias, column + v * W, F32, here[v]) : set(-0.0f);
+            add[v] = bias && !begin ? load_part(bias, column + v * W, F32, here[v]) : set(-0.0f);
         }
         for (int64_t r = 0; r < count; r++) {
-            F y[VECTORS];
-            for (int v = 0; v < VECTORS; v++) y[v] = load(own.sums + r * PANEL + v * W) * own.down[r] + add[v];
             const int64_t to = (first + r) * c.y_stride + column;
+            F y[VECTORS];
+            for (int v = 0; v < VECTORS; v++) {
+                if (begin) add[v] = load_part(c.y, to + v * W, T, here[v]);
+                y[v] = load(own.sums + r * PANEL + v * W) * own.down[r] + add[v];
+            }
             if (here[1] == W) store_two<T>(c.y, to, y[0], y[1]);
             else
                 for (int v = 0; v < VECTORS; v++) store_part(c.y, to + v * W, T, y[v], here[v]);
@@ -142,25 +168,28 @@ class Rows {
     }
 
    public:
-    // Blocks of rows that there is room for.
-    static int64_t most_blocks(const MatmulA16 &c, int64_t expert) {
-        const int64_t block = block_bytes(steps_of(c, expert), parts_of(c.x_dtype)), room = int64_t(OWN_BYTES) - fixed_bytes(c);
-        return std::min({room / block, std::max<int64_t>(1, CACHED_BYTES / block), MOST_BLOCKS});
-    }
-
-    Rows(const MatmulA16 &command, int64_t expert, unsigned char *memory)
+    // rows: how many there are to be.
+    Rows(const MatmulA16 &command, int64_t expert, int64_t rows, unsigned char *memory)
         : c(command), weight(c.weights[expert]), bias(c.bias ? c.bias + expert * c.n : nullptr), steps(steps_of(c, expert)),
-          parts(parts_of(c.x_dtype)), own(*reinterpret_cast<Own *>(memory)), buffer(reinterpret_cast<float *>(memory + sizeof(Own))),
-          totals(buffer + whole_blocks(c.k)),
-          tiles{reinterpret_cast<unsigned char *>(totals) + most_blocks(c, expert) * totals_bytes(steps), steps.k, steps.tile_k, parts},
+          cut(c, steps, rows), parts(parts_of(c.x_dtype)), own(*reinterpret_cast<Own *>(memory)),
+          buffer(reinterpret_cast<float *>(memory + sizeof(Own))), totals(buffer + whole_blocks(c.k)),
+          tiles{reinterpret_cast<unsigned char *>(totals) + cut.blocks * totals_bytes(steps, cut.k), cut.k, steps.tile_k, parts},
           unpack(c.float_dtype < 0 ? unpacking(weight.panels) : nullptr), add(adding(parts, steps.minimums)) {
         use_tiles(steps.tile_k);
     }
 
-    // Rows [from, from + some) of x, as many as there is room for, and panels [begin, end).
-    void run(int64_t from, int64_t some, int64_t begin, int64_t end) {
-        split(from, some);
-        for (int64_t number = begin; number < end; number++) multiply(number);
+    // `rows` of x from row `from` on, by panels [first_panel, last_panel).
+    void run(int64_t from, int64_t rows, int64_t first_panel, int64_t last_panel) {
+        const int64_t blocks = blocks_of(rows), passes = (blocks + cut.blocks - 1) / cut.blocks;
+        for (int64_t pass = 0; pass < passes; pass++) {
+            const int64_t start = blocks * pass / passes * TILE_ROWS, stop = std::min(rows, blocks * (pass + 1) / passes * TILE_ROWS);
+            first = from + start, count = stop - start;
+            for (begin = 0; begin < steps.k; begin = end) {
+                end = std::min(steps.k, begin + cut.k);
+                split();
+                for (int64_t number = first_panel; number < last_panel; number++) multiply(number);
+            }
+        }
     }
 };
 
@@ -172,21 +201,15 @@ void matmul_a16(const Command *command, Worker &worker) {
     const int64_t rows = c.offsets ? std::clamp(c.offsets[c.experts], int64_t(0), c.rows) : c.rows;
     int64_t with_rows = 0;  // weights
     bool have_room = true;
-    each_weight(c, rows, [&](int64_t expert, int64_t, int64_t) {
-        with_rows++, have_room = have_room && Rows::most_blocks(c, expert) > 0;
+    each_weight(c, rows, [&](int64_t expert, int64_t, int64_t count) {
+        with_rows++, have_room = have_room && Cut(c, steps_of(c, expert), count).blocks > 0;
     });
     if (!by_tiles(c) || rows <= few_by_tiles(c) * with_rows || !have_room)
         return avx512_vnni::matmul_a16(command, worker);
     const Tiles tiles;
     const int64_t panels = (c.n + PANEL - 1) / PANEL;
     auto run = [&](int64_t expert, int64_t first, int64_t count, int64_t begin, int64_t end) {
-        if (begin == end || !count) return;
-        Rows of_weight(c, expert, worker.own);
-        const int64_t blocks = blocks_of(count), most = Rows::most_blocks(c, expert), passes = (blocks + most - 1) / most;
-        for (int64_t pass = 0; pass < passes; pass++) {
-            const int64_t from = blocks * pass / passes * TILE_ROWS, to = std::min(count, blocks * (pass + 1) / passes * TILE_ROWS);
-            of_weight.run(first + from, to - from, begin, end);
-        }
+        if (begin < end && count) Rows(c, expert, count, worker.own).run(first, count, begin, end);
     };
     if (!c.offsets && rows >= OWN_ROWS * worker.count) {
         int64_t begin, end;
