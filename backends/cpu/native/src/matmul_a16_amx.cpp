@@ -14,7 +14,7 @@ constexpr int64_t MEMORY_ROWS = 16;         // as long as whose products a panel
 constexpr int64_t OWN_ROWS = 48;            // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
 constexpr int64_t MOST_BLOCKS = 24;         // of 16 rows
 constexpr int64_t CACHED_BYTES = 1280 << 10;  // of rows, of a level 2 cache's 2 MB
-constexpr int64_t LEAST_K = 1024;           // of rows at a time, where sums wait in y for more of K: as long as it takes to add them there
+constexpr int64_t LEAST_K = 1024;           // of rows at a time: sums that wait for more of K take their time too
 
 int64_t blocks_of(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
 
@@ -27,6 +27,11 @@ bool by_tiles(const MatmulA16 &c) { return c.float_dtype == F16 ? c.x_dtype != F
 Steps steps_of(const MatmulA16 &c, int64_t expert) {
     return c.float_dtype >= 0 ? Steps::of_floats(c.k, c.float_dtype == F16 ? 2 : 1) : Steps(c.weights[expert].panels);
 }
+
+int64_t panels_of(const MatmulA16 &c) { return (c.n + PANEL - 1) / PANEL; }
+
+// Where sums of a part of K wait for the rest: in y, or where rows as f32 would be, if there is a place for those.
+bool can_wait(const MatmulA16 &c) { return c.y_dtype == F32 || (c.x_dtype != F32 && panels_of(c) * PANEL <= whole_blocks(c.k)); }
 
 // Rows and k of them that are split at a time.
 struct Cut {
@@ -47,7 +52,7 @@ int64_t totals_bytes(const Steps &s, int64_t k) { return s.minimums ? k / s.unit
 Cut::Cut(const MatmulA16 &c, const Steps &s, int64_t rows) : k(s.k) {
     const int64_t row_bytes = 2 * parts_of(c.x_dtype), wanted = std::min(blocks_of(rows), MOST_BLOCKS);
     // The weight is read once for all blocks that there is room for: sooner less of K than few of them.
-    if (c.y_dtype == F32) {
+    if (can_wait(c)) {
         const int64_t most = std::max(LEAST_K, CACHED_BYTES / (wanted * TILE_ROWS * row_bytes)), times = (s.k + most - 1) / most;
         k = std::min(s.k, ((s.k + times - 1) / times + s.step - 1) / s.step * s.step);
     }
@@ -65,7 +70,7 @@ class Rows {
     const Cut cut;
     const int64_t parts;
     Own &own;
-    float *const buffer, *const totals;
+    float *const buffer, *const totals, *const waiting;  // waiting: [panel][row][32], or null: in y
     PartTiles tiles;
     int64_t first = 0, count = 0, begin = 0, end = 0;  // rows, and k of them, that are split
     UnpackCodes unpack;
@@ -157,9 +162,14 @@ class Rows {
         for (int64_t r = 0; r < count; r++) {
             const int64_t to = (first + r) * c.y_stride + column;
             F y[VECTORS];
+            float *const wait = waiting + (number * c.rows + first + r) * PANEL;
             for (int v = 0; v < VECTORS; v++) {
-                if (begin) add[v] = load_part(c.y, to + v * W, T, here[v]);
+                if (begin) add[v] = waiting ? load(wait + v * W) : load_part(c.y, to + v * W, T, here[v]);
                 y[v] = load(own.sums + r * PANEL + v * W) * own.down[r] + add[v];
+            }
+            if (waiting && end < steps.k) {
+                store(wait, y[0]), store(wait + W, y[1]);
+                continue;
             }
             if (here[1] == W) store_two<T>(c.y, to, y[0], y[1]);
             else
@@ -169,10 +179,11 @@ class Rows {
 
    public:
     // rows: how many there are to be.
-    Rows(const MatmulA16 &command, int64_t expert, int64_t rows, unsigned char *memory)
+    Rows(const MatmulA16 &command, int64_t expert, int64_t rows, unsigned char *memory, unsigned char *shared)
         : c(command), weight(c.weights[expert]), bias(c.bias ? c.bias + expert * c.n : nullptr), steps(steps_of(c, expert)),
           cut(c, steps, rows), parts(parts_of(c.x_dtype)), own(*reinterpret_cast<Own *>(memory)),
           buffer(reinterpret_cast<float *>(memory + sizeof(Own))), totals(buffer + whole_blocks(c.k)),
+          waiting(c.y_dtype == F32 ? nullptr : reinterpret_cast<float *>(shared)),
           tiles{reinterpret_cast<unsigned char *>(totals) + cut.blocks * totals_bytes(steps, cut.k), cut.k, steps.tile_k, parts},
           unpack(c.float_dtype < 0 ? unpacking(weight.panels) : nullptr), add(adding(parts, steps.minimums)) {
         use_tiles(steps.tile_k);
@@ -207,9 +218,9 @@ void matmul_a16(const Command *command, Worker &worker) {
     if (!by_tiles(c) || rows <= few_by_tiles(c) * with_rows || !have_room)
         return avx512_vnni::matmul_a16(command, worker);
     const Tiles tiles;
-    const int64_t panels = (c.n + PANEL - 1) / PANEL;
+    const int64_t panels = panels_of(c);
     auto run = [&](int64_t expert, int64_t first, int64_t count, int64_t begin, int64_t end) {
-        if (begin < end && count) Rows(c, expert, count, worker.own).run(first, count, begin, end);
+        if (begin < end && count) Rows(c, expert, count, worker.own, worker.shared).run(first, count, begin, end);
     };
     if (!c.offsets && rows >= OWN_ROWS * worker.count) {
         int64_t begin, end;
