@@ -14,6 +14,7 @@ constexpr int64_t MEMORY_ROWS = 16;         // as long as whose products a panel
 constexpr int64_t OWN_ROWS = 48;            // of each thread: from so many on it multiplies its own, as in matmul_a8.cpp
 constexpr int64_t MOST_BLOCKS = 24;         // of 16 rows
 constexpr int64_t CACHED_BYTES = 1280 << 10;  // of rows, of a level 2 cache's 2 MB
+constexpr int64_t ENOUGH_BLOCKS = 8;        // for as many it takes no longer to read a weight than to multiply them
 constexpr int64_t LEAST_K = 1024;           // of rows at a time: sums that wait for more of K take their time too
 
 int64_t blocks_of(int64_t rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
@@ -51,8 +52,8 @@ int64_t totals_bytes(const Steps &s, int64_t k) { return s.minimums ? k / s.unit
 
 Cut::Cut(const MatmulA16 &c, const Steps &s, int64_t rows) : k(s.k) {
     const int64_t row_bytes = 2 * parts_of(c.x_dtype), wanted = std::min(blocks_of(rows), MOST_BLOCKS);
-    // The weight is read once for all blocks that there is room for: sooner less of K than few of them.
-    if (can_wait(c)) {
+    // A weight is read once for all blocks that there is room for: before these are few they have less of K.
+    if (can_wait(c) && CACHED_BYTES / (TILE_ROWS * k * row_bytes) < std::min(wanted, ENOUGH_BLOCKS)) {
         const int64_t most = std::max(LEAST_K, CACHED_BYTES / (wanted * TILE_ROWS * row_bytes)), times = (s.k + most - 1) / most;
         k = std::min(s.k, ((s.k + times - 1) / times + s.step - 1) / s.step * s.step);
     }
