@@ -172,6 +172,18 @@ static void many_rows(Random &random) {
     }
 }
 
+// So long that some level has not all of K at a time.
+static void long_rows(Random &random) {
+    check_floats(random, BF16, {17, 33, 7001, F32, F32, true}, {17});
+    check_floats(random, BF16, {35, 33, 12000, BF16, F32, true}, {35});
+    check_floats(random, BF16, {35, 33, 12002, BF16, BF16, true}, {35});
+    check_floats(random, F16, {35, 70, 7000, F16, BF16, false}, {35});
+    check_codes(random, {4, true, false, 0}, {18, 33, 7008, F32, F32, true}, {18}, true);
+    check_codes(random, {8, false, true, 0}, {35, 33, 12001, BF16, F16, true}, {20, 15}, true);
+    check_codes(random, {4, true, false, 0}, {17, 33, 7008, F32, BF16, true}, {17}, false);
+    check_codes(random, {4, false, false, 0}, {17, 33, 40000, F32, BF16, true}, {17}, false);
+}
+
 static std::vector<int64_t> some_counts(Random &random) {
     std::vector<int64_t> counts;
     for (int64_t e = 2 + random.below(5); e > 0; e--)
@@ -251,6 +263,7 @@ int main() {
     Random random;
     codes(random);
     many_rows(random);
+    long_rows(random);
     largest_sums(random);
     grouped_products(random);
     shares_of_experts(random);
