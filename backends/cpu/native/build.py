@@ -40,8 +40,8 @@ LEVELS: dict[str, dict[str, list[str]]] = {
 }
 # Compiled once, for any processor of the architecture; all other sources are kernels.
 COMMON = ("pool.cpp", "processor.cpp", "dispatch.cpp", "library.cpp", "pack.cpp", "repeat.cpp")
-# Kernels of level amx: what its tiles multiply. All others there are avx512_vnni's (kernels.h).
-BY_TILES = ("level.cpp", "rate.cpp", "matmul_a8.cpp", "matmul_a16.cpp")
+# Kernels of level amx: what its tiles multiply. All others there are avx512_vnni's (kernels.h). No other level has *_amx.cpp.
+BY_TILES = ("level.cpp", "rate.cpp", "matmul_a8.cpp", "matmul_a16_amx.cpp")
 SHARED_CACHE = "OPSOCKET_NATIVE_CACHE"
 """A directory for objects that several checkouts share: objects are named by what they were compiled from."""
 
@@ -126,6 +126,8 @@ def units_of(sources: list[Path], compiler: str, machine: str, extra: list[str],
         levels = {"": []} if source.name in COMMON else LEVELS[machine]
         for level, flags in levels.items():
             if level == "amx" and source.parent.name == "src" and source.name not in BY_TILES:
+                continue
+            if level != "amx" and source.stem.endswith("_amx"):
                 continue
             options = [*FLAGS, *flags, *extra, *([f"-DOPSOCKET_LEVEL={level}"] if level else [])]
             if source.name == "library.cpp":

@@ -5,11 +5,7 @@
 // of them. More rows: a piece of a panel is widened once into this thread's memory, [k][32] of f32, and all rows meet it
 // there (matmul_a16_codes.h, matmul_a16_floats.h).
 #include "kernels.h"
-#if OPSOCKET_AMX
-namespace opsocket::OPSOCKET_LEVEL {
-void matmul_a16(const Command *command, Worker &worker) { avx512_vnni::matmul_a16(command, worker); }
-}
-#elif OPSOCKET_OWN_PRODUCTS
+#if OPSOCKET_OWN_PRODUCTS
 #include <limits>
 
 #include "matmul_a16_codes.h"
@@ -42,15 +38,6 @@ struct Product {
 
     int64_t padded() const { return float_dtype >= 0 ? k : weight.k; }
 };
-
-// visit(expert, first, count) for each weight that rows meet, of the first `rows` of x.
-template <class Visit> void each_weight(const MatmulA16 &c, int64_t rows, const Visit &visit) {
-    if (!c.offsets) return visit(int64_t(0), int64_t(0), rows);
-    for (int64_t e = 0; e < c.experts; e++) {
-        const int64_t first = std::max<int64_t>(0, c.offsets[e]), last = std::min(rows, c.offsets[e + 1]);
-        if (first < last) visit(e, first, last - first);
-    }
-}
 
 constexpr int ROWS = W == 16 ? 8 : 6;        // that meet PART vectors of a tile at a time: registers decide
 constexpr int64_t BLOCK_ROWS = 384;          // rows whose sums are kept at a time

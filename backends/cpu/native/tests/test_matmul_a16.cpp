@@ -10,7 +10,7 @@ struct Shape {
     int64_t rows, n, k;
     int32_t x_dtype, y_dtype;
     bool bias;
-    enum Values { NORMAL, SPREAD, TINY, WITH_ZEROS, WITH_NAN, FLAT } values = NORMAL;  // of x
+    enum Values { NORMAL, SPREAD, TINY, WITH_ZEROS, WITH_NAN, FLAT, FAR, HUGE_ONES, WITH_INFINITY } values = NORMAL;  // of x
 };
 
 // Of what digits have to be cut to: numbers of which some are far larger than those beside them, so small that powers of
@@ -30,6 +30,9 @@ static void change_values(Random &random, Matrix &x, Shape::Values values) {
         each([&](double v) { return all || random.below(2) ? 0.0 : v; });
     }
     if (values == Shape::FLAT) each([&](double) { return 127.0; });  // 64, -128 and 0 as digits
+    if (values == Shape::FAR) each([&](double v) { return random.below(2) ? v : std::ldexp(v, -100); });
+    if (values == Shape::HUGE_ONES) each([&](double v) { return random.below(4) ? v : std::ldexp(v > 0 ? 1.998 : -1.998, 110); });
+    if (values == Shape::WITH_INFINITY) x.set(x.rows - 1, random.below(x.width), INFINITY);
     if (values == Shape::WITH_NAN) x.set(x.rows - 1, random.below(x.width), NAN);
 }
 
@@ -99,7 +102,7 @@ static Shape some_shape(Random &random, int64_t rows) {
 
 // Rows of codes against one weight, or some against each of several.
 static void check_codes(Random &random, const CodeFormat &format, Shape s, std::vector<int64_t> counts, bool permuted) {
-    if (s.values == Shape::SPREAD || s.values == Shape::TINY) {  // f16 has no such numbers
+    if (s.values == Shape::SPREAD || s.values == Shape::TINY || s.values == Shape::FAR || s.values == Shape::HUGE_ONES) {  // f16 has no such numbers
         if (s.x_dtype == F16) s.x_dtype = BF16;
         if (s.y_dtype == F16) s.y_dtype = F32;
     }
@@ -144,6 +147,41 @@ static void codes(Random &random) {
         if (random.below(2)) s.values = Shape::Values(random.below(5));
         check_codes(random, format, s, {s.rows}, random.below(3) == 0);
     }
+}
+
+static void check_floats(Random &random, int32_t dtype, const Shape &s, const std::vector<int64_t> &counts);
+
+// So many that some level has tiles for them: whole ones and parts of one, of long and short groups.
+static void many_rows(Random &random) {
+    const Shape::Values values[] = {Shape::NORMAL, Shape::SPREAD, Shape::TINY, Shape::WITH_ZEROS, Shape::WITH_NAN, Shape::FAR, Shape::HUGE_ONES};
+    const int64_t rows[] = {11, 16, 17, 32, 45};
+    for (int i = 0; i < 126; i++) {
+        Shape s = some_shape(random, rows[random.below(5)]);
+        s.values = values[i % 7];
+        check_codes(random, some_format(random, i / 7), s, {s.rows}, random.below(3) == 0);
+    }
+    for (int i = 0; i < 48; i++) {
+        Shape s = some_shape(random, rows[random.below(5)] + 2);
+        s.values = i % 8 == 7 ? Shape::WITH_INFINITY : values[i % 8];
+        if (i % 8 != 0 && i % 8 != 3 && i % 8 != 4 && i % 8 != 7) {
+            if (s.x_dtype == F16) s.x_dtype = BF16;
+            if (s.y_dtype == F16) s.y_dtype = F32;
+        }
+        if (i % 16 > 12) s.k += 600;  // several steps
+        check_floats(random, i % 3 ? i % 2 ? F16 : BF16 : F32, s, {s.rows});
+    }
+}
+
+// So long that some level has not all of K at a time.
+static void long_rows(Random &random) {
+    check_floats(random, BF16, {17, 33, 7001, F32, F32, true}, {17});
+    check_floats(random, BF16, {35, 33, 12000, BF16, F32, true}, {35});
+    check_floats(random, BF16, {35, 33, 12002, BF16, BF16, true}, {35});
+    check_floats(random, F16, {35, 70, 7000, F16, BF16, false}, {35});
+    check_codes(random, {4, true, false, 0}, {18, 33, 7008, F32, F32, true}, {18}, true);
+    check_codes(random, {8, false, true, 0}, {35, 33, 12001, BF16, F16, true}, {20, 15}, true);
+    check_codes(random, {4, true, false, 0}, {17, 33, 7008, F32, BF16, true}, {17}, false);
+    check_codes(random, {4, false, false, 0}, {17, 33, 40000, F32, BF16, true}, {17}, false);
 }
 
 static std::vector<int64_t> some_counts(Random &random) {
@@ -224,6 +262,8 @@ int main() {
     test::use_this_level();
     Random random;
     codes(random);
+    many_rows(random);
+    long_rows(random);
     largest_sums(random);
     grouped_products(random);
     shares_of_experts(random);
