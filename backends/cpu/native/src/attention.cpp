@@ -4,6 +4,7 @@
 // other, are one line that is cut into as many parts of equal length as there are threads, so that at most one sequence
 // is shared by any two neighbours; their states are joined after a barrier (flash decoding: Dao et al. 2023). All
 // other sequences are cut into items of some rows of one KV head, which threads take one by one, longest first.
+#include "attention_amx.h"
 #include "attention_part.h"
 #include "attention_tile.h"
 #include "kernels.h"
@@ -277,6 +278,11 @@ void compute_items(const Attention &c, Worker &worker) {
 
 void attention(const Command *command, Worker &worker) {
     const Attention &c = *static_cast<const Attention *>(command);
+#if OPSOCKET_AMX
+    const Stages stage = stages(c);
+    if (stage.scores != PRODUCT_BF16 || stage.values != PRODUCT_BF16) return avx512_vnni::attention(command, worker);
+    const Tiles in_use;
+#endif
     Line line{0, worker.count};
     for (int64_t s = 0; s < c.batch->sequences; s++) {
         int64_t queries = queries_of(c, s);

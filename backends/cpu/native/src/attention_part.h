@@ -5,7 +5,6 @@
 #include "attention_rows.h"
 
 namespace opsocket {
-namespace OPSOCKET_LEVEL {
 
 // Row r = head * queries + i is query i of query head `head`; so the rows of one KV head are consecutive:
 // [kv_head * group * queries, (kv_head + 1) * group * queries).
@@ -32,9 +31,22 @@ struct Part {
     unsigned char *scratch;  // of this thread, 64-byte aligned; at least PART_SCRATCH bytes
 };
 
+namespace OPSOCKET_LEVEL {
+
 // Kernels for few queries over a cache (attention_decode.cpp), and whether they take a part.
+#if OPSOCKET_AMX
+// Those of level avx512_vnni, which read caches at the memory's pace.
+}  // namespace OPSOCKET_LEVEL
+namespace avx512_vnni {
 bool decodes_part(const Part &part);
 void decode_part(const Part &part);
+}  // namespace avx512_vnni
+namespace OPSOCKET_LEVEL {
+using avx512_vnni::decode_part, avx512_vnni::decodes_part;
+#else
+bool decodes_part(const Part &part);
+void decode_part(const Part &part);
+#endif
 
 constexpr int64_t PART_SCRATCH = int64_t(3) << 18;  // 768 KiB
 

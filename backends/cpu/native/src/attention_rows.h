@@ -8,6 +8,17 @@
 #include "tiles.h"
 
 namespace opsocket {
+
+// What row r knows: it sees keys [low, high), and of new tokens only those whose bit is set in `tree`.
+struct Row {
+    int32_t low, high;
+    int32_t history;     // keys below are no new tokens
+    float slope;         // ALiBi: of the logit per position of distance
+    int64_t position;    // of the query, less that of key 0
+    const unsigned char *tree;  // null: no bits to look at
+    int64_t bit;         // of key `history` in it
+};
+
 namespace OPSOCKET_LEVEL {
 
 // A number as a type.
@@ -80,16 +91,6 @@ inline void store_probabilities(void *to, F p, F next) {
     store_bf16(static_cast<uint16_t *>(to) + W, next);
 #endif
 }
-
-// What row r knows: it sees keys [low, high), and of new tokens only those whose bit is set in `tree`.
-struct Row {
-    int32_t low, high;
-    int32_t history;     // keys below are no new tokens
-    float slope;         // ALiBi: of the logit per position of distance
-    int64_t position;    // of the query, less that of key 0
-    const unsigned char *tree;  // null: no bits to look at
-    int64_t bit;         // of key `history` in it
-};
 
 // Whether a row sees a key, and every one of [key, key + count).
 inline bool sees(const Row &row, int64_t key) {

@@ -13,8 +13,13 @@ constexpr int BROAD = 4;  // vectors beside each other in a product: 6 rows by 4
 #else
 constexpr int BROAD = 2;  // 16 registers
 #endif
-constexpr int BLOCK = 6;  // rows of a product
-constexpr int64_t MOST_ROWS = 96;  // at a time: widening a tile of keys costs as much as the products of one row
+#if OPSOCKET_AMX
+constexpr int BLOCK = 16;  // rows of a product
+constexpr int64_t MOST_ROWS = 192;  // at a time: tiles of values are copied once for all of them
+#else
+constexpr int BLOCK = 6;
+constexpr int64_t MOST_ROWS = 96;  // tiles of keys and values are widened once for all of them
+#endif
 
 template <class Fn> inline void with_count(int64_t n, const Fn &f) {
     switch (n) {
@@ -365,6 +370,7 @@ struct Sight {
     }
 };
 
+#if !OPSOCKET_AMX
 // The state of MOST_ROWS rows at most after keys [first, last): first a multiple of 16. scratch: of tile_scratch bytes,
 // 64-byte aligned.
 inline void attend_tiles(const KeySource &source, const Rows &rows, int64_t first, int64_t last, Stages stage,
@@ -431,6 +437,7 @@ inline void attend_tiles(const KeySource &source, const Rows &rows, int64_t firs
         }
     }
 }
+#endif
 
 }  // namespace OPSOCKET_LEVEL
 }  // namespace opsocket
