@@ -60,6 +60,7 @@ struct MatmulA16 : Command {
     int64_t y_stride;
     int32_t x_dtype, y_dtype;
     int32_t float_dtype;  // of weights of floats; -1: codes
+    int32_t bf16_weights;  // whether codes may be rounded to bf16 once they are dequantized
 };
 
 }  // namespace opsocket

@@ -25,7 +25,11 @@ int64_t few_by_tiles(const MatmulA16 &c) { return c.float_dtype == BF16 ? 4 : c.
 // Floats of 24 bits are three parts, by which those of 16 take as long as they do in f32.
 bool by_tiles(const MatmulA16 &c) { return c.float_dtype == F16 ? c.x_dtype != F32 : c.float_dtype != F32; }
 
+// Whether codes become bf16 numbers of a weight, which need no scales behind their products.
+bool are_rounded(const MatmulA16 &c) { return c.float_dtype < 0 && c.bf16_weights && c.x_dtype == BF16; }
+
 Steps steps_of(const MatmulA16 &c, int64_t expert) {
+    if (are_rounded(c)) return Steps::of_floats(c.weights[expert].panels.k, 1);
     return c.float_dtype >= 0 ? Steps::of_floats(c.k, c.float_dtype == F16 ? 2 : 1) : Steps(c.weights[expert].panels);
 }
 
@@ -111,6 +115,10 @@ class Rows {
     }
 
     Factor step_from(const unsigned char *panel, int64_t k, int64_t length) {
+        if (are_rounded(c)) {
+            round_step(weight.panels, unpack, panel, k, length, own.unpacked.pairs);
+            return {own.unpacked.pairs, nullptr, 1, length / steps.tile_k, false};
+        }
         if (c.float_dtype < 0) {
             unpack_step(weight.panels, steps, unpack, panel, k, length, own.unpacked);
             return {own.unpacked.pairs, own.unpacked.scales, length / steps.unit, steps.unit / steps.tile_k, false};
@@ -186,7 +194,7 @@ class Rows {
           buffer(reinterpret_cast<float *>(memory + sizeof(Own))), totals(buffer + whole_blocks(c.k)),
           waiting(c.y_dtype == F32 ? nullptr : reinterpret_cast<float *>(shared)),
           tiles{reinterpret_cast<unsigned char *>(totals) + cut.blocks * totals_bytes(steps, cut.k), cut.k, steps.tile_k, parts},
-          unpack(c.float_dtype < 0 ? unpacking(weight.panels) : nullptr), add(adding(parts, steps.minimums)) {
+          unpack(c.float_dtype < 0 ? unpacking(weight.panels, are_rounded(c)) : nullptr), add(adding(parts, steps.minimums)) {
         use_tiles(steps.tile_k);
     }
 

@@ -91,18 +91,69 @@ void unpack_nibbles(const Panels &w, const uint8_t *panel, int64_t g, int64_t fi
             }
 }
 
+// The same as numbers, times their scale and less their minimum, rounded to bf16.
+template <int CODE, int BITS, int SLAB>
+void round_codes(const Panels &w, const uint8_t *panel, int64_t g, int64_t first, int64_t count, unsigned char *to) {
+    const uint8_t *codes = w.group_at(panel, g) + first / SLAB * w.slab_bytes();
+    const Scales scales = scales_of(w, panel, g, 0), minimums = scales_of(w, panel, g, 1);
+    const I mask = set(int32_t((1 << BITS) - 1)), offset = set(int32_t(w.zero_offset));
+    const Numbers numbers(w, w.zero_offset);
+    F scale[VECTORS], minimum[VECTORS];
+    for (int v = 0; v < VECTORS; v++) {
+        scale[v] = CODE == E4M3FN ? scales.vector(v * W) * E4M3FN_UNIT : scales.vector(v * W);
+        minimum[v] = w.has_minimum ? minimums.vector(v * W) : set(0.0f);
+    }
+    alignas(64) uint16_t places[2 * W];
+    for (int i = 0; i < 2 * W; i++) places[i] = uint16_t(i / 2 + i % 2 * W);
+    const __m512i beside = _mm512_load_si512(places);
+    for (; count > 0; count -= SLAB, codes += SLAB * PANEL * BITS / 8)
+#pragma GCC unroll 8
+        for (int step = 0; step < SLAB / 4; step++, to += 2 * PANEL * 4)
+            for (int v = 0; v < VECTORS; v++) {
+                const I four = codes_of_step<BITS, SLAB>(codes, step, v);
+                F values[4];
+                if constexpr (CODE == E4M3FN) four_e4m3fn(four, values);
+                for (int b = 0; b < 4; b++) {
+                    if constexpr (CODE != E4M3FN) values[b] = number<CODE, BITS>(four >> (8 * b), mask, offset, numbers);
+                    values[b] = values[b] * scale[v] - minimum[v];
+                }
+                for (int two = 0; two < 2; two++) {
+                    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)values[2 * two + 1], (__m512)values[2 * two]);
+                    _mm512_store_si512(to + (two * PANEL + v * W) * 4, _mm512_permutexvar_epi16(beside, halves));
+                }
+            }
+}
+
 using UnpackCodes = void (*)(const Panels &, const uint8_t *, int64_t, int64_t, int64_t, unsigned char *);
 
-inline UnpackCodes unpacking(const Panels &w) {
+// rounded: as round_codes has them.
+inline UnpackCodes unpacking(const Panels &w, bool rounded) {
     UnpackCodes found = nullptr;
-    if (w.code == E4M3FN) return w.slab() == 32 ? unpack_codes<E4M3FN, 8, 32> : unpack_codes<E4M3FN, 8, 16>;
-    if (is_by_table(w)) return unpack_nibbles<4, 32>;
-    by_form(w, [&](auto bits, auto slab) {
-        constexpr int BITS = decltype(bits)::value, SLAB = decltype(slab)::value;
-        if constexpr (BITS <= 4) found = unpack_nibbles<BITS, SLAB>;
-        else found = unpack_codes<INTEGERS, BITS, SLAB>;
-    });
+    auto take = [&](auto code, auto bits, auto slab) {
+        constexpr int CODE = decltype(code)::value, BITS = decltype(bits)::value, SLAB = decltype(slab)::value;
+        found = rounded ? round_codes<CODE, BITS, SLAB> : unpack_codes<CODE, BITS, SLAB>;
+    };
+    constexpr std::integral_constant<int, 4> four{};
+    constexpr std::integral_constant<int, 8> eight{};
+    constexpr std::integral_constant<int, 16> sixteen{};
+    constexpr std::integral_constant<int, 32> thirty_two{};
+    if (w.code == E4M3FN && w.slab() == 32) take(std::integral_constant<int, E4M3FN>{}, eight, thirty_two);
+    else if (w.code == E4M3FN) take(std::integral_constant<int, E4M3FN>{}, eight, sixteen);
+    else if (w.code == E2M1) take(std::integral_constant<int, E2M1>{}, four, thirty_two);
+    else if (w.code == IQ4) take(std::integral_constant<int, IQ4>{}, four, thirty_two);
+    else by_form(w, [&](auto bits, auto slab) { take(std::integral_constant<int, INTEGERS>{}, bits, slab); });
     return found;
+}
+
+// k = first to first + count - 1 of a panel, rounded, and zeros where it has no more.
+inline void round_step(const Panels &w, UnpackCodes unpack, const uint8_t *panel, int64_t first, int64_t count, unsigned char *to) {
+    const int64_t end = std::min(first + count, w.k);
+    std::memset(to + (end - first) * PANEL * 2, 0, size_t(first + count - end) * PANEL * 2);
+    for (int64_t k = first; k < end;) {
+        const int64_t in_group = k % w.group, some = std::min(w.group - in_group, end - k);
+        unpack(w, panel, k / w.group, in_group, some, to);
+        k += some, to += some * PANEL * 2;
+    }
 }
 
 // Units from k = first on, `count` k.

@@ -22,7 +22,7 @@ class MatmulA16Command(Command):
         ("x", c_void_p), ("x_stride", c_int64),
         ("weights", c_void_p), ("offsets", c_void_p), ("bias", c_void_p),
         ("y", c_void_p), ("y_stride", c_int64),
-        ("x_dtype", c_int32), ("y_dtype", c_int32), ("float_dtype", c_int32),
+        ("x_dtype", c_int32), ("y_dtype", c_int32), ("float_dtype", c_int32), ("bf16_weights", c_int32),
     )  # fmt: skip
 
 
@@ -43,13 +43,15 @@ class _A16(Product):
             len(x), spec.n, spec.k, len(packed), x.data_ptr(), x.stride(0),
             ctypes.addressof(array), address(offsets), address(bias), y.data_ptr(), y.stride(0),
             DTYPES[spec.x_dtype], DTYPES[spec.out_dtype], -1 if float_dtype is None else DTYPES[float_dtype],
+            int(spec.numerics.dequantized == "bf16"),
         )  # fmt: skip
         command.kept = array  # type: ignore[attr-defined]
         return command
 
 
 class NativeMatmulA16(_A16, OneWeight):
-    """Codes meet a few rows as digits of integers, or are widened to f32; sums are f32."""
+    """Codes meet a few rows as digits of integers, or are widened to f32, or to bf16 where tiles of AMX multiply many rows;
+    sums are f32."""
 
     _counted = MatmulA16Command
     _fields = Fields(MatmulA16Command, "x _ bias y", "y")
