@@ -5,7 +5,7 @@
 
 Each system is a process of its own (`peers/`), loaded once. Between samples memory is read raw, which is the limit of
 whatever streams its weights; "of a raw read" is the time in which the weights and the cache of a step could be read so,
-over what the step took. "opsocket" computes in f32 with exact numerics, "opsocket bf16" in bf16 as the peers do.
+over what the step took. "opsocket" computes in f32 with exact numerics, "opsocket bf16" in bf16 as the peers do, "opsocket w4a16" so without quantized activations.
 All are greedy; how many first tokens equal those of transformers in f32, which computes with the file's dequantized
 weights, is printed, since a fast wrong answer is no result. A sample during which other processes took more than 5 % of
 the machine is dropped and taken again, three times at most.
@@ -49,6 +49,11 @@ SYSTEMS: dict[str, System] = {
         "opsocket_worker.py",
         None,
         ("--activations", "i8_g32", "--dtype", "bf16", "--kv-format", "bf16", "--numerics", "fast"),
+    ),
+    "opsocket w4a16": System(
+        "opsocket_worker.py",
+        None,
+        ("--activations", "none", "--dtype", "bf16", "--kv-format", "bf16", "--numerics", "fast"),
     ),
     "opsocket f32": System(
         "opsocket_worker.py", None, ("--activations", "none", "--dtype", "f32", "--kv-format", "f32")
@@ -134,6 +139,7 @@ def text_tokens(files: Any) -> np.ndarray:
 def measure(
     workers: list[Worker], reader: Reader, text: np.ndarray, cases: list[Case], repeats: int, lock: Path | None
 ) -> list[Samples]:
+    """A peer that ends is left out from there on; what was measured stays."""
     generator = np.random.default_rng(0)
     results = []
     for case in cases:
@@ -143,8 +149,14 @@ def measure(
             prompts = [np.take(text, range(at, at + case.prompt), mode="wrap").tolist() for at in starts]
             tokens: dict[str, list[list[int]]] = {}
             with held(lock, fcntl.LOCK_EX):
-                for worker in workers:
-                    read, answer, quiet = sample(worker, reader, prompts, case.decode)
+                for worker in list(workers):
+                    try:
+                        read, answer, quiet = sample(worker, reader, prompts, case.decode)
+                    except RuntimeError as error:
+                        print(f"{case.label}: {error}; without it from here on", file=sys.stderr)
+                        workers.remove(worker)
+                        rows.pop(worker.name)
+                        continue
                     tokens[worker.name] = answer["tokens"]
                     if repeat == 0:
                         continue
