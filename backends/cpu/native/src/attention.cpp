@@ -254,12 +254,13 @@ void compute_item(const Attention &c, const Item &item, Stages stage, unsigned c
 }
 
 void compute_items(const Attention &c, Worker &worker) {
-    int64_t rows = MOST_ROWS, bytes = (c.dim_qk + 1 + out_width(c)) * 4 + int64_t(sizeof(Row)) + 8;
+    Stages stage = stages(c);
+    const int64_t q_bytes = q_width(c, stage) * (stage.scores == PRODUCT_BF16 ? 2 : 4);
+    int64_t rows = MOST_ROWS, bytes = q_bytes + (1 + out_width(c)) * 4 + int64_t(sizeof(Row)) + 8;
     while (rows > BLOCK && tile_scratch(c) + rows * bytes + 1024 > int64_t(OWN_BYTES)) rows /= 2;
     int64_t count = all_items(c, rows);
     while (count && rows > 2 * BLOCK && count < 3 * worker.count) count = all_items(c, rows /= 2);
     if (!count) return;
-    Stages stage = stages(c);
     int64_t s = 0, before = 0, here = items_of(c, queries_of(c, 0), rows);
     for (int64_t i; (i = worker.next(0, count)) >= 0;) {
         while (i >= before + here) {

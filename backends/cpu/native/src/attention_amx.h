@@ -1,5 +1,6 @@
-// The tiles of attention_tile.h where all of it is bf16, by AMX: 16 rows by 16 keys, and by 16 dims. K and V lie in a cache, and
-// are brought elsewhere, as tiles of a second factor do; probabilities are a first one where the softmax leaves them.
+// The tiles of attention_tile.h over K and V of bf16, by AMX: 16 rows by 16 keys, and by 16 dims. K and V lie in a cache, and
+// are brought elsewhere, as tiles of a second factor do; probabilities are a first one where the softmax leaves them. Queries and
+// probabilities that are no bf16 are two or three bf16 parts, whose products add up in f32.
 #pragma once
 #include "amx.h"
 #include "attention_tile.h"
@@ -29,56 +30,70 @@ template <int N, class Fn> [[gnu::always_inline]] inline void each_tile(int coun
         if (count > 3) f(Count<3>());
 }
 
-// s = products of rows of q, q_bytes from one to the next, with the keys of `count` tiles, of `depth` dwords.
-inline void score_tiles(const uint32_t *q, int64_t q_bytes, const uint32_t *const *k, int count, int64_t depth, float *s) {
+// s = products of rows of q, q_bytes from one to the next, in parts that stand part_dwords apart, with the keys of `count`
+// tiles, of `depth` dwords.
+inline void score_tiles(const uint32_t *q, int64_t q_bytes, int parts, int64_t part_dwords, const uint32_t *const *k, int count,
+                        int64_t depth, float *s) {
     each_tile<4>(count, [](auto t) { zero_tile<decltype(t)::value>(); });
-    int64_t i = 0;
-    for (; i + DEPTH <= depth; i += DEPTH) {
-        load_tile<4>(q + i, q_bytes);
-        each_tile<4>(count, [&](auto t) {
-            constexpr int T = decltype(t)::value;
-            load_tile<6>(k[T] + i * TILE, 64), add_bf16<T, 4, 6>();
-        });
-    }
-    if (i < depth) {
-        load_tile<5>(q + i, q_bytes);
-        each_tile<4>(count, [&](auto t) {
-            constexpr int T = decltype(t)::value;
-            load_tile<7>(k[T] + i * TILE, 64), add_bf16<T, 5, 7>();
-        });
+    for (; parts; parts--, q += part_dwords) {
+        int64_t i = 0;
+        for (; i + DEPTH <= depth; i += DEPTH) {
+            load_tile<4>(q + i, q_bytes);
+            each_tile<4>(count, [&](auto t) {
+                constexpr int T = decltype(t)::value;
+                load_tile<6>(k[T] + i * TILE, 64), add_bf16<T, 4, 6>();
+            });
+        }
+        if (i < depth) {
+            load_tile<5>(q + i, q_bytes);
+            each_tile<4>(count, [&](auto t) {
+                constexpr int T = decltype(t)::value;
+                load_tile<7>(k[T] + i * TILE, 64), add_bf16<T, 5, 7>();
+            });
+        }
     }
     each_tile<4>(count, [&](auto t) { store_tile<decltype(t)::value>(s + decltype(t)::value * TILE, KEYS * 4); });
 }
 
-// acc += probabilities p, pairs in the first half of a row of s, times N times 16 dims of the values of `count` tiles, which
-// stand one behind the other.
-template <int N> void add_value_tiles(const float *p, const uint32_t *values, int count, int64_t width, float *acc) {
-    const uint32_t *pairs = reinterpret_cast<const uint32_t *>(p);
+// Probabilities of 16 rows: pairs of bf16, row_bytes from one row to the next, in parts that stand part_dwords apart.
+struct Pairs {
+    const uint32_t *first;
+    int64_t row_bytes, part_dwords;
+    int parts;
+};
+
+// acc += p times N times 16 dims of the values of `count` tiles, which stand one behind the other.
+template <int N> void add_value_tiles(const Pairs &p, const uint32_t *values, int count, int64_t width, float *acc) {
     each_tile<N>(N, [&](auto j) { load_tile<decltype(j)::value>(acc + decltype(j)::value * TILE, width * 4); });
-    int t = 0;
-    for (; t + 2 <= count; t += 2, values += DEPTH * width) {
-        load_tile<4>(pairs + t * TILE / 2, KEYS * 4);
-        each_tile<N>(N, [&](auto j) {
-            constexpr int J = decltype(j)::value;
-            load_tile<6>(values + J * TILE, width * 4), add_bf16<J, 4, 6>();
-        });
-    }
-    if (t < count) {
-        load_tile<5>(pairs + t * TILE / 2, KEYS * 4);
-        each_tile<N>(N, [&](auto j) {
-            constexpr int J = decltype(j)::value;
-            load_tile<7>(values + J * TILE, width * 4), add_bf16<J, 5, 7>();
-        });
+    const uint32_t *pairs = p.first;
+    for (int part = 0; part < p.parts; part++, pairs += p.part_dwords) {
+        const uint32_t *v = values;
+        int t = 0;
+        for (; t + 2 <= count; t += 2, v += DEPTH * width) {
+            load_tile<4>(pairs + t * TILE / 2, p.row_bytes);
+            each_tile<N>(N, [&](auto j) {
+                constexpr int J = decltype(j)::value;
+                load_tile<6>(v + J * TILE, width * 4), add_bf16<J, 4, 6>();
+            });
+        }
+        if (t < count) {
+            load_tile<5>(pairs + t * TILE / 2, p.row_bytes);
+            each_tile<N>(N, [&](auto j) {
+                constexpr int J = decltype(j)::value;
+                load_tile<7>(v + J * TILE, width * 4), add_bf16<J, 5, 7>();
+            });
+        }
     }
     each_tile<N>(N, [&](auto j) { store_tile<decltype(j)::value>(acc + decltype(j)::value * TILE, width * 4); });
 }
 
 // A step of the softmax for n rows, as many together as `across` joins.
+template <bool PAIRS>
 inline void soften_block(const Attention &c, const Row *row, int64_t n, int64_t key, int count, bool all, int64_t width, float *s,
                          float *tops, float *totals, float *acc) {
     auto some = [&](int64_t r, auto rows) {
         constexpr int R = decltype(rows)::value;
-        const auto step = count == KEYS ? soften<R, true, true> : soften<R, false, true>;
+        const auto step = count == KEYS ? soften<R, true, PAIRS> : soften<R, false, PAIRS>;
         step(c, row + r, key, count, all, width, s + r * KEYS, tops + r, totals + r, acc + r * width);
     };
     int64_t r = 0;
@@ -96,7 +111,12 @@ inline void attend_tiles(const KeySource &source, const Rows &rows, int64_t firs
     uint32_t *keys = reinterpret_cast<uint32_t *>(scratch), *values = keys + TILES * k_dwords;
     float *s = reinterpret_cast<float *>(values + TILES * v_dwords);
     const uint32_t *q = static_cast<const uint32_t *>(rows.q);
-    const int64_t q_stride = rows.q_width / 2, blocks = (rows.count + BLOCK - 1) / BLOCK;
+    uint16_t *const cut = reinterpret_cast<uint16_t *>(s + BLOCK * KEYS);  // probabilities in parts
+    const int q_parts = parts_of(c.q_dtype);
+    const bool as_parts = !c.bf16_probabilities;
+    const Pairs p = as_parts ? Pairs{reinterpret_cast<uint32_t *>(cut), KEYS * 2, BLOCK * KEYS / 2, 3}
+                             : Pairs{reinterpret_cast<uint32_t *>(s), KEYS * 4, 0, 1};
+    const int64_t q_stride = rows.q_width / 2, part_dwords = q_stride / q_parts, blocks = (rows.count + BLOCK - 1) / BLOCK;
     // Of most numbers of dims what is left of them is nothing, or as much as a tile of values has alone.
     const int64_t rest = depth % DEPTH ? depth % DEPTH : TILE / 2;
     const bool same_rest = rest == TILE / 2;
@@ -129,20 +149,25 @@ inline void attend_tiles(const KeySource &source, const Rows &rows, int64_t firs
             const int64_t r = b * BLOCK, n = std::min<int64_t>(BLOCK, rows.count - r);
             const int here = int(std::min<int64_t>(tiles, (sight.high - key + TILE - 1) / TILE)), count = here * TILE;
             const bool all = sight.first <= key && key + count <= sight.last;
-            if (!all && looked < 0) looked = has_broken(values, tiles * v_dwords, true);
+            // Of a number's parts some are 0, and 0 times infinity is NaN.
+            if ((as_parts || !all) && looked < 0) looked = has_broken(values, tiles * v_dwords, true);
             shape(n, rest);
-            score_tiles(q + r * q_stride, q_stride * 4, k, here, depth, s);
+            score_tiles(q + r * q_stride, q_stride * 4, q_parts, part_dwords, k, here, depth, s);
             float *acc = rows.acc + r * width;
-            soften_block(c, rows.row + r, n, key, count, all, width, s, rows.top + r, rows.total + r, acc);
-            if (!all && looked) {
+            (as_parts ? soften_block<false> : soften_block<true>)(c, rows.row + r, n, key, count, all, width, s, rows.top + r,
+                                                                  rows.total + r, acc);
+            if ((as_parts || !all) && looked) {
+                const Product product = as_parts ? PRODUCT_MIXED : PRODUCT_BF16;
                 for (int64_t i = 0; i < n; i++)
-                    add_seen_values(rows.row[r + i], key, count, s + i * KEYS, v, width, PRODUCT_BF16, acc + i * width);
+                    add_seen_values(rows.row[r + i], key, count, s + i * KEYS, v, width, product, acc + i * width);
                 continue;
             }
+            for (int64_t i = 0; as_parts && i < n; i++)
+                for (int j = 0; j < count; j += W) store_parts<3>(load(s + i * KEYS + j), cut + i * KEYS + j, BLOCK * KEYS);
             shape(n, TILE / 2);
             int64_t d = 0;
-            for (; d + 4 * TILE <= width; d += 4 * TILE) add_value_tiles<4>(s, values + d, here, width, acc + d);
-            for (; d < width; d += TILE) add_value_tiles<1>(s, values + d, here, width, acc + d);
+            for (; d + 4 * TILE <= width; d += 4 * TILE) add_value_tiles<4>(p, values + d, here, width, acc + d);
+            for (; d < width; d += TILE) add_value_tiles<1>(p, values + d, here, width, acc + d);
         }
     }
 }

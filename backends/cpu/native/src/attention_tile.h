@@ -295,7 +295,9 @@ inline Stages stages(const Attention &c) {
     const bool k = cached ? c.cache.k.code == KV_BF16 : c.kv_dtype == BF16;
     const bool v = cached ? c.cache.v.code == KV_BF16 : c.kv_dtype == BF16;
     bool scores = false, values = false;
-#if OPSOCKET_AVX512_BF16
+#if OPSOCKET_AMX
+    scores = values = true;  // in parts
+#elif OPSOCKET_AVX512_BF16
     scores = c.q_dtype == BF16, values = c.bf16_probabilities;
 #endif
     Product widened = PRODUCT_F32;  // once for all rows: 12 sums make too little of what widening costs
@@ -309,19 +311,55 @@ inline Stages stages(const Attention &c) {
             v && values ? PRODUCT_BF16 : v ? widened : PRODUCT_F32};
 }
 
+#if OPSOCKET_AMX
+// A row of q as bf16 parts, one behind the other, whose sum it is: three of f32, two of f16.
+constexpr int parts_of(int32_t dtype) { return dtype == BF16 ? 1 : dtype == F16 ? 2 : 3; }
+
+// Cut and not rounded, so that each has 8 of the number's bits; of what is no finite number all but the first are 0.
+template <int PARTS> inline void store_parts(F x, uint16_t *to, int64_t stride) {
+    const __mmask16 finite = _mm512_cmplt_epi32_mask((__m512i)(as_int(x) & 0x7fffffff), _mm512_set1_epi32(0x7f800000));
+    x = (F)_mm512_mask_or_epi32((__m512i)x, _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q), (__m512i)x, _mm512_set1_epi32(0x400000));
+    for (int p = 0; p < PARTS; p++) {
+        const I part = as_int(x) & int32_t(0xffff0000);
+        _mm256_storeu_si256((__m256i *)(to + p * stride), _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)part, 16)));
+        x = (F)_mm512_maskz_sub_ps(finite, (__m512)x, (__m512)part);
+    }
+}
+#endif
+
 // Elements of a row of q: of whole dwords.
 inline int64_t q_width(const Attention &c, Stages stage) {
+#if OPSOCKET_AMX
+    if (stage.scores == PRODUCT_BF16) return (c.dim_qk + W - 1) / W * W * parts_of(c.q_dtype);
+#endif
     return stage.scores == PRODUCT_BF16 ? (c.dim_qk + 1) / 2 * 2 : c.dim_qk;
 }
 
 // Bytes of scratch of `attend_tiles`.
 inline int64_t tile_scratch(const Attention &c) {
-    return ((c.dim_qk + 1) * KEYS + KEYS * out_width(c) + BLOCK * KEYS) * 4;
+    int64_t parts = 0;
+#if OPSOCKET_AMX
+    parts = 3 * BLOCK * KEYS * 2;  // of probabilities
+#endif
+    return ((c.dim_qk + 1) * KEYS + KEYS * out_width(c) + BLOCK * KEYS) * 4 + parts;
 }
 
 // Row `row` of q for `attend_tiles`.
 inline void take_q(const Attention &c, bool pairs, int64_t token, int64_t head, void *to) {
     int64_t from = token * c.q_stride + head * c.dim_qk, d = 0;
+#if OPSOCKET_AMX
+    if (pairs) {
+        const int64_t padded = (c.dim_qk + W - 1) / W * W;
+        for (; d < c.dim_qk; d += W) {
+            const F x = load_part(c.q, from + d, c.q_dtype, int(std::min<int64_t>(W, c.dim_qk - d)));
+            uint16_t *part = static_cast<uint16_t *>(to) + d;
+            if (c.q_dtype == BF16) store_parts<1>(x, part, padded);
+            else if (c.q_dtype == F16) store_parts<2>(x, part, padded);
+            else store_parts<3>(x, part, padded);
+        }
+        return;
+    }
+#endif
     if (pairs) {
         uint16_t *numbers = static_cast<uint16_t *>(to);
         const uint16_t *q = static_cast<const uint16_t *>(c.q) + from;
