@@ -87,6 +87,18 @@ template <int N> void add_value_tiles(const Pairs &p, const uint32_t *values, in
     each_tile<N>(N, [&](auto j) { store_tile<decltype(j)::value>(acc + decltype(j)::value * TILE, width * 4); });
 }
 
+// Whether any of `count` pairs of values has one that parts of probabilities can't be multiplied with as f32 is: infinite or NaN,
+// as some parts are 0, or so small that products are subnormal, which are 0 to tiles.
+inline bool has_strange(const uint32_t *values, int64_t count) {
+    const __m512i least = _mm512_set1_epi16(27 << 7), range = _mm512_set1_epi16(0x7f80 - (27 << 7));  // 2^-100 to infinity
+    __mmask32 strange = 0;
+    for (int64_t i = 0; i < count; i += W) {
+        const __m512i size = _mm512_and_si512(load_as<__m512i>(values + i), _mm512_set1_epi16(0x7fff));
+        strange |= _mm512_mask_cmpge_epu16_mask(_mm512_test_epi16_mask(size, size), _mm512_sub_epi16(size, least), range);
+    }
+    return strange != 0;
+}
+
 // A step of the softmax for n rows, as many together as `across` joins.
 template <bool PAIRS>
 inline void soften_block(const Attention &c, const Row *row, int64_t n, int64_t key, int count, bool all, int64_t width, float *s,
@@ -141,7 +153,7 @@ inline void attend_tiles(const KeySource &source, const Rows &rows, int64_t firs
             v[tiles] = to;
         }
         const Ahead ahead(source, key + KEYS, last, blocks);
-        int looked = -1;  // whether a value is infinite or NaN, once it matters
+        int looked = -1;  // whether values are such that rows go one by one, once it matters
         for (int64_t b = 0; b < blocks; b++) {
             ahead.ask(b);
             const Sight &sight = sights[b];
@@ -149,8 +161,8 @@ inline void attend_tiles(const KeySource &source, const Rows &rows, int64_t firs
             const int64_t r = b * BLOCK, n = std::min<int64_t>(BLOCK, rows.count - r);
             const int here = int(std::min<int64_t>(tiles, (sight.high - key + TILE - 1) / TILE)), count = here * TILE;
             const bool all = sight.first <= key && key + count <= sight.last;
-            // Of a number's parts some are 0, and 0 times infinity is NaN.
-            if ((as_parts || !all) && looked < 0) looked = has_broken(values, tiles * v_dwords, true);
+            if ((as_parts || !all) && looked < 0)
+                looked = as_parts ? has_strange(values, tiles * v_dwords) : has_broken(values, tiles * v_dwords, true);
             shape(n, rest);
             score_tiles(q + r * q_stride, q_stride * 4, q_parts, part_dwords, k, here, depth, s);
             float *acc = rows.acc + r * width;
