@@ -5,7 +5,8 @@
 
 Each system is a process of its own (`peers/`), loaded once. Between samples memory is read raw, which is the limit of
 whatever streams its weights; "of a raw read" is the time in which the weights and the cache of a step could be read so,
-over what the step took. "opsocket" computes in f32 with exact numerics, "opsocket bf16" in bf16 as the peers do, "opsocket w4a16" so without quantized activations.
+over what the step took. "opsocket" computes in f32 with exact numerics, "opsocket bf16" in bf16 as the peers do,
+"opsocket w4a16" so without quantized activations.
 All are greedy; how many first tokens equal those of transformers in f32, which computes with the file's dequantized
 weights, is printed, since a fast wrong answer is no result. A sample during which other processes took more than 5 % of
 the machine is dropped and taken again, three times at most.

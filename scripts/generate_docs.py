@@ -69,6 +69,7 @@ EXPERTS = f"{_RUNS[1]}/experts/operators.json"
 EXPERTS_MODEL = f"{_RUNS[1]}/experts/whole_model.json"
 """Results of whole_model.py over a file of experts."""
 BF16_MODEL = f"{_RUNS[1]}/bf16/whole_model.json"
+TILES = "2026-12-01-amx"
 """Results of whole_model.py over a file of bf16 weights."""
 DTYPES = ("f32", "bf16", "f16")
 KV_FORMATS = (
@@ -290,6 +291,14 @@ def experts_model() -> str:
     return _whole_model((EXPERTS_MODEL,))
 
 
+def tiles_model() -> str:
+    return _whole_model((f"{TILES}/whole-model.json",))
+
+
+def tiles_products() -> str:
+    return _products(f"{TILES}/operators.json")
+
+
 def bf16_model() -> str:
     return _whole_model((BF16_MODEL,))
 
@@ -301,6 +310,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "goals": goals,
     "k-quants": k_quants,
     "support-matrix": support_matrix,
+    "tiles-model": tiles_model,
+    "tiles-products": tiles_products,
     "kills-interpreted": kills_interpreted,
     "whole-model": whole_model,
     "whole-model-elsewhere": whole_model_elsewhere,

@@ -40,7 +40,8 @@ LEVELS: dict[str, dict[str, list[str]]] = {
 }
 # Compiled once, for any processor of the architecture; all other sources are kernels.
 COMMON = ("pool.cpp", "processor.cpp", "dispatch.cpp", "library.cpp", "pack.cpp", "repeat.cpp")
-# Kernels of level amx: what its tiles multiply. All others there are avx512_vnni's (kernels.h). No other level has *_amx.cpp.
+# Kernels of level amx: what its tiles multiply. All others there are avx512_vnni's (kernels.h).
+# No other level has *_amx.cpp.
 BY_TILES = ("level.cpp", "rate.cpp", "attention.cpp", "matmul_a8.cpp", "matmul_a16_amx.cpp")
 SHARED_CACHE = "OPSOCKET_NATIVE_CACHE"
 """A directory for objects that several checkouts share: objects are named by what they were compiled from."""

@@ -50,8 +50,8 @@ class _A16(Product):
 
 
 class NativeMatmulA16(_A16, OneWeight):
-    """Codes meet a few rows as digits of integers, or are widened to f32, or to bf16 where tiles of AMX multiply many rows;
-    sums are f32."""
+    """Codes meet a few rows as digits of integers, or are widened to f32, or to bf16 where tiles of AMX multiply
+    many rows; sums are f32."""
 
     _counted = MatmulA16Command
     _fields = Fields(MatmulA16Command, "x _ bias y", "y")
