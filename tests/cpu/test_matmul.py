@@ -355,7 +355,7 @@ def test_a_row_keeps_its_small_numbers_beside_a_large_one_that_meets_zeros(weigh
     tensors = quantize(fmt, values)
     weight = fmt.reference(tensors, n, k)
     with opsocket.open("cpu") as session:
-        if session.library is None or session.library.level not in ("avx512_bf16", "avx512_vnni", "avx_vnni"):
+        if session.library is None or session.library.level not in ("amx", "avx512_bf16", "avx512_vnni", "avx_vnni"):
             pytest.skip("no digits at this level")
         x = session.upload(rng.standard_normal((1, k)).astype(np.float32), "bf16")
         x[0, outlier] = 2.0**15
