@@ -58,7 +58,8 @@ class CaptureStep(Check):
     """chain: "attention" alone, or a "layer": norm, projection, rotary embedding, cache write, attention, projection.
     batch: a name in `BATCHES`. hq, hkv, d, dv, bs, q, kv, latent: as in `Attention`.
 
-    Where graphs can be repeated, or run on any number of rows, these replays too give the bits of the eager step.
+    Where graphs can be repeated, or run on any number of rows, these replays too give the bits of the eager step, of as
+    many rows.
 
     Kills: a batch that stays as it was captured, in attention or in what writes the cache; block tables, lengths or
     slots at other addresses than those captured; launches sized by the captured lengths; rows of a larger batch that a
@@ -129,6 +130,8 @@ class CaptureStep(Check):
                         counted_result = chain.run(bench, captured)
                 else:
                     replay(bench, counted, [captured.outs, counted_result], rows)
+                # How many rows there are may decide how a row's sums are made.
+                want = chain.run(bench, eager, len(slots))
                 same_rows(bench, f"step {number}, {len(slots)} rows", counted_result, want, len(slots))
         same(bench, "after the last step", captured.cache, eager.cache)
 
@@ -210,9 +213,16 @@ class _Attention:
                 shape = bench.session.describe(array).shape
                 bench.session.write(array, round_to(rng.standard_normal(shape), self.check.q))
 
-    def run(self, bench: Bench, side: _Side) -> list[Array]:
-        """Every result, in the order in which it is made."""
-        return [bench.run(side.plans["attention"], self.inputs["q"], side.cache, out=side.outs["attended"])[0]]
+    def of_rows(self, bench: Bench, arrays: dict[str, Array], rows: int | None) -> dict[str, Array]:
+        """The first rows of each; None: of all."""
+        if rows is None:
+            return arrays
+        return {name: bench.session.leading(array, rows) for name, array in arrays.items()}
+
+    def run(self, bench: Bench, side: _Side, rows: int | None = None) -> list[Array]:
+        """Every result, in the order in which it is made; of the first rows alone, where a number is given."""
+        q, outs = (self.of_rows(bench, arrays, rows) for arrays in (self.inputs, side.outs))
+        return [bench.run(side.plans["attention"], q["q"], side.cache, out=outs["attended"])[0]]
 
 
 class _Layer(_Attention):
@@ -252,12 +262,11 @@ class _Layer(_Attention):
             "y": (rows, _WIDTH),
         }
 
-    def run(self, bench: Bench, side: _Side) -> list[Array]:
-        check, rows, outs, plans = self.check, self.rows, side.outs, side.plans
-        view, positions = bench.session.view, self.inputs["positions"]
-        normed, summed = bench.run(
-            plans["norm"], self.inputs["x"], self.gain, self.inputs["residual"], out=outs["normed"]
-        )
+    def run(self, bench: Bench, side: _Side, rows: int | None = None) -> list[Array]:
+        check, plans, view = self.check, side.plans, bench.session.view
+        inputs, outs = (self.of_rows(bench, arrays, rows) for arrays in (self.inputs, side.outs))
+        rows, positions = self.rows if rows is None else rows, inputs["positions"]
+        normed, summed = bench.run(plans["norm"], inputs["x"], self.gain, inputs["residual"], out=outs["normed"])
         projected = bench.run(plans["project"], normed, self.weights["project"], out=outs["projected"])
         parts = bench.session.split(projected, (self.q_width, self.kv_width, self.kv_width))
         q, k, v = (
